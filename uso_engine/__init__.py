@@ -1,0 +1,1 @@
+"""uso_engine: GPU inference for USO image generation."""

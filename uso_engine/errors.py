@@ -1,0 +1,58 @@
+"""What can go wrong in the world, as types a caller can tell apart.
+
+A caller's own mistake is a ``ValueError``; these are for missing files, foreign checkpoints, unreadable images, failed
+downloads and machines that lack what was asked for. The two that a caller can both cause and meet (a bad configuration, a bad
+image) are both.
+"""
+
+
+class USOError(Exception):
+    """Base of every error this engine raises about the world rather than about an argument."""
+
+
+class ConfigError(USOError, ValueError):
+    """A configuration that cannot be used: an unknown key, a wrong type, a value out of range."""
+
+
+class MissingFileError(USOError, FileNotFoundError):
+    """A file or folder that the configuration names is not there; the message says which and how to get it."""
+
+
+class CheckpointError(USOError):
+    """A weight file that is truncated, foreign, incomplete, or does not fit the model; the message lists the keys."""
+
+
+class LoRAError(CheckpointError):
+    """A LoRA file that cannot be merged: other layers, wrong shapes, not-a-number values, an unknown key style."""
+
+
+class ImageError(USOError, ValueError):
+    """An input image that cannot be used: not an image, truncated, too large, of a refused format."""
+
+
+class FetchError(USOError):
+    """A URL that could not be read within its limits."""
+
+
+class PromptError(USOError, ValueError):
+    """A prompt that cannot be encoded."""
+
+
+class BackendError(USOError):
+    """Something was asked for by name (an attention backend, a precision tier, a device) that this machine cannot run."""
+
+
+class SafetyError(USOError):
+    """The safety checker could not run; its images are withheld."""
+
+
+class OutputError(USOError):
+    """A result could not be written; nothing half-written is left behind."""
+
+
+class EngineClosedError(USOError):
+    """The engine was closed; its weights are gone."""
+
+
+class GenerationCancelled(USOError):
+    """A caller stopped a generation from ``on_step``."""
