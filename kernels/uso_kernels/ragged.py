@@ -1,0 +1,96 @@
+"""Where each sequence lies in a packed tensor.
+
+Packed tensors are ``[T, ...]``: sequences laid end to end, each starting on a multiple of ``TILE_ROWS`` rows, so that a tile of
+rows never spans two sequences and a matrix product's row does not change its bits with what lies beside it. The rows between a
+sequence's true length and the next start are padding: computed, finite, and read by nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+TILE_ROWS = 16
+
+
+def round_up_to_tile(rows: int) -> int:
+    """Round a number of rows up to a whole number of tiles."""
+    return -(-rows // TILE_ROWS) * TILE_ROWS
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Starts and true lengths of the S sequences of a packed tensor, on the host and on the device.
+
+    The host tuples let Python loop without asking the device; the tensors are what kernels read.
+
+    Args:
+        starts: row of each sequence's first token, multiples of ``TILE_ROWS``.
+        lengths: true tokens of each sequence, at least 1.
+        rows: rows of the packed tensor, a multiple of ``TILE_ROWS``.
+        starts_tensor: int32 [S].
+        lengths_tensor: int32 [S].
+        tile_sequence: int32 [rows / TILE_ROWS], the sequence that each tile of rows belongs to.
+    """
+
+    starts: tuple[int, ...]
+    lengths: tuple[int, ...]
+    rows: int
+    starts_tensor: Tensor
+    lengths_tensor: Tensor
+    tile_sequence: Tensor
+
+    @staticmethod
+    def pack(lengths: Sequence[int], device: torch.device | str = "cpu", *, capacities: Sequence[int] | None = None) -> Ragged:
+        """Lay sequences end to end on tile boundaries.
+
+        Args:
+            lengths: true tokens of each sequence.
+            device: where the tensors go.
+            capacities: rows reserved for each sequence, multiples of ``TILE_ROWS``; by default its length rounded up.
+
+        Raises:
+            ValueError: no sequence, an empty one, or a capacity that is too small or not a multiple of the tile.
+        """
+        if not lengths:
+            raise ValueError("a packed batch needs at least one sequence, got none")
+        sizes = [round_up_to_tile(n) for n in lengths] if capacities is None else list(capacities)
+        if len(sizes) != len(lengths):
+            raise ValueError(f"expected one capacity per sequence ({len(lengths)}), got {len(sizes)}")
+        for i, (length, size) in enumerate(zip(lengths, sizes, strict=True)):
+            if length < 1:
+                raise ValueError(f"sequence {i} must hold at least one token, got {length}")
+            if size < length or size % TILE_ROWS:
+                raise ValueError(f"sequence {i}: capacity {size} must be a multiple of {TILE_ROWS} and at least {length}")
+        starts = [0]
+        for size in sizes:
+            starts.append(starts[-1] + size)
+        tiles = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes) // TILE_ROWS)
+        return Ragged(
+            starts=tuple(starts[:-1]),
+            lengths=tuple(lengths),
+            rows=starts[-1],
+            starts_tensor=torch.tensor(starts[:-1], dtype=torch.int32).to(device),
+            lengths_tensor=torch.tensor(list(lengths), dtype=torch.int32).to(device),
+            tile_sequence=tiles.to(torch.int32).to(device),
+        )
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(self.lengths)
+
+    @property
+    def has_padding(self) -> bool:
+        """Whether any row belongs to no token."""
+        return sum(self.lengths) != self.rows
+
+    def span(self, index: int) -> slice:
+        """The rows of one sequence's true tokens."""
+        return slice(self.starts[index], self.starts[index] + self.lengths[index])

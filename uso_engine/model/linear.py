@@ -1,0 +1,47 @@
+"""A matrix with an optional bias: the one kind of layer that quantised classes replace."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Linear(nn.Module):
+    """y = x W^T + b.
+
+    Args:
+        in_features: columns K of the weight.
+        out_features: rows N of the weight.
+        bias: whether there is a bias.
+        device: usually ``meta``; the loader brings the values.
+        dtype: of weight and bias.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        # Values come from a checkpoint; drawing random ones for 12 billion parameters would cost minutes.
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype), requires_grad=False) if bias else None
+
+    def forward(self, x: Tensor, outputs: slice = slice(None)) -> Tensor:
+        """Apply the layer.
+
+        Args:
+            x: [..., in_features], the weight's dtype.
+            outputs: which output columns to compute; all by default.
+
+        Returns:
+            [..., selected out_features].
+        """
+        return F.linear(x, self.weight[outputs], None if self.bias is None else self.bias[outputs])

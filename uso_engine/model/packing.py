@@ -1,0 +1,143 @@
+"""A packed batch: sequences laid end to end, with the index tables that lead from one order of rows to another.
+
+Four orders of the same tokens, each aligned per sequence (`uso_kernels.ragged`):
+    text    style and text tokens        double blocks' text stream
+    image   image and content tokens     double blocks' image stream
+    joint   style, text, image, content, then the padding rows of both streams      attention and single blocks
+    output  image tokens only            latents, the last single block and the final layer
+The padding rows of the streams are padding rows of the joint order, one to one, so nothing is ever left unwritten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Sequences
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from uso_kernels.ragged import Ragged, round_up_to_tile
+
+from .sequence import Sequence
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """S sequences ready for the transformer.
+
+    Args:
+        text: layout of the text stream.
+        image: layout of the image stream.
+        joint: layout of the joint order.
+        output: layout of latents and results.
+        text_tokens: [T_txt, C], style and text tokens; padding rows are zero.
+        content_tokens: [sum of L_ref, C], all content tokens, without padding.
+        cos: float32 [T, D / 2] by joint row; padding rows are not turned.
+        sin: float32 [T, D / 2].
+        text_joint_rows: int64 [T_txt], the joint row of each text row.
+        image_joint_rows: int64 [T_img].
+        output_joint_rows: int64 [T_out]; padding rows repeat their sequence's last image row.
+        image_sources: int64 [T_img], which row of (embedded latents, then content tokens) each image row is; None: in that order.
+        joint_sources: int64 [T], which row of (text, then image stream) each joint row is; None: in that order.
+    """
+
+    text: Ragged
+    image: Ragged
+    joint: Ragged
+    output: Ragged
+    text_tokens: Tensor
+    content_tokens: Tensor
+    cos: Tensor
+    sin: Tensor
+    text_joint_rows: Tensor
+    image_joint_rows: Tensor
+    output_joint_rows: Tensor
+    image_sources: Tensor | None
+    joint_sources: Tensor | None
+
+    @staticmethod
+    def form(sequences: Sequences[Sequence]) -> PackedBatch:
+        """Pack sequences; their tensors' device is the batch's.
+
+        Raises:
+            ValueError: no sequences.
+        """
+        if not sequences:
+            raise ValueError("a packed batch needs at least one sequence, got none")
+        device = sequences[0].text.device
+        text = Ragged.pack([s.text_length for s in sequences], device)
+        image = Ragged.pack([s.image_length + s.content_length for s in sequences], device)
+        output = Ragged.pack([s.image_length for s in sequences], device)
+        capacities = [round_up_to_tile(s.text_length) + round_up_to_tile(s.image_length + s.content_length) for s in sequences]
+        joint = Ragged.pack([s.length for s in sequences], device, capacities=capacities)
+        rows = _index_rows(sequences, text, image, joint, output)
+        text_tokens = sequences[0].text.new_zeros(text.rows, sequences[0].text.shape[1])
+        cos = torch.ones(joint.rows, sequences[0].cos.shape[1], device=device)
+        sin = torch.zeros_like(cos)
+        for i, sequence in enumerate(sequences):
+            text_tokens[text.span(i)] = sequence.text
+            cos[joint.span(i)] = sequence.cos
+            sin[joint.span(i)] = sequence.sin
+        return PackedBatch(
+            text=text,
+            image=image,
+            joint=joint,
+            output=output,
+            text_tokens=text_tokens,
+            content_tokens=torch.cat([s.content for s in sequences]),
+            cos=cos,
+            sin=sin,
+            **{name: None if table is None else table.to(device) for name, table in rows.items()},
+        )
+
+    def image_stream(self, embedded: Tensor) -> Tensor:
+        """The image stream [T_img, C] of embedded latents [T_out, C] and the fixed content tokens."""
+        stacked = torch.cat((embedded, self.content_tokens))
+        return stacked if self.image_sources is None else stacked.index_select(0, self.image_sources)
+
+    def merge(self, text: Tensor, image: Tensor) -> Tensor:
+        """Bring both streams, [T_txt, C] and [T_img, C], into joint order [T, C]."""
+        stacked = torch.cat((text, image))
+        return stacked if self.joint_sources is None else stacked.index_select(0, self.joint_sources)
+
+    def split(self, joint: Tensor) -> tuple[Tensor, Tensor]:
+        """Bring joint rows [T, C] back to the text and image streams; views where the orders agree."""
+        if self.joint_sources is None:
+            return joint[: self.text.rows], joint[self.text.rows :]
+        return joint.index_select(0, self.text_joint_rows), joint.index_select(0, self.image_joint_rows)
+
+
+def _index_rows(
+    sequences: Sequences[Sequence], text: Ragged, image: Ragged, joint: Ragged, output: Ragged
+) -> dict[str, Tensor | None]:
+    """The index tables between the four orders."""
+    text_joint, image_joint, output_joint, image_source = [], [], [], []
+    content_start = output.rows
+    for i, sequence in enumerate(sequences):
+        first, image_first = joint.starts[i], joint.starts[i] + sequence.text_length
+        image_tokens = sequence.image_length + sequence.content_length
+        padding = image_first + image_tokens
+        text_padding = round_up_to_tile(sequence.text_length) - sequence.text_length
+        image_padding = round_up_to_tile(image_tokens) - image_tokens
+        output_padding = round_up_to_tile(sequence.image_length) - sequence.image_length
+        text_joint += [torch.arange(first, image_first), torch.arange(padding, padding + text_padding)]
+        padding += text_padding
+        image_joint += [torch.arange(image_first, image_first + image_tokens), torch.arange(padding, padding + image_padding)]
+        last = image_first + sequence.image_length - 1
+        output_joint += [torch.arange(image_first, last + 1), torch.full((output_padding,), last)]
+        image_source += [
+            torch.arange(output.starts[i], output.starts[i] + sequence.image_length),
+            torch.arange(content_start, content_start + sequence.content_length),
+            torch.full((image_padding,), output.starts[i]),
+        ]
+        content_start += sequence.content_length
+    text_rows, image_rows, source = torch.cat(text_joint), torch.cat(image_joint), torch.cat(image_source)
+    joint_source = torch.empty(joint.rows, dtype=torch.int64)
+    joint_source[text_rows] = torch.arange(text.rows)
+    joint_source[image_rows] = torch.arange(text.rows, joint.rows)
+    return {
+        "text_joint_rows": text_rows,
+        "image_joint_rows": image_rows,
+        "output_joint_rows": torch.cat(output_joint),
+        "image_sources": None if torch.equal(source, torch.arange(image.rows)) else source,
+        "joint_sources": None if torch.equal(joint_source, torch.arange(joint.rows)) else joint_source,
+    }

@@ -1,0 +1,79 @@
+"""Rotary position tables and the position ids they come from.
+
+A token has three position numbers: (0, row, column) on the latent's 2x2-patch grid. Text and style tokens stand at (0, 0, 0).
+Content images lie diagonally beyond the target and beyond each other ("d"), so that no two images share a place.
+Source: FLUX.1's EmbedND; the offsets are USO's (inherited from UNO).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+PositionOffset = Literal["d", "h", "w", "o"]
+Grid = tuple[int, int]
+
+
+def grid_positions(grid: Grid, offset: Grid = (0, 0)) -> Tensor:
+    """Position ids of a grid of tokens, row by row.
+
+    Args:
+        grid: rows and columns of 2x2 latent patches.
+        offset: added to the row and column numbers.
+
+    Returns:
+        float32 [rows * columns, 3].
+    """
+    rows, columns = grid
+    ids = torch.zeros(rows, columns, 3)
+    ids[..., 1] = (torch.arange(rows) + offset[0])[:, None]
+    ids[..., 2] = (torch.arange(columns) + offset[1])[None, :]
+    return ids.view(-1, 3)
+
+
+def content_positions(target: Grid, contents: Sequence[Grid], mode: PositionOffset = "d") -> list[Tensor]:
+    """Position ids of content images, offset by the target's size and by all earlier content images.
+
+    Args:
+        target: rows and columns of the image being made.
+        contents: rows and columns of each content image, in order.
+        mode: which axes are offset: both ("d"), rows ("h"), columns ("w") or none ("o").
+
+    Returns:
+        One float32 [rows * columns, 3] per content image.
+
+    Raises:
+        ValueError: an unknown mode.
+    """
+    if mode not in ("d", "h", "w", "o"):
+        raise ValueError(f"position offset must be one of 'd', 'h', 'w', 'o', got {mode!r}")
+    shift_rows, shift_columns = target
+    ids = []
+    for rows, columns in contents:
+        offset = (shift_rows if mode in ("d", "h") else 0, shift_columns if mode in ("d", "w") else 0)
+        ids.append(grid_positions((rows, columns), offset))
+        shift_rows += rows
+        shift_columns += columns
+    return ids
+
+
+def rope_tables(positions: Tensor, axes_dim: Sequence[int], theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of every token's rotation angles.
+
+    Args:
+        positions: [L, 3].
+        axes_dim: columns of a head turned by each axis; they add up to D.
+        theta: base of the frequencies.
+
+    Returns:
+        cos and sin, float32 [L, D / 2] on the positions' device; angles are computed in float64, as the authors do.
+    """
+    angles = []
+    for axis, width in enumerate(axes_dim):
+        exponent = torch.arange(0, width, 2, dtype=torch.float64, device=positions.device) / width
+        angles.append(positions[:, axis, None].to(torch.float64) * (1.0 / theta**exponent))
+    angle = torch.cat(angles, dim=-1)
+    return angle.cos().float(), angle.sin().float()

@@ -1,0 +1,149 @@
+"""The FLUX transformer with USO's token order, on a packed batch.
+
+Split in what depends on a step (`forward`) and what does not (`embed_text`, `embed_latents` of content images,
+`modulation_table`). Parameter names are the checkpoint's. Source: FLUX.1 by Black Forest Labs; ByteDance USO
+``uso/flux/model.py`` for what is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from uso_kernels.layer_norm_modulate import layer_norm_modulate
+from uso_kernels.ragged import Ragged
+
+from .blocks import DoubleBlock, Norm, SingleBlock, Stream
+from .linear import Linear
+from .modulation import DOUBLE_VECTORS, FINAL_VECTORS, SINGLE_VECTORS, Embedder, sinusoidal_embedding
+from .packing import PackedBatch
+from .params import TransformerParams
+
+Observer = Callable[[str, Tensor, Ragged], None]
+"""Called with a name (``double.0.img``, ``double.0.txt``, ``single.0``, ``velocity``), a packed tensor and its layout."""
+
+
+class FinalModulation(nn.Module):
+    """The final layer's modulation linear under its checkpoint name (index 0 there is a SiLU)."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.add_module("1", Linear(hidden_size, FINAL_VECTORS * hidden_size))
+
+    def forward(self, activated: Tensor) -> Tensor:
+        """Map SiLU of the conditioning vectors, [N, C], to [N, 2, C]."""
+        vectors: Tensor = self.get_submodule("1")(activated)
+        return vectors.unflatten(-1, (FINAL_VECTORS, -1))
+
+
+class FinalLayer(nn.Module):
+    """The projection back to latent channels and its modulation."""
+
+    def __init__(self, params: TransformerParams) -> None:
+        super().__init__()
+        self.linear = Linear(params.hidden_size, params.in_channels)
+        self.adaLN_modulation = FinalModulation(params.hidden_size)
+
+
+class Transformer(nn.Module):
+    """The model. Build it under ``torch.device("meta")`` and load values with `uso_engine.weights`.
+
+    Args:
+        params: its sizes.
+    """
+
+    def __init__(self, params: TransformerParams) -> None:
+        super().__init__()
+        self.params = params
+        width = params.hidden_size
+        self.img_in = Linear(params.in_channels, width)
+        self.time_in = Embedder(256, width)
+        self.vector_in = Embedder(params.vec_in_dim, width)
+        self.guidance_in = Embedder(256, width) if params.guidance_embed else None
+        self.txt_in = Linear(params.context_in_dim, width)
+        self.double_blocks = nn.ModuleList(DoubleBlock(params) for _ in range(params.depth))
+        self.single_blocks = nn.ModuleList(SingleBlock(params) for _ in range(params.depth_single_blocks))
+        self.final_layer = FinalLayer(params)
+
+    @property
+    def modulation_vectors(self) -> int:
+        """Rows of C numbers in the modulation table per step."""
+        return DOUBLE_VECTORS * self.params.depth + SINGLE_VECTORS * self.params.depth_single_blocks + FINAL_VECTORS
+
+    def embed_text(self, tokens: Tensor) -> Tensor:
+        """Project T5 tokens [L, context_in_dim] to [L, C]."""
+        return self.txt_in(tokens)  # type: ignore[no-any-return]
+
+    def embed_latents(self, latents: Tensor) -> Tensor:
+        """Project packed latents [L, in_channels] to [L, C]."""
+        return self.img_in(latents)  # type: ignore[no-any-return]
+
+    def modulation_table(self, times: Tensor, guidance: Tensor, pooled: Tensor) -> Tensor:
+        """Compute all modulation vectors of all steps.
+
+        Args:
+            times: [steps], between 1 and 0. Kept in the dtype given until after the sinusoidal embedding.
+            guidance: [steps]; read only if the model has a guidance embedding.
+            pooled: [vec_in_dim], pooled CLIP embedding.
+
+        Returns:
+            [steps, vectors, C] in the weights' dtype, see `uso_engine.model.modulation` for the order.
+        """
+        dtype = self.img_in.weight.dtype
+        vector = self.time_in(sinusoidal_embedding(times).to(dtype))
+        if self.guidance_in is not None:
+            vector = vector + self.guidance_in(sinusoidal_embedding(guidance).to(dtype))
+        activated = F.silu(vector + self.vector_in(pooled.to(dtype)[None]))
+        table = activated.new_empty(len(times), self.modulation_vectors, self.params.hidden_size)
+        row = 0
+        for block in (*self.double_blocks, *self.single_blocks):
+            vectors = block.modulation_vectors(activated)  # type: ignore[operator]
+            table[:, row : row + vectors.shape[1]] = vectors
+            row += vectors.shape[1]
+        table[:, row:] = self.final_layer.adaLN_modulation(activated)
+        return table
+
+    def forward(self, batch: PackedBatch, latents: Tensor, modulation: Tensor, observer: Observer | None = None) -> Tensor:
+        """Predict the velocity of every image in a packed batch.
+
+        Args:
+            batch: the sequences.
+            latents: [T_out, in_channels], packed latents in output order, the weights' dtype.
+            modulation: [S, vectors, C], each sequence's row of its modulation table for this step.
+            observer: sees intermediate tensors.
+
+        Returns:
+            [T_out, in_channels], velocity in output order.
+        """
+        double, single, final = self._split_modulation(modulation)
+        image_x, text_x = batch.image_stream(self.img_in(latents)), batch.text_tokens
+        text_norm, image_norm = DoubleBlock.first_norms(double[0])
+        text = Stream(text_x, layer_norm_modulate(text_x, *text_norm, batch.text.tile_sequence))
+        image = Stream(image_x, layer_norm_modulate(image_x, *image_norm, batch.image.tile_sequence))
+        for i, block in enumerate(self.double_blocks):
+            following = DoubleBlock.first_norms(double[i + 1]) if i + 1 < len(double) else None
+            text, image = block(text, image, double[i], batch, following)
+            if observer is not None:
+                observer(f"double.{i}.txt", text.x, batch.text)
+                observer(f"double.{i}.img", image.x, batch.image)
+        joint_x = batch.merge(text.x, image.x)
+        joint = Stream(joint_x, layer_norm_modulate(joint_x, *SingleBlock.first_norm(single[0]), batch.joint.tile_sequence))
+        for i, block in enumerate(self.single_blocks):
+            if i + 1 < len(single):
+                joint = block(joint, single[i], batch, SingleBlock.first_norm(single[i + 1]))
+            else:
+                joint = block.forward_output_rows(joint, single[i], batch, Norm(final[:, 0], final[:, 1]))  # type: ignore[operator]
+            if observer is not None:
+                observer(f"single.{i}", joint.x, batch.joint if i + 1 < len(single) else batch.output)
+        velocity: Tensor = self.final_layer.linear(joint.normed)
+        if observer is not None:
+            observer("velocity", velocity, batch.output)
+        return velocity
+
+    def _split_modulation(self, modulation: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
+        """Views of each double block's [S, 12, C], each single block's [S, 3, C] and the final layer's [S, 2, C]."""
+        doubles, singles = DOUBLE_VECTORS * self.params.depth, SINGLE_VECTORS * self.params.depth_single_blocks
+        double, single, final = modulation.split((doubles, singles, FINAL_VECTORS), dim=1)
+        return double.split(DOUBLE_VECTORS, dim=1), single.split(SINGLE_VECTORS, dim=1), final
