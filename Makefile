@@ -1,0 +1,79 @@
+# `make demo` and `make test` need nothing but Python 3.11: each makes its own environment first.
+#   PYTHON=…   the interpreter to build it from            EXTRAS=gpu,test   for a machine with a GPU
+#   ARGS=…     more arguments for pytest (make test)
+
+VENV := .venv
+EXTRAS := cpu,test
+PYTHON :=
+ARGS :=
+BIN := $(VENV)/bin
+
+DEMO_OUTPUT := out
+DEMO = $(BIN)/uso-engine generate --config uso-tiny \
+	--prompt "the mushroom in a meadow" \
+	--image $(DEMO_OUTPUT)/content.png --image $(DEMO_OUTPUT)/style.png --seed 7 --output $(DEMO_OUTPUT)/demo.png
+
+# An environment whose interpreter is gone (moved, upgraded) is no environment.
+ifneq ($(wildcard $(VENV)),)
+$(shell $(BIN)/python -c '' 2>/dev/null || rm -f $(VENV)/.base $(VENV)/.ready-*)
+endif
+
+# Contents, not dates, decide whether it is up to date: a checkout changes dates. The folder counts, since an environment
+# holds absolute paths.
+READY := $(VENV)/.ready-$(shell (pwd; echo "$(PYTHON) $(EXTRAS)"; cat pyproject.toml constraints.txt) | cksum | tr ' ' '-')
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format environment clean
+
+help: ## say what there is
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
+
+demo: $(READY) ## generate a picture with the embedded model into out/
+	@mkdir -p $(DEMO_OUTPUT)
+	$(DEMO)
+
+test: $(READY) ## run the tests that need no GPU and no downloaded weights
+	$(BIN)/python -m pytest --durations=10 $(ARGS)
+
+lint: $(READY) ## ruff's rules, ruff's format, mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(READY) ## let ruff format the code and fix what it safely can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+environment: $(READY) ## make or renew .venv only
+
+clean: ## remove the environment, caches and build outputs (out/ stays)
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# .base is written last and removed first: what an interrupted installation left behind is thrown away, and a complete
+# environment is brought up to date in place. Nothing is built in isolation, so that constraints.txt pins the build, too.
+$(READY):
+	@set -e; \
+	set -- $(if $(PYTHON),"$(PYTHON)",python3.11 python3 python3.12 python3.13 python); \
+	python=; \
+	for candidate; do \
+		if "$$candidate" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; \
+		then python=$$candidate; break; fi; \
+	done; \
+	if test -z "$$python"; then \
+		echo "uso-engine needs Python 3.11 or newer with its venv and ensurepip modules (on Debian: the package python3-venv)." >&2; \
+		echo "None of these will do; name another one with 'make PYTHON=/path/to/python …':" >&2; \
+		for candidate; do echo "  $$candidate: $$("$$candidate" --version 2>&1 | tail -n 1)" >&2; done; \
+		exit 1; \
+	fi; \
+	base="$$(pwd) $(EXTRAS) $$("$$python" --version)"; \
+	if test "$$(cat $(VENV)/.base 2>/dev/null)" != "$$base"; then \
+		echo "Making $(VENV) with $$("$$python" --version); this downloads and unpacks about 2 GB, once."; \
+		"$$python" -m venv --clear $(VENV); \
+	fi; \
+	rm -f $(VENV)/.base $(VENV)/.ready-*; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt torch hatchling; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt \
+		--no-build-isolation --editable '.[$(EXTRAS)]'; \
+	printf '%s' "$$base" > $(VENV)/.base; \
+	touch $@

@@ -1,0 +1,55 @@
+"""What holds for every test: no network, Triton interpreted where there is no GPU, and where the repository is."""
+
+import ipaddress
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+# Read by the Hugging Face libraries when they are imported, so it stands before any test module is.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+# Triton decides when a kernel is *defined* whether it will be interpreted or compiled, so without a GPU this must be set
+# before anything imports triton. Tests that compile ahead of time run a subprocess whose environment lacks it.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+def _is_loopback(address: object) -> bool:
+    if not isinstance(address, tuple):  # a Unix socket
+        return True
+    host = str(address[0]).partition("%")[0]
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host in {"localhost", ""}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def loopback_only() -> Iterator[None]:
+    """Refuse every connection that would leave this machine: a test that needs the network would pass only by chance."""
+    connect, connect_ex = socket.socket.connect, socket.socket.connect_ex
+
+    def guarded_connect(self: socket.socket, address: tuple[str, int], /) -> None:
+        if not _is_loopback(address):
+            raise OSError(f"tests may not leave this machine: connect to {address}")
+        connect(self, address)
+
+    def guarded_connect_ex(self: socket.socket, address: tuple[str, int], /) -> int:
+        if not _is_loopback(address):
+            raise OSError(f"tests may not leave this machine: connect to {address}")
+        return connect_ex(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", guarded_connect)
+        patch.setattr(socket.socket, "connect_ex", guarded_connect_ex)
+        yield
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the source tree."""
+    return Path(__file__).resolve().parents[1]
