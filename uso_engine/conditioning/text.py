@@ -1,0 +1,308 @@
+"""Prompt to embeddings: T5 gives one vector per token, CLIP one vector for the whole prompt."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from uso_engine.conditioning.cache import hash_text, tensor_bytes
+from uso_engine.conditioning.pretrained import fingerprint, load_pretrained, require_files
+from uso_engine.conditioning.storage import load_conditioning, save_conditioning
+from uso_engine.errors import CheckpointError, PromptError
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
+
+logger = logging.getLogger(__name__)
+
+_KIND = "text embedding"
+_T5_TOKENIZER = (["tokenizer.json"], ["spiece.model"])
+_CLIP_TOKENIZER = (["tokenizer.json"], ["vocab.json", "merges.txt"])
+_PROBE = "a small house by the sea, with a tree"
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """Where an encoder stopped reading a prompt.
+
+    Args:
+        encoder: "T5" or "CLIP".
+        limit: tokens it takes, its markers for beginning and end included.
+        length: tokens the whole prompt would have had.
+        cut_after: the last words it read, at most 40 characters.
+        lost: the text it never saw.
+    """
+
+    encoder: str
+    limit: int
+    length: int
+    cut_after: str
+    lost: str
+
+    def __str__(self) -> str:
+        return (
+            f"a prompt of {self.length} tokens is longer than the {self.limit} that {self.encoder} takes: "
+            f"cut after '…{self.cut_after}'"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class TextEmbedding:
+    """What the transformer sees of a prompt.
+
+    Args:
+        tokens: T5's last hidden state, [L_txt, context_in_dim].
+        pooled: CLIP's pooled output, [vec_in_dim].
+        prompt_hash: hash of the prompt and of the encoders that read it.
+        encoder: identity of those encoders.
+        truncated: one entry for each encoder that could not take the whole prompt.
+    """
+
+    tokens: Tensor
+    pooled: Tensor
+    prompt_hash: str
+    encoder: str
+    truncated: tuple[Truncation, ...] = ()
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of both tensors."""
+        return tensor_bytes(self.tokens) + tensor_bytes(self.pooled)
+
+    def save(self, path: str | Path) -> None:
+        """Write the embedding to a safetensors file.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        metadata = {
+            "prompt_hash": self.prompt_hash,
+            "encoder": self.encoder,
+            "truncated": json.dumps([asdict(entry) for entry in self.truncated]),
+        }
+        save_conditioning(Path(path), _KIND, {"tokens": self.tokens, "pooled": self.pooled}, metadata)
+
+    @classmethod
+    def load(cls, path: str | Path, *, token_width: int, pooled_width: int, encoder: str | None = None) -> TextEmbedding:
+        """Read an embedding that ``save`` wrote.
+
+        Args:
+            path: the file.
+            token_width: the transformer's context_in_dim.
+            pooled_width: the transformer's vec_in_dim.
+            encoder: identity of the encoders in use; another one in the file is logged as a warning, for the widths fit.
+
+        Raises:
+            MissingFileError: no such file.
+            CheckpointError: another kind of file, or made for a model of other widths.
+        """
+        path = Path(path)
+        tensors, metadata = load_conditioning(path, _KIND, ("tokens", "pooled"))
+        tokens, pooled = tensors["tokens"], tensors["pooled"]
+        found = (tuple(tokens.shape[1:]), tuple(pooled.shape))
+        if tokens.ndim != 2 or found != ((token_width,), (pooled_width,)):
+            raise CheckpointError(
+                f"{path} holds a text embedding of shapes {list(tokens.shape)} and {list(pooled.shape)}; "
+                f"this model takes [tokens, {token_width}] and [{pooled_width}]"
+            )
+        made_by = metadata.get("encoder", "")
+        if encoder is not None and made_by != encoder:
+            logger.warning("%s was made by other text encoders (%s) than the ones in use (%s)", path, made_by, encoder)
+        truncated = tuple(Truncation(**entry) for entry in json.loads(metadata.get("truncated", "[]")))
+        return cls(tokens, pooled, metadata.get("prompt_hash", ""), made_by, truncated)
+
+
+class TextEncoders:
+    """T5 and CLIP with their own tokenizers.
+
+    Args:
+        t5: in evaluation mode, on the device it is to run on.
+        t5_tokenizer: its tokenizer.
+        clip: in evaluation mode, on the device it is to run on.
+        clip_tokenizer: its tokenizer.
+        t5_max_length: L_txt, the tokens every prompt is padded or cut to.
+        clip_max_length: the same for CLIP.
+
+    Raises:
+        ValueError: a length that the encoder cannot take.
+        CheckpointError: a tokenizer that does not belong to its encoder.
+    """
+
+    def __init__(
+        self,
+        t5: T5EncoderModel,
+        t5_tokenizer: T5Tokenizer,
+        clip: CLIPTextModel,
+        clip_tokenizer: CLIPTokenizer,
+        *,
+        t5_max_length: int = 512,
+        clip_max_length: int = 77,
+    ) -> None:
+        positions = int(clip.config.max_position_embeddings)
+        if t5_max_length < 2:
+            raise ValueError(f"t5_max_length must be at least 2, got {t5_max_length}")
+        if not 3 <= clip_max_length <= positions:
+            raise ValueError(f"clip_max_length must be from 3 to {positions}, CLIP's positions, got {clip_max_length}")
+        self._t5, self._clip = t5, clip
+        self._t5_tokenizer, self._clip_tokenizer = t5_tokenizer, clip_tokenizer
+        self._t5_max_length, self._clip_max_length = t5_max_length, clip_max_length
+        # A fast tokenizer keeps its truncation and padding settings in itself and refuses a second borrower.
+        self._tokenizer_lock = threading.Lock()
+        _check_tokenizer("T5", t5_tokenizer, int(t5.config.vocab_size))
+        _check_tokenizer("CLIP", clip_tokenizer, int(clip.config.vocab_size))
+        # 2 in an old CLIP configuration stands for "the highest id"; anything else has to be the id that the tokenizer writes,
+        # or the pooled output would silently be that of the first token.
+        ends = (clip.config.eos_token_id, clip_tokenizer.eos_token_id)
+        if ends[0] not in (2, ends[1]):
+            raise CheckpointError(f"CLIP's configuration has end-of-text id {ends[0]}, its tokenizer {ends[1]}")
+        self.token_width = int(t5.config.d_model)
+        self.pooled_width = int(clip.config.hidden_size)
+        self.identity = fingerprint(
+            [t5, clip], str(t5_max_length), str(clip_max_length), _vocabulary(t5_tokenizer), _vocabulary(clip_tokenizer)
+        )
+
+    @classmethod
+    def from_folders(
+        cls,
+        t5: str | Path,
+        clip: str | Path,
+        *,
+        t5_tokenizer: str | Path | None = None,
+        clip_tokenizer: str | Path | None = None,
+        t5_max_length: int = 512,
+        clip_max_length: int = 77,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> TextEncoders:
+        """Load both encoders from local folders in the Hugging Face layout.
+
+        Args:
+            t5: folder of the T5 encoder (or of a whole T5).
+            clip: folder of the CLIP text model (or of a whole CLIP).
+            t5_tokenizer: folder of T5's tokenizer where it is another one.
+            clip_tokenizer: folder of CLIP's tokenizer where it is another one.
+            t5_max_length: tokens per prompt for T5.
+            clip_max_length: tokens per prompt for CLIP.
+            device: where the encoders run.
+            dtype: of the weights and of the result; the authors use bfloat16.
+
+        Raises:
+            MissingFileError: a file is not there; says which.
+            CheckpointError: files that are not what the configuration says they are.
+        """
+        from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
+
+        t5_words, clip_words = Path(t5_tokenizer or t5), Path(clip_tokenizer or clip)
+        require_files(t5_words, "T5 tokenizer", _T5_TOKENIZER)
+        require_files(clip_words, "CLIP tokenizer", _CLIP_TOKENIZER)
+        try:
+            # From the folder: T5Tokenizer(vocab_file=…) would give a vocabulary of nothing but special tokens.
+            tokenizers = (
+                T5Tokenizer.from_pretrained(t5_words, local_files_only=True),
+                CLIPTokenizer.from_pretrained(clip_words, local_files_only=True),
+            )
+        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+            raise CheckpointError(f"a tokenizer in {t5_words} or {clip_words} cannot be loaded: {error}") from error
+        t5_model = load_pretrained(
+            T5EncoderModel, Path(t5), what="T5 text encoder", model_types=("t5",), dtype=dtype, device=device
+        )
+        clip_model = load_pretrained(
+            CLIPTextModel,
+            Path(clip),
+            what="CLIP text encoder",
+            model_types=("clip_text_model", "clip"),
+            dtype=dtype,
+            device=device,
+        )
+        return cls(
+            t5_model, tokenizers[0], clip_model, tokenizers[1], t5_max_length=t5_max_length, clip_max_length=clip_max_length
+        )
+
+    def to(self, device: torch.device | str) -> TextEncoders:
+        """Move both encoders."""
+        encoders: tuple[nn.Module, ...] = (self._t5, self._clip)
+        for encoder in encoders:
+            encoder.to(device)
+        return self
+
+    def hash_prompt(self, prompt: str) -> str:
+        """Hash a prompt as read by these encoders: the cache's key.
+
+        Raises:
+            PromptError: not a string.
+        """
+        if not isinstance(prompt, str):
+            raise PromptError(f"a prompt must be a string, got {type(prompt).__name__}")
+        return hash_text(prompt, self.identity)
+
+    @torch.no_grad()
+    def encode(self, prompt: str) -> TextEmbedding:
+        """Embed one prompt.
+
+        T5 sees the prompt padded to its full length without an attention mask, as the authors feed it, so the padding is part
+        of the answer. One prompt at a time, so that the answer does not depend on which prompts came together.
+
+        Args:
+            prompt: any text; the empty string is legal.
+
+        Returns:
+            The embedding, on the encoders' device in their dtype. ``truncated`` and the log say where a prompt was cut.
+
+        Raises:
+            PromptError: not a string, or text that is not valid Unicode.
+        """
+        prompt_hash = self.hash_prompt(prompt)
+        try:
+            prompt.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise PromptError(f"the prompt is not valid Unicode: half a surrogate pair at character {error.start}") from error
+        t5_ids, t5_cut = self._tokenize("T5", self._t5_tokenizer, prompt, self._t5_max_length)
+        clip_ids, clip_cut = self._tokenize("CLIP", self._clip_tokenizer, prompt, self._clip_max_length)
+        truncated = tuple(cut for cut in (t5_cut, clip_cut) if cut is not None)
+        for cut in truncated:
+            logger.warning("%s", cut)
+        tokens = self._t5(input_ids=t5_ids.to(self._t5.device), attention_mask=None).last_hidden_state[0]
+        pooled = self._clip(input_ids=clip_ids.to(self._clip.device), attention_mask=None).pooler_output[0]
+        return TextEmbedding(tokens, pooled, prompt_hash, self.identity, truncated)
+
+    def _tokenize(
+        self, encoder: str, tokenizer: T5Tokenizer | CLIPTokenizer, prompt: str, limit: int
+    ) -> tuple[Tensor, Truncation | None]:
+        with self._tokenizer_lock:
+            length = len(tokenizer(prompt, truncation=False, verbose=False)["input_ids"])
+            kept = tokenizer(
+                prompt,
+                truncation=True,
+                max_length=limit,
+                padding="max_length",
+                return_offsets_mapping=True,
+                return_tensors="pt",
+            )
+        ids: Tensor = kept["input_ids"]
+        if length <= limit:
+            return ids, None
+        # Markers and padding have the offsets (0, 0).
+        end = int(kept["offset_mapping"].max())
+        return ids, Truncation(encoder, limit, length, prompt[:end][-40:], prompt[end:])
+
+
+def _check_tokenizer(encoder: str, tokenizer: T5Tokenizer | CLIPTokenizer, vocabulary_size: int) -> None:
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= vocabulary_size:
+        raise CheckpointError(f"{encoder}'s tokenizer has ids up to {highest}, its encoder only {vocabulary_size} embeddings")
+    ids = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
+    if sum(i == tokenizer.unk_token_id for i in ids) * 2 > len(ids):
+        raise CheckpointError(f"{encoder}'s tokenizer knows no English words: its vocabulary is of another kind or incomplete")
+
+
+def _vocabulary(tokenizer: T5Tokenizer | CLIPTokenizer) -> str:
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    # Settings of the last call rather than of the tokenizer.
+    return json.dumps({key: value for key, value in content.items() if key not in ("padding", "truncation")}, sort_keys=True)
