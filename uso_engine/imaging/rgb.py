@@ -39,15 +39,12 @@ def to_rgb(image: Image.Image, *, label: str) -> Image.Image:
         A new RGB image without metadata.
 
     Raises:
-        ImageError: a mode whose values have no defined range (32-bit integers, floats) or that Pillow cannot convert.
+        ImageError: a mode whose values have no defined range (32-bit integers, floats).
     """
     turn = _TURNS.get(_orientation(image, label))
     if image.mode in ("I", "F") and not (image.mode == "I" and image.format == "PNG"):
         raise ImageError(f"{label}: mode {image.mode} has no defined range of values; convert it to L, I;16 or RGB first")
-    try:
-        rgb = _flatten(image)
-    except (ValueError, OSError) as error:
-        raise ImageError(f"{label}: mode {image.mode} cannot be converted to RGB") from error
+    rgb = _flatten(image)
     if turn is not None:
         rgb = rgb.transpose(turn)
     rgb.info = {}
