@@ -4,7 +4,7 @@
 
 VENV := .venv
 EXTRAS := cpu,test
-PYTHON :=
+PYTHON ?=
 ARGS :=
 BIN := $(VENV)/bin
 
