@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Sequence
+from functools import cache
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -72,6 +74,7 @@ def _fit(picture: Image.Image, cell: int) -> Image.Image:
     return picture.convert("RGB").resize(size, filter_)
 
 
+@cache
 def _font(points: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(points)
 
@@ -99,10 +102,8 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: 
         if line:
             lines.append(line)
         line = word
-        while font.getlength(line) > width:
-            fits = next(n for n in range(len(line), 0, -1) if n == 1 or font.getlength(line[:n]) <= width)
-            if fits == len(line):
-                break
+        while len(line) > 1 and len(lines) <= most and font.getlength(line) > width:
+            fits = _fitting(line, font, width)
             lines.append(line[:fits])
             line = line[fits:]
         if len(lines) > most:
@@ -115,6 +116,11 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: 
             last = last[:-1]
         lines = [*lines[: most - 1], last.rstrip() + "…"]
     return lines
+
+
+def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> int:
+    """How many letters of a text fit; at least one."""
+    return max(1, bisect_right(range(len(text)), width, key=lambda count: font.getlength(text[:count])) - 1)
 
 
 def _in_ascii(text: str) -> str:
