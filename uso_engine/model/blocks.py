@@ -1,7 +1,7 @@
 """The two kinds of transformer block, on a packed batch.
 
-A block receives each residual stream together with its normalised, modulated form, and ends by adding its output and preparing that
-form for the block that follows: gated addition and the next LayerNorm are one pass over the data.
+A block receives each residual stream together with its normalised, modulated form, and ends by adding its output and preparing
+that form for the block that follows: gated addition and the next LayerNorm are one pass over the data.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from uso_kernels.attention import attention
 from uso_kernels.gated_residual import gated_residual, gated_residual_layer_norm_modulate
 from uso_kernels.qk_norm_rope import qk_norm_rope
@@ -22,7 +23,7 @@ from .params import TransformerParams
 
 
 class Stream(NamedTuple):
-    """A residual stream [T, C] and what the next block reads: the stream normalised and modulated (None where nothing follows)."""
+    """A residual stream [T, C] and what the next block reads: the stream normalised and modulated, or None after the last."""
 
     x: Tensor
     normed: Tensor | None

@@ -1,8 +1,8 @@
 """Everything a step's time, guidance and pooled text decide, computed before the first step.
 
 FLUX modulates every block by vectors that depend only on (time, guidance, pooled text). All three are known when a request is
-admitted, so the vectors of all steps and all blocks are one table, made by one matrix product per block. The linears that make it
-are 27 % of the model's parameters and are not needed afterwards.
+admitted, so the vectors of all steps and all blocks are one table, made by one matrix product per block. The linears that make
+it are 27 % of the model's parameters and are not needed afterwards.
 
 Table layout, [steps, vectors, C]: 12 vectors per double block (image: shift, scale, gate before attention; shift, scale, gate
 before the MLP; then the same for text), 3 per single block (shift, scale, gate), 2 for the final layer (shift, scale).

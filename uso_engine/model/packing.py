@@ -12,12 +12,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Sequences
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 from torch import Tensor
+
 from uso_kernels.ragged import Ragged, round_up_to_tile
 
 from .sequence import Sequence
+
+
+class _IndexTables(TypedDict):
+    """`PackedBatch`'s tables between the four orders."""
+
+    text_joint_rows: Tensor
+    image_joint_rows: Tensor
+    output_joint_rows: Tensor
+    image_sources: Tensor | None
+    joint_sources: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -36,7 +48,7 @@ class PackedBatch:
         text_joint_rows: int64 [T_txt], the joint row of each text row.
         image_joint_rows: int64 [T_img].
         output_joint_rows: int64 [T_out]; padding rows repeat their sequence's last image row.
-        image_sources: int64 [T_img], which row of (embedded latents, then content tokens) each image row is; None: in that order.
+        image_sources: int64 [T_img], which row of (embedded latents, content tokens) each image row is; None: in that order.
         joint_sources: int64 [T], which row of (text, then image stream) each joint row is; None: in that order.
     """
 
@@ -86,7 +98,7 @@ class PackedBatch:
             content_tokens=torch.cat([s.content for s in sequences]),
             cos=cos,
             sin=sin,
-            **{name: None if table is None else table.to(device) for name, table in rows.items()},
+            **rows,
         )
 
     def image_stream(self, embedded: Tensor) -> Tensor:
@@ -106,10 +118,9 @@ class PackedBatch:
         return joint.index_select(0, self.text_joint_rows), joint.index_select(0, self.image_joint_rows)
 
 
-def _index_rows(
-    sequences: Sequences[Sequence], text: Ragged, image: Ragged, joint: Ragged, output: Ragged
-) -> dict[str, Tensor | None]:
+def _index_rows(sequences: Sequences[Sequence], text: Ragged, image: Ragged, joint: Ragged, output: Ragged) -> _IndexTables:
     """The index tables between the four orders."""
+    device = text.starts_tensor.device
     text_joint, image_joint, output_joint, image_source = [], [], [], []
     content_start = output.rows
     for i, sequence in enumerate(sequences):
@@ -134,10 +145,14 @@ def _index_rows(
     joint_source = torch.empty(joint.rows, dtype=torch.int64)
     joint_source[text_rows] = torch.arange(text.rows)
     joint_source[image_rows] = torch.arange(text.rows, joint.rows)
-    return {
-        "text_joint_rows": text_rows,
-        "image_joint_rows": image_rows,
-        "output_joint_rows": torch.cat(output_joint),
-        "image_sources": None if torch.equal(source, torch.arange(image.rows)) else source,
-        "joint_sources": None if torch.equal(joint_source, torch.arange(joint.rows)) else joint_source,
-    }
+    return _IndexTables(
+        text_joint_rows=text_rows.to(device),
+        image_joint_rows=image_rows.to(device),
+        output_joint_rows=torch.cat(output_joint).to(device),
+        image_sources=_unless_in_order(source, device),
+        joint_sources=_unless_in_order(joint_source, device),
+    )
+
+
+def _unless_in_order(rows: Tensor, device: torch.device) -> Tensor | None:
+    return None if torch.equal(rows, torch.arange(len(rows))) else rows.to(device)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from uso_kernels.layer_norm_modulate import layer_norm_modulate
 from uso_kernels.ragged import Ragged
 
@@ -74,11 +74,11 @@ class Transformer(nn.Module):
 
     def embed_text(self, tokens: Tensor) -> Tensor:
         """Project T5 tokens [L, context_in_dim] to [L, C]."""
-        return self.txt_in(tokens)  # type: ignore[no-any-return]
+        return self.txt_in(tokens)
 
     def embed_latents(self, latents: Tensor) -> Tensor:
         """Project packed latents [L, in_channels] to [L, C]."""
-        return self.img_in(latents)  # type: ignore[no-any-return]
+        return self.img_in(latents)
 
     def modulation_table(self, times: Tensor, guidance: Tensor, pooled: Tensor) -> Tensor:
         """Compute all modulation vectors of all steps.

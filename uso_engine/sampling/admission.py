@@ -1,7 +1,7 @@
 """Admission: everything about an image that no denoising step changes, computed once.
 
-Text projection, content projection, rotary tables and the modulation table of all steps. The authors' code does all of it inside
-every step.
+Text projection, content projection, rotary tables and the modulation table of all steps. The authors' code does all of it
+inside every step.
 """
 
 from __future__ import annotations

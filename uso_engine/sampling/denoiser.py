@@ -2,8 +2,8 @@
 
     latent += (sigma_next - sigma) * velocity
 
-Latents are kept in float32 and in output order for the whole run; the model sees them rounded to its own dtype. A negative prompt is
-one more sequence that reads the same latent: velocity = v_neg + scale * (v_pos - v_neg).
+Latents are kept in float32 and in output order for the whole run; the model sees them rounded to its own dtype. A negative
+prompt is one more sequence that reads the same latent: velocity = v_neg + scale * (v_pos - v_neg).
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from uso_kernels.ragged import TILE_ROWS, round_up_to_tile
 
 from uso_engine.model.packing import PackedBatch
 from uso_engine.model.rope import Grid
 from uso_engine.model.sequence import Sequence
 from uso_engine.model.transformer import Observer, Transformer
+from uso_kernels.ragged import TILE_ROWS, round_up_to_tile
 
 from .latents import pack_latent, unpack_latent
 
@@ -197,7 +197,7 @@ class Denoiser:
         modulation = rows[0][None] if len(rows) == 1 else torch.stack(rows)
         velocity = self._transformer(self._batch, latents, modulation, observer)
         if self._guided_rows is None or self._guided_scale is None:
-            return velocity  # type: ignore[no-any-return]
+            return velocity
         positive, negative = velocity.float().split((self._positive_rows, len(self._guided_rows)))
         guided = torch.lerp(negative, positive.index_select(0, self._guided_rows), self._guided_scale)
         return positive.index_copy(0, self._guided_rows, guided)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 
@@ -56,7 +57,7 @@ def check_sigmas(sigmas: Sequence[float]) -> list[float]:
         raise ValueError(f"sigmas must hold at least 2 numbers (one step), got {len(values)}")
     if not all(0.0 <= s <= 1.0 for s in values):
         raise ValueError(f"sigmas must lie between 0 and 1, got {values}")
-    for i, (before, after) in enumerate(zip(values, values[1:], strict=False)):
+    for i, (before, after) in enumerate(pairwise(values)):
         if after >= before:
             raise ValueError(f"sigmas must fall strictly, got {before} then {after} at positions {i} and {i + 1}")
     return values

@@ -1,0 +1,165 @@
+"""The denoising loop: company, true CFG, stopping and changing a run."""
+
+import pytest
+import torch
+from random_models import SIGMAS, SMALL, drawn_conditions, drawn_sequence, small_transformer
+
+from uso_engine.model.sequence import Sequence
+from uso_engine.model.transformer import Transformer
+from uso_engine.sampling.denoiser import Denoiser, ImageJob, Step
+from uso_engine.sampling.latents import draw_noise, unpack_latent
+
+# Grid, text tokens, style tokens, content latents: aligned and padded, with and without references.
+SHAPES = [((4, 4), 32, 0, ()), ((3, 5), 21, 24, ((6, 10),)), ((1, 3), 5, 0, ((2, 2), (4, 6))), ((8, 6), 40, 3, ())]
+
+
+def job(transformer: Transformer, index: int, seed: int = 3) -> ImageJob:
+    grid, text, style, contents = SHAPES[index]
+    conditions = drawn_conditions(SMALL, seed=index, text=text, style=style, contents=contents)
+    return ImageJob(drawn_sequence(transformer, grid, conditions), draw_noise(16 * grid[1], 16 * grid[0], seed), SIGMAS)
+
+
+def latents(transformer: Transformer, jobs: list[ImageJob]) -> list[torch.Tensor]:
+    denoiser = Denoiser(transformer, jobs)
+    denoiser.run()
+    return denoiser.latents()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_company_does_not_change_a_bit(dtype: torch.dtype, threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        transformer = small_transformer(dtype=dtype)
+        jobs = [job(transformer, i) for i in range(len(SHAPES))]
+        alone = [latents(transformer, [entry])[0] for entry in jobs]
+        for order in ([0, 1, 2, 3], [3, 1], [2, 2, 0, 1], [1, 0]):
+            together = latents(transformer, [jobs[i] for i in order])
+            for position, i in enumerate(order):
+                assert torch.equal(together[position], alone[i]), f"image {i} differs in the company {order}"
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_images_differ_by_their_noise_only() -> None:
+    transformer = small_transformer()
+    jobs = [job(transformer, 1, seed) for seed in (5, 6)]
+    first, second = latents(transformer, jobs)
+    assert not torch.equal(first, second)
+    assert torch.equal(latents(transformer, [job(transformer, 1, 6)])[0], second)
+
+
+def test_euler_steps_add_up() -> None:
+    transformer = small_transformer()
+    entry = job(transformer, 0)
+    denoiser = Denoiser(transformer, [entry])
+    expected = entry.latent.double()
+    while denoiser.index < denoiser.steps:
+        step = denoiser.step()
+        width = step.next_sigmas[0] - step.sigmas[0]
+        expected = expected + width * unpack_latent(step.velocities[0].double(), step.grids[0])
+        assert torch.allclose(step.unpacked(0).double(), expected, atol=1e-5)
+    with pytest.raises(RuntimeError, match="all 3 steps are taken"):
+        denoiser.step()
+
+
+def negative(transformer: Transformer, index: int) -> Sequence:
+    grid, text, style, contents = SHAPES[index]
+    return drawn_sequence(
+        transformer, grid, drawn_conditions(SMALL, seed=100 + index, text=text, style=style, contents=contents)
+    )
+
+
+def guided(transformer: Transformer, index: int, scale: float) -> ImageJob:
+    plain = job(transformer, index)
+    return ImageJob(plain.sequence, plain.latent, plain.sigmas, negative(transformer, index), scale)
+
+
+def test_true_cfg_goes_from_the_negative_towards_the_prompt() -> None:
+    transformer = small_transformer()
+    plain, against = job(transformer, 1), negative(transformer, 1)
+    first = Denoiser(transformer, [plain]).step().velocities[0]
+    other = Denoiser(transformer, [ImageJob(against, plain.latent, SIGMAS)]).step().velocities[0]
+    for scale in (0.0, 1.0, 2.5):
+        velocity = Denoiser(transformer, [guided(transformer, 1, scale)]).step().velocities[0]
+        assert torch.allclose(velocity, other + scale * (first - other), atol=1e-5)
+
+
+def test_true_cfg_of_some_images_leaves_the_others_alone() -> None:
+    transformer = small_transformer()
+    jobs = [job(transformer, 0), guided(transformer, 1, 2.0), job(transformer, 2), guided(transformer, 3, 3.0)]
+    together = latents(transformer, jobs)
+    for entry, latent in zip(jobs, together, strict=True):
+        assert torch.equal(latent, latents(transformer, [entry])[0])
+
+
+def test_images_may_have_schedules_of_their_own() -> None:
+    transformer = small_transformer()
+    base = job(transformer, 0)
+    slow = ImageJob(base.sequence, base.latent, (1.0, 0.9, 0.8, 0.7))
+    together = latents(transformer, [base, slow])
+    assert torch.equal(together[0], latents(transformer, [base])[0])
+    assert torch.equal(together[1], latents(transformer, [slow])[0])
+    assert not torch.equal(together[0], together[1])
+
+
+def test_on_step_may_change_the_latent_and_stop() -> None:
+    transformer = small_transformer()
+    seen: list[int] = []
+
+    def halve_then_stop(step: Step) -> None:
+        seen.append(step.index)
+        step.latents[0].mul_(0.5)
+        if step.index == 1:
+            step.stop()
+
+    changed = Denoiser(transformer, [job(transformer, 0)])
+    changed.run(halve_then_stop)
+    assert seen == [0, 1]
+    manual = Denoiser(transformer, [job(transformer, 0)])
+    for _ in range(2):
+        manual.step().latents[0].mul_(0.5)
+    assert torch.equal(changed.latents()[0], manual.latents()[0])
+
+
+def test_on_step_may_cancel_by_raising() -> None:
+    transformer = small_transformer()
+
+    def cancel(step: Step) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Denoiser(transformer, [job(transformer, 0)]).run(cancel)
+
+
+def test_estimate_at_the_last_step_is_the_result() -> None:
+    transformer = small_transformer()
+    estimates: list[torch.Tensor] = []
+    denoiser = Denoiser(transformer, [job(transformer, 0)])
+    denoiser.run(lambda step: estimates.append(step.estimated_clean(0)))
+    assert torch.equal(estimates[-1], denoiser.latents()[0])
+    assert not torch.allclose(estimates[0], denoiser.latents()[0], atol=1e-3)
+
+
+def test_reference_numerics_round_every_operation() -> None:
+    transformer = small_transformer(dtype=torch.bfloat16)
+    denoiser = Denoiser(transformer, [job(transformer, 0)], reference_numerics=True)
+    step = denoiser.step()
+    assert step.latents[0].dtype == torch.bfloat16
+    assert Denoiser(transformer, [job(transformer, 0)]).step().latents[0].dtype == torch.float32
+
+
+def test_jobs_that_do_not_fit_are_refused() -> None:
+    transformer = small_transformer()
+    entry = job(transformer, 0)
+    with pytest.raises(ValueError, match="at least one image"):
+        Denoiser(transformer, [])
+    with pytest.raises(ValueError, match=r"same number of steps, got \[2, 3\]"):
+        Denoiser(transformer, [entry, ImageJob(entry.sequence, entry.latent, (1.0, 0.5, 0.0))])
+    with pytest.raises(ValueError, match="modulation for 3 steps, expected 1"):
+        Denoiser(transformer, [ImageJob(entry.sequence, entry.latent, (1.0, 0.0))])
+    with pytest.raises(ValueError, match="latent must be 8x8"):
+        Denoiser(transformer, [ImageJob(entry.sequence, draw_noise(64, 32, 1), SIGMAS)])
+    with pytest.raises(ValueError, match="negative sequence has grid"):
+        Denoiser(transformer, [ImageJob(entry.sequence, entry.latent, SIGMAS, job(transformer, 2).sequence)])

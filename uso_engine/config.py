@@ -1,0 +1,274 @@
+"""Settings of an engine: one frozen, typed tree with defaults in code; a TOML file holds only what deviates.
+
+Importing this needs neither torch nor a GPU, so that a command line can list and explain configurations quickly.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import ConfigError, MissingFileError
+from .model.params import TransformerParams
+from .weights.autoencoder_keys import AutoencoderParams
+
+EMBEDDED_PREFIX = "embedded:"
+Sizes = TypeVar("Sizes", TransformerParams, AutoencoderParams)
+Tier = Literal["float32", "bf16", "fp8", "int8", "int4"]
+
+
+def sizes_of(kind: type[Sizes]) -> Callable[[object], Sizes]:
+    """Build a dataclass of sizes from a TOML table; pydantic would pass over unknown keys of a plain dataclass."""
+    known = [field.name for field in fields(kind)]
+
+    def build(value: object) -> Sizes:
+        if isinstance(value, kind):
+            return value
+        if not isinstance(value, Mapping):
+            raise ValueError(f"expected a table of sizes, got {type(value).__name__}")
+        unknown = [key for key in value if key not in known]
+        if unknown:
+            raise ValueError("; ".join(f"unknown key {key!r}{_suggestion(key, known)}" for key in unknown))
+        values = {key: tuple(entry) if isinstance(entry, list) else entry for key, entry in value.items()}
+        try:
+            return kind(**values)  # type: ignore[arg-type]
+        except TypeError as error:
+            raise ValueError(f"sizes must be numbers: {error}") from error
+
+    return build
+
+
+class Section(BaseModel):
+    """Base of every table: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+class TransformerConfig(Section):
+    """The base model: a checkpoint file or a diffusers folder, and its sizes."""
+
+    checkpoint: str
+    params: Annotated[TransformerParams, BeforeValidator(sizes_of(TransformerParams))] = TransformerParams()
+
+
+class LoRAConfig(Section):
+    """A LoRA and how strongly it is merged."""
+
+    path: str
+    weight: float = Field(1.0, allow_inf_nan=False)
+
+
+class ProjectorConfig(Section):
+    """USO's style projector: vision tokens of one image to style tokens of each of three levels."""
+
+    checkpoint: str
+    vision_tokens: int = Field(729, ge=1)
+    vision_width: int = Field(1152, ge=1)
+    style_tokens: int = Field(64, ge=1)
+
+
+class VisionConfig(Section):
+    """The SigLIP vision encoder's folder."""
+
+    folder: str
+
+
+class TextEncoderConfig(Section):
+    """A text encoder's folder, its tokenizer's folder where that is another, and the padded length in tokens."""
+
+    folder: str
+    tokenizer: str | None = None
+    max_length: int = Field(ge=1)
+
+
+class AutoencoderConfig(Section):
+    """The autoencoder's checkpoint or diffusers folder."""
+
+    checkpoint: str
+    params: Annotated[AutoencoderParams, BeforeValidator(sizes_of(AutoencoderParams))] = AutoencoderParams()
+    tile_side: int | None = Field(None, ge=16)
+
+
+class ContentConfig(Section):
+    """How content images are prepared."""
+
+    long_side: int = Field(512, ge=16)
+
+
+class DefaultsConfig(Section):
+    """What a request gets that does not say."""
+
+    width: int = Field(1024, ge=16)
+    height: int = Field(1024, ge=16)
+    steps: int = Field(28, ge=1, le=50)
+    guidance: float = Field(4.0, ge=1, le=20)
+
+
+class LimitsConfig(Section):
+    """Custom image sizes that are accepted, in pixels."""
+
+    min_side: int = Field(256, ge=16)
+    max_side: int = Field(2048, ge=16)
+    max_pixels: int = Field(4_194_304, ge=256)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> LimitsConfig:
+        if self.min_side > self.max_side:
+            raise ValueError(f"min_side {self.min_side} is larger than max_side {self.max_side}")
+        if self.min_side**2 > self.max_pixels:
+            raise ValueError(
+                f"max_pixels {self.max_pixels} is smaller than the smallest image, {self.min_side}x{self.min_side}"
+            )
+        return self
+
+
+class SafetyConfig(Section):
+    """The image classifier that withholds unsafe pictures."""
+
+    folder: str = "Falconsai/nsfw_image_detection"
+    threshold: float = Field(0.5, gt=0, lt=1)
+    forbid_disabling: bool = False
+
+
+class CacheConfig(Section):
+    """Bounds of the three caches, in MiB; 0 keeps nothing."""
+
+    prompt_mib: float = Field(256, ge=0)
+    style_mib: float = Field(64, ge=0)
+    content_mib: float = Field(64, ge=0)
+
+
+class PrecisionConfig(Section):
+    """How the transformer's weights are kept and multiplied."""
+
+    tier: Tier = "bf16"
+
+
+class EngineConfig(Section):
+    """One way to run the engine. Parts that are absent (text encoders, say) are parts this engine does not have."""
+
+    name: str
+    description: str = ""
+    demonstration: bool = False
+    model_name: str = "bytedance/uso"
+    transformer: TransformerConfig
+    loras: tuple[LoRAConfig, ...] = ()
+    projector: ProjectorConfig | None = None
+    vision: VisionConfig | None = None
+    t5: TextEncoderConfig | None = None
+    clip: TextEncoderConfig | None = None
+    autoencoder: AutoencoderConfig | None = None
+    content: ContentConfig = ContentConfig()
+    defaults: DefaultsConfig = DefaultsConfig()
+    limits: LimitsConfig = LimitsConfig()
+    safety: SafetyConfig | None = None
+    cache: CacheConfig = CacheConfig()
+    precision: PrecisionConfig = PrecisionConfig()
+    base_folder: Path | None = Field(None, exclude=True, description="where relative paths start; the TOML file's folder")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EngineConfig:
+        if (self.projector is None) != (self.vision is None):
+            raise ValueError("[projector] and [vision] come together: style needs both")
+        if (self.t5 is None) != (self.clip is None):
+            raise ValueError("[t5] and [clip] come together: a prompt needs both")
+        return self
+
+
+def config_folder() -> Path:
+    """Where the named configurations lie: inside the installed package, or beside it in a checkout."""
+    package = Path(str(files("uso_engine")))
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def list_configs() -> list[str]:
+    """Names of the configurations that come with the engine."""
+    return sorted(path.stem for path in config_folder().glob("*.toml"))
+
+
+def load_config(name_or_path: str | Path) -> EngineConfig:
+    """Read a configuration.
+
+    Args:
+        name_or_path: a name from `list_configs`, or a path to a TOML file.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        MissingFileError: no such name or file.
+        ConfigError: not TOML, an unknown key (the nearest known one is named), a wrong type or value; all of them are listed.
+    """
+    path = _locate(name_or_path)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a TOML file: {error}") from error
+    except OSError as error:
+        raise MissingFileError(f"cannot read {path}: {error.strerror}") from error
+    if "base_folder" in table:
+        raise ConfigError(f"{path}: base_folder is not a setting; relative paths start at the file's own folder")
+    return parse_config({"name": path.stem, **table, "base_folder": path.parent.resolve()}, str(path))
+
+
+def parse_config(table: Mapping[str, object], source: str = "configuration") -> EngineConfig:
+    """Check a configuration given as nested tables.
+
+    Raises:
+        ConfigError: as for `load_config`.
+    """
+    try:
+        return EngineConfig.model_validate(table)
+    except ValidationError as error:
+        problems = [_problem(dict(item)) for item in error.errors()]
+        raise ConfigError(f"{source}: " + "; ".join(problems)) from error
+
+
+def _locate(name_or_path: str | Path) -> Path:
+    known = list_configs()
+    if isinstance(name_or_path, str) and name_or_path in known:
+        return config_folder() / f"{name_or_path}.toml"
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
+    hint = _suggestion(str(name_or_path), known) or f"; known names: {', '.join(known)}"
+    raise MissingFileError(f"no configuration named {str(name_or_path)!r} and no such file{hint}")
+
+
+def _problem(item: dict[str, object]) -> str:
+    """One validation error as a sentence that names the key."""
+    location = item["loc"]
+    assert isinstance(location, tuple)
+    key = ".".join(str(part) for part in location) or "configuration"
+    if item["type"] == "extra_forbidden":
+        return f"unknown key {key!r}{_suggestion(str(location[-1]), _known_keys(location[:-1]))}"
+    if item["type"] == "missing":
+        return f"{key} is required"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    given = item.get("input")
+    return f"{key}: {message}" if isinstance(given, Mapping | Section) else f"{key}: {message}, got {given!r}"
+
+
+def _known_keys(location: tuple[object, ...]) -> list[str]:
+    """Keys of the table at a location in the tree."""
+    model: type[BaseModel] = EngineConfig
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[str(part)].annotation
+        inner = [annotation, *getattr(annotation, "__args__", ())]
+        model = next(kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel))
+    return [name for name in model.model_fields if name != "base_folder"]
+
+
+def _suggestion(key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,234 @@
+"""From conditions to pictures: encode (cached), admit, denoise, decode. Knows nothing of requests, files or the network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+
+from .conditioning.cache import ByteCache, CacheStatistics, tensor_bytes
+from .conditioning.content import Autoencoder
+from .conditioning.style import StyleEncoder, StyleTokens, scale_style
+from .conditioning.text import TextEmbedding, TextEncoders
+from .errors import BackendError
+from .model.rope import PositionOffset
+from .model.transformer import Observer, Transformer
+from .sampling.admission import Conditions, admit
+from .sampling.denoiser import Denoiser, ImageJob, OnStep
+from .sampling.latents import draw_noise, token_grid
+from .sampling.schedule import check_sigmas, schedule
+from .weights.loaded_transformer import LoadedTransformer
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MIB = 1 << 20
+Part = TypeVar("Part")
+
+
+@dataclass(frozen=True)
+class CacheLimits:
+    """Bounds of the three condition caches in bytes."""
+
+    prompt_bytes: int = 256 * MIB
+    style_bytes: int = 64 * MIB
+    content_bytes: int = 64 * MIB
+
+
+@dataclass(frozen=True)
+class DenoiseSettings:
+    """How to get from noise to latents.
+
+    Args:
+        width: of the images, in pixels, a multiple of 16.
+        height: likewise.
+        steps: denoising steps; not read where `sigmas` are given.
+        guidance: guidance scale.
+        seeds: one per image; image j's noise is drawn from seeds[j].
+        sigmas: a schedule of one's own, falling, steps + 1 numbers; None for the authors'.
+        latents: starting latents [n, 16, h / 8, w / 8] instead of noise.
+        true_cfg_scale: weight of the prompt against the negative prompt.
+        reference_numerics: keep time, noise and latents in the model's dtype, as the authors do.
+        position_offset: how content images are placed; "d" is what USO was trained with.
+    """
+
+    width: int
+    height: int
+    seeds: tuple[int, ...]
+    steps: int = 28
+    guidance: float = 4.0
+    sigmas: tuple[float, ...] | None = None
+    latents: Tensor | None = field(default=None, repr=False)
+    true_cfg_scale: float = 2.0
+    reference_numerics: bool = False
+    position_offset: PositionOffset = "d"
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """What came out of a run.
+
+    Args:
+        latents: [n, 16, h / 8, w / 8], float32.
+        steps: steps taken (fewer than asked for where `on_step` stopped it).
+        tokens: transformer tokens, summed over the steps taken.
+    """
+
+    latents: Tensor
+    steps: int
+    tokens: int
+
+
+class Pipeline:
+    """The loaded parts of an engine.
+
+    Args:
+        loaded: the transformer with its weights.
+        text: the prompt encoders, if there are any.
+        style: the style encoder, if there is one.
+        autoencoder: if there is one.
+        limits: bounds of the caches.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedTransformer,
+        *,
+        text: TextEncoders | None = None,
+        style: StyleEncoder | None = None,
+        autoencoder: Autoencoder | None = None,
+        limits: CacheLimits | None = None,
+    ) -> None:
+        limits = limits if limits is not None else CacheLimits()
+        self.loaded = loaded
+        self.transformer: Transformer = loaded.module
+        self._text, self._style, self._autoencoder = text, style, autoencoder
+        self._prompts: ByteCache[TextEmbedding] = ByteCache(limits.prompt_bytes, lambda value: value.size_bytes)
+        self._styles: ByteCache[StyleTokens] = ByteCache(limits.style_bytes, lambda value: value.size_bytes)
+        self._contents: ByteCache[Tensor] = ByteCache(limits.content_bytes, tensor_bytes)
+
+    @property
+    def text(self) -> TextEncoders:
+        """The prompt encoders; BackendError where this engine has none."""
+        return _present(self._text, "text encoders ([t5] and [clip])")
+
+    @property
+    def style(self) -> StyleEncoder:
+        """The style encoder; BackendError where this engine has none."""
+        return _present(self._style, "style encoder ([vision] and [projector])")
+
+    @property
+    def autoencoder(self) -> Autoencoder:
+        """The autoencoder; BackendError where this engine has none."""
+        return _present(self._autoencoder, "autoencoder ([autoencoder])")
+
+    def encode_prompt(self, prompt: str) -> TextEmbedding:
+        """Embed a prompt, or take it from the cache."""
+        return self._prompts.get_or_compute(self.text.hash_prompt(prompt), lambda: self.text.encode(prompt))
+
+    def encode_style(self, image: Image | Tensor) -> StyleTokens:
+        """Turn a style image (or its preprocessed pixels) into style tokens, or take them from the cache."""
+        return self._styles.get_or_compute(self.style.hash_source(image), lambda: self.style.encode(image))
+
+    def encode_content(self, pixels: Tensor, *, sample_seed: int | None = None) -> Tensor:
+        """Turn a content image's pixels [1, 3, h, w] into its latent [16, h / 8, w / 8], or take it from the cache."""
+        key = self.autoencoder.hash_pixels(pixels, sample_seed)
+        return self._contents.get_or_compute(key, lambda: self.autoencoder.encode(pixels, sample_seed=sample_seed))
+
+    def cache_statistics(self) -> dict[str, CacheStatistics]:
+        """Hits, misses and sizes of the prompt, style and content caches."""
+        caches = {"prompt": self._prompts, "style": self._styles, "content": self._contents}
+        return {name: cache.statistics() for name, cache in caches.items()}
+
+    @staticmethod
+    def conditions(
+        text: TextEmbedding, style: Sequence[StyleTokens] = (), content: Sequence[Tensor] = (), *, style_scale: float = 1.0
+    ) -> Conditions:
+        """Put together what an image is to be like."""
+        tokens = tuple(scale_style(entry.tokens, style_scale) for entry in style)
+        return Conditions(text.tokens, text.pooled, tokens, tuple(content))
+
+    def denoise(
+        self,
+        conditions: Conditions,
+        settings: DenoiseSettings,
+        *,
+        negative: Conditions | None = None,
+        on_step: OnStep | None = None,
+        observer: Observer | None = None,
+    ) -> Denoised:
+        """Make latents.
+
+        Args:
+            conditions: of every image; they differ only in their noise.
+            settings: sizes, steps, seeds.
+            negative: the same with the negative prompt's text; costs as much again.
+            on_step: called after each step.
+            observer: sees the intermediate tensors of the first step.
+
+        Returns:
+            One latent per seed.
+
+        Raises:
+            ValueError: sizes, sigmas or latents that do not fit.
+        """
+        if not settings.seeds:
+            raise ValueError("expected at least one seed, got none")
+        sigmas = (
+            schedule(settings.steps, settings.width, settings.height)
+            if settings.sigmas is None
+            else check_sigmas(settings.sigmas)
+        )
+        grid = token_grid(settings.width, settings.height)
+        starts = self._starting_latents(settings)
+        sequences = [
+            admit(
+                self.transformer,
+                entry,
+                grid,
+                sigmas,
+                settings.guidance,
+                reference_numerics=settings.reference_numerics,
+                position_offset=settings.position_offset,
+            )
+            for entry in ([conditions] if negative is None else [conditions, negative])
+        ]
+        jobs = [
+            ImageJob(
+                sequences[0], start, tuple(sigmas), sequences[1] if negative is not None else None, settings.true_cfg_scale
+            )
+            for start in starts
+        ]
+        denoiser = Denoiser(self.transformer, jobs, reference_numerics=settings.reference_numerics)
+        denoiser.run(on_step, observer)
+        return Denoised(torch.stack(denoiser.latents()), denoiser.index, denoiser.index * denoiser.tokens_per_step)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Turn latents [n, 16, h / 8, w / 8] into pixels [n, 3, h, w] around -1..1."""
+        return self.autoencoder.decode(latents)
+
+    def close(self) -> None:
+        """Let go of weight files and cached conditions."""
+        self.loaded.close()
+        for cache in (self._prompts, self._styles, self._contents):
+            cache.clear()  # type: ignore[attr-defined]
+
+    def _starting_latents(self, settings: DenoiseSettings) -> Sequence[Tensor]:
+        dtype = self.transformer.img_in.weight.dtype if settings.reference_numerics else torch.float32
+        if settings.latents is None:
+            return [draw_noise(settings.width, settings.height, seed, dtype) for seed in settings.seeds]
+        expected = (len(settings.seeds), 16, settings.height // 8, settings.width // 8)
+        if tuple(settings.latents.shape) != expected:
+            raise ValueError(f"latents must have shape {list(expected)}, got {list(settings.latents.shape)}")
+        if not bool(settings.latents.isfinite().all()):
+            raise ValueError("latents must be finite numbers")
+        return list(settings.latents.to(dtype))
+
+
+def _present(part: Part | None, name: str) -> Part:
+    if part is None:
+        raise BackendError(f"this engine has no {name}: its configuration does not name one")
+    return part

@@ -1,0 +1,61 @@
+"""Compare one thing with its reference, and hold the error against its bound."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+FLOAT32_BOUND = 5e-6
+# (velocity.0, last latent) by what the engine computes in; reference/README.md says how they were measured.
+_LOSSY_BOUNDS = {"bf16": (0.015, 0.015), "int8": (0.015, 0.015), "fp8": (0.045, 0.03), "int4": (0.16, 0.11)}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One compared tensor or number.
+
+    Args:
+        case: which case.
+        name: which tensor.
+        error: relative error, or largest difference where the bound is absolute.
+        bound: what it may be; None where a lossy tier makes no promise.
+        note: what differs, where an error is not a number.
+    """
+
+    case: str
+    name: str
+    error: float
+    bound: float | None
+    note: str = ""
+
+    @property
+    def is_within(self) -> bool:
+        """Whether the error is within its bound; a not-a-number never is."""
+        return self.bound is None or self.error <= self.bound
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """||actual - expected|| / ||expected|| in float64; infinite where the shapes differ."""
+    if actual.shape != expected.shape:
+        return float("inf")
+    wide, truth = actual.double().cpu(), expected.double().cpu()
+    norm = float(truth.norm())
+    difference = float((wide - truth).norm())
+    return difference / norm if norm > 0 else difference
+
+
+def bound_for(name: str, tier: str, last_step: int) -> float | None:
+    """What a tensor's error may be.
+
+    Args:
+        name: of the tensor; ``latents.i`` is the latent after step i.
+        tier: what the engine computes in.
+        last_step: index of the last step.
+    """
+    if tier == "float32" or name in ("noise", "timesteps") or name.startswith(("img_ids", "ref_ids")):
+        return FLOAT32_BOUND
+    velocity, latent = _LOSSY_BOUNDS[tier]
+    if name == "velocity.0":
+        return velocity
+    return latent if name in (f"latents.{last_step}", "unpacked") else None

@@ -1,0 +1,135 @@
+"""The small model of the reference cases, written to files in the true formats so that the engine's own loaders read it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from uso_engine.config import AutoencoderConfig, EngineConfig, parse_config
+from uso_engine.model.params import TransformerParams
+from uso_engine.weights.autoencoder_keys import AutoencoderParams, autoencoder_shapes
+from uso_engine.weights.projector_checkpoint import projector_shapes
+from uso_engine.weights.recipe import draw
+from uso_engine.weights.safetensors_file import write_safetensors
+from uso_engine.weights.transformer_keys import transformer_shapes
+
+from .case import CaseSettings
+
+_LORA_RANK = 8
+_PROJECTOR = {"vision_tokens": 16, "vision_width": 48, "style_tokens": 8}
+_VISION = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 21,
+    "num_attention_heads": 4,
+    "image_size": 56,
+    "patch_size": 14,
+}
+_PREPROCESSOR = {
+    "image_processor_type": "SiglipImageProcessor",
+    "do_resize": True,
+    "size": {"height": 56, "width": 56},
+    "resample": 3,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+}
+
+
+def small_params(guidance_embed: bool) -> TransformerParams:
+    """Sizes of the reference cases' transformer."""
+    return TransformerParams(
+        vec_in_dim=96,
+        context_in_dim=128,
+        hidden_size=256,
+        num_heads=2,
+        depth=2,
+        depth_single_blocks=3,
+        guidance_embed=guidance_embed,
+    )
+
+
+def write_small_model(settings: CaseSettings, folder: Path) -> EngineConfig:
+    """Write transformer, LoRA, projector and vision encoder for a case.
+
+    Args:
+        settings: of the case; its salt, dtype, LoRA and guidance embedding decide the files.
+        folder: an existing, empty folder.
+
+    Returns:
+        A configuration that names the files.
+    """
+    params = small_params(settings.guidance_embed)
+    dtype = torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32
+
+    def drawn(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+        return {key: draw(key, shape, settings.salt, dtype) for key, shape in shapes.items()}
+
+    write_safetensors(folder / "flux1-dev.safetensors", drawn(transformer_shapes(params)))
+    write_safetensors(folder / "dit_lora.safetensors", drawn(lora_shapes(params, _LORA_RANK)))
+    shapes = projector_shapes(**_PROJECTOR, hidden_size=params.hidden_size)
+    write_safetensors(folder / "projector.safetensors", drawn({f"feature_embedder.{key}": s for key, s in shapes.items()}))
+    _write_vision_encoder(folder / "vision", settings.salt)
+    return parse_config(
+        {
+            "name": "reference-case",
+            "transformer": {"checkpoint": "flux1-dev.safetensors", "params": params},
+            "loras": [{"path": "dit_lora.safetensors", "weight": 1.0}] if settings.lora else [],
+            "projector": {"checkpoint": "projector.safetensors", **_PROJECTOR},
+            "vision": {"folder": "vision"},
+            "base_folder": folder,
+        }
+    )
+
+
+def write_small_autoencoder(params: AutoencoderParams, salt: str, folder: Path) -> tuple[AutoencoderConfig, Path]:
+    """Write an autoencoder drawn by the recipe.
+
+    Returns:
+        Its configuration and the file.
+    """
+    path = folder / "ae.safetensors"
+    shapes = autoencoder_shapes(params)
+    write_safetensors(path, {key: draw(f"ae.{key}", shape, salt) for key, shape in shapes.items()})
+    return AutoencoderConfig(checkpoint=path.name, params=params), path
+
+
+def lora_shapes(params: TransformerParams, rank: int) -> dict[str, tuple[int, ...]]:
+    """Keys and shapes of a USO LoRA file."""
+    width = params.hidden_size
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def pair(name: str, columns: int, rows: int) -> None:
+        shapes[f"{name}.down.weight"] = (rank, columns)
+        shapes[f"{name}.up.weight"] = (rows, rank)
+
+    for block in range(params.depth):
+        for stream in (1, 2):
+            pair(f"double_blocks.{block}.processor.qkv_lora{stream}", width, 3 * width)
+            pair(f"double_blocks.{block}.processor.proj_lora{stream}", width, width)
+    for block in range(params.depth_single_blocks):
+        pair(f"single_blocks.{block}.processor.qkv_lora", width, 3 * width)
+        pair(f"single_blocks.{block}.processor.proj_lora", width + params.mlp_width, width)
+    return shapes
+
+
+def _write_vision_encoder(folder: Path, salt: str) -> None:
+    """A SiglipVisionModel folder; the vision encoder stays in float32 in every case."""
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    folder.mkdir()
+    with torch.device("meta"):
+        module = SiglipVisionModel(SiglipVisionConfig.from_dict(dict(_VISION)))
+    tensors = {}
+    for key, value in module.state_dict().items():
+        name = key.removeprefix("vision_model.")
+        tensors[f"vision_model.{name}"] = draw(f"vision.{name}", tuple(value.shape), salt)
+    write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps({**_VISION, "architectures": ["SiglipVisionModel"]}), encoding="utf-8")
+    (folder / "preprocessor_config.json").write_text(json.dumps(_PREPROCESSOR), encoding="utf-8")
