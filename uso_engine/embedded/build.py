@@ -1,0 +1,243 @@
+"""Build the files of uso-tiny: tokenizers, encoder configurations and, on request, random weights.
+
+``python -m uso_engine.embedded.build`` writes tokenizers and configurations. With ``--random-weights`` it replaces every weight
+file too, by numbers of the seeded recipe in the names and layout of the full-size files. Trained weights come from the training
+program.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from uso_engine.config import EngineConfig, load_config
+from uso_engine.embedded.corpus import captions
+from uso_engine.embedded.tokenizer_training import write_clip_tokenizer, write_t5_tokenizer
+from uso_engine.errors import ConfigError
+from uso_engine.model.params import TransformerParams
+from uso_engine.model.projector import StyleProjector
+from uso_engine.weights.autoencoder_keys import autoencoder_shapes
+from uso_engine.weights.lora_keys_uso import uso_layers
+from uso_engine.weights.recipe import recipe_source
+from uso_engine.weights.safetensors_file import write_safetensors
+from uso_engine.weights.tensor_source import shapes_of
+from uso_engine.weights.transformer_keys import transformer_shapes
+
+logger = logging.getLogger(__name__)
+
+FOLDER = Path(__file__).parent / "uso-tiny"
+LORA_RANK = 8
+SALT = "uso-tiny/"
+STORED_DTYPE = torch.bfloat16
+_CAPTIONS = 20_000
+_VISION = {"image_size": 64, "patch_size": 8, "layers": 21, "heads": 4, "mlp_width": 48}
+_T5 = {"layers": 2, "heads": 4, "head_width": 16, "mlp_width": 128}
+_CLIP = {"layers": 2, "heads": 4, "mlp_width": 96}
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def write_tokenizers(folder: Path) -> tuple[int, int]:
+    """Write both tokenizers, the same on every run.
+
+    Args:
+        folder: gets ``t5`` and ``clip``.
+
+    Returns:
+        The sizes of their vocabularies, T5's first.
+    """
+    texts = list(captions(_CAPTIONS))
+    t5 = write_t5_tokenizer(folder / "t5", texts, least_count=20, subwords=250)
+    return t5, write_clip_tokenizer(folder / "clip", texts, merges=500)
+
+
+def write_encoder_configs(folder: Path, config: EngineConfig, vocabularies: tuple[int, int]) -> None:
+    """Write the encoders' config.json files and the image processor's.
+
+    Args:
+        folder: gets ``t5``, ``clip`` and ``vision``.
+        config: says the widths that the transformer and the projector take.
+        vocabularies: sizes of T5's and CLIP's vocabulary.
+
+    Raises:
+        ConfigError: widths that these encoders cannot have.
+    """
+    params, projector, clip = config.transformer.params, config.projector, config.clip
+    if projector is None or clip is None:
+        raise ConfigError("the embedded model needs [projector] and [clip]")
+    side, patch = _VISION["image_size"], _VISION["patch_size"]
+    if (side // patch) ** 2 != projector.vision_tokens:
+        raise ConfigError(f"vision_tokens must be {(side // patch) ** 2}, got {projector.vision_tokens}")
+    _write_json(
+        folder / "t5" / "config.json",
+        {
+            "architectures": ["T5EncoderModel"],
+            "model_type": "t5",
+            "vocab_size": vocabularies[0],
+            "d_model": params.context_in_dim,
+            "d_kv": _T5["head_width"],
+            "d_ff": _T5["mlp_width"],
+            "num_heads": _T5["heads"],
+            "num_layers": _T5["layers"],
+            "feed_forward_proj": "gated-gelu",
+            "relative_attention_num_buckets": 32,
+            "relative_attention_max_distance": 128,
+            "layer_norm_epsilon": 1e-6,
+            "pad_token_id": 0,
+            "eos_token_id": 1,
+            "decoder_start_token_id": 0,
+        },
+    )
+    _write_json(
+        folder / "clip" / "config.json",
+        {
+            "architectures": ["CLIPTextModel"],
+            "model_type": "clip_text_model",
+            "vocab_size": vocabularies[1],
+            "hidden_size": params.vec_in_dim,
+            "projection_dim": params.vec_in_dim,
+            "intermediate_size": _CLIP["mlp_width"],
+            "num_attention_heads": _CLIP["heads"],
+            "num_hidden_layers": _CLIP["layers"],
+            "max_position_embeddings": clip.max_length,
+            "hidden_act": "quick_gelu",
+            "layer_norm_eps": 1e-5,
+            "bos_token_id": vocabularies[1] - 2,
+            "eos_token_id": vocabularies[1] - 1,
+            "pad_token_id": vocabularies[1] - 1,
+        },
+    )
+    _write_json(
+        folder / "vision" / "config.json",
+        {
+            "architectures": ["SiglipVisionModel"],
+            "model_type": "siglip_vision_model",
+            "hidden_size": projector.vision_width,
+            "intermediate_size": _VISION["mlp_width"],
+            "num_attention_heads": _VISION["heads"],
+            "num_hidden_layers": _VISION["layers"],
+            "num_channels": 3,
+            "image_size": side,
+            "patch_size": patch,
+            "hidden_act": "gelu_pytorch_tanh",
+            "layer_norm_eps": 1e-6,
+        },
+    )
+    _write_json(
+        folder / "vision" / "preprocessor_config.json",
+        {
+            "image_processor_type": "SiglipImageProcessor",
+            "do_resize": True,
+            "size": {"height": side, "width": side},
+            "resample": 3,
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.5, 0.5, 0.5],
+        },
+    )
+
+
+def lora_shapes(params: TransformerParams, rank: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of a LoRA file in USO's own keys.
+
+    Args:
+        params: the transformer's sizes.
+        rank: of every pair of matrices.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, layer in uso_layers(params).items():
+        shapes[f"{name}.down.weight"] = (rank, layer.columns)
+        shapes[f"{name}.up.weight"] = (layer.rows, rank)
+    return shapes
+
+
+def weight_files(folder: Path, config: EngineConfig) -> dict[Path, tuple[str, Shapes]]:
+    """Every weight file of the model: what the recipe puts before its keys, and the keys' shapes.
+
+    Args:
+        folder: of the model, with the encoders' config.json files in it.
+        config: of the model.
+
+    Raises:
+        ConfigError: a part of the model has no section in the configuration.
+    """
+    projector, autoencoder = config.projector, config.autoencoder
+    if projector is None or autoencoder is None:
+        raise ConfigError("the embedded model needs [projector] and [autoencoder]")
+    params = config.transformer.params
+    with torch.device("meta"):
+        style = StyleProjector(projector.vision_tokens, projector.vision_width, projector.style_tokens, params.hidden_size)
+    return {
+        folder / "flux1-tiny.safetensors": ("", transformer_shapes(params)),
+        folder / "dit_lora.safetensors": ("", lora_shapes(params, LORA_RANK)),
+        folder / "projector.safetensors": ("", _module_shapes(style, "feature_embedder.")),
+        folder / "ae.safetensors": ("ae.", autoencoder_shapes(autoencoder.params)),
+        **{folder / name / "model.safetensors": (f"{name}.", shapes) for name, shapes in _encoder_shapes(folder).items()},
+    }
+
+
+def write_random_weights(folder: Path, config: EngineConfig) -> None:
+    """Write every weight file from the seeded recipe, in bfloat16.
+
+    Args:
+        folder: of the model, with the encoders' config.json files in it.
+        config: of the model.
+    """
+    for path, (prefix, shapes) in weight_files(folder, config).items():
+        source = recipe_source(shapes, salt=SALT, dtype=STORED_DTYPE, draw_prefix=prefix)
+        write_safetensors(path, source, {"format": "pt", "origin": f"random numbers by the recipe with salt {SALT!r}"})
+        logger.info("%s: %d tensors, %d bytes", path, len(shapes_of(source)), path.stat().st_size)
+
+
+def _encoder_shapes(folder: Path) -> dict[str, Shapes]:
+    """Shapes of the three encoders' weights under the names that the full-size files have."""
+    from transformers import CLIPTextConfig, CLIPTextModel, SiglipVisionConfig, SiglipVisionModel, T5Config, T5EncoderModel
+
+    with torch.device("meta"):
+        t5 = T5EncoderModel(T5Config.from_pretrained(folder / "t5"))
+        clip = CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "clip"))
+        vision = SiglipVisionModel(SiglipVisionConfig.from_pretrained(folder / "vision"))
+    # The same table as shared.weight; the full-size file has it once too.
+    t5_shapes = {key: shape for key, shape in _module_shapes(t5).items() if key != "encoder.embed_tokens.weight"}
+    return {
+        "t5": t5_shapes,
+        "clip": _module_shapes(clip, "text_model."),
+        "vision": _module_shapes(vision, "vision_model."),
+    }
+
+
+def _module_shapes(module: nn.Module, prefix: str = "") -> dict[str, tuple[int, ...]]:
+    """Shapes of a module's weights with one prefix, whether the module's own names have it or not."""
+    return {prefix + key.removeprefix(prefix): tuple(value.shape) for key, value in module.state_dict().items()}
+
+
+def _write_json(path: Path, content: Mapping[str, object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Build what the arguments ask for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the files go (default: inside the package)")
+    parser.add_argument("--random-weights", action="store_true", help="replace every weight file by random numbers")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    config = load_config("uso-tiny")
+    vocabularies = write_tokenizers(arguments.folder)
+    logger.info("tokenizers: %d pieces for T5, %d tokens for CLIP", *vocabularies)
+    write_encoder_configs(arguments.folder, config, vocabularies)
+    if arguments.random_weights:
+        write_random_weights(arguments.folder, config)
+
+
+if __name__ == "__main__":
+    main()
