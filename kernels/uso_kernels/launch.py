@@ -1,0 +1,162 @@
+"""What a Triton launch is, which generation of GPU it is for, and where Triton may be missing.
+
+Every kernel module describes its launch as data (`Launch`): the launcher runs it, and the ahead-of-time check compiles the very
+same thing for other GPUs. Configurations come from tables keyed by generation and shape class; nothing is tuned at run time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+    from triton.tools.tensor_descriptor import TensorDescriptor
+except ModuleNotFoundError:
+    # The references need no Triton; what does says so when it is called.
+    triton = None
+    tl = None
+    TensorDescriptor = None
+
+HAS_TRITON = triton is not None
+__all__ = [
+    "COMPUTE_CAPABILITIES",
+    "HAS_TRITON",
+    "SHARED_MEMORY_LIMIT_BYTES",
+    "Config",
+    "Generation",
+    "Launch",
+    "TensorDescriptor",
+    "TritonUnavailable",
+    "generation_of",
+    "is_interpreting",
+    "jit",
+    "needs_gradient",
+    "power_of_two",
+    "tl",
+]
+
+Generation = Literal["ampere", "ampere_consumer", "ada", "hopper", "blackwell", "blackwell_consumer"]
+
+COMPUTE_CAPABILITIES: Mapping[Generation, int] = {
+    "ampere": 80,
+    "ampere_consumer": 86,
+    "ada": 89,
+    "hopper": 90,
+    "blackwell": 100,
+    "blackwell_consumer": 120,
+}
+SHARED_MEMORY_LIMIT_BYTES: Mapping[Generation, int] = {
+    "ampere": 163 * 1024,
+    "ampere_consumer": 99 * 1024,
+    "ada": 99 * 1024,
+    "hopper": 227 * 1024,
+    "blackwell": 227 * 1024,
+    "blackwell_consumer": 99 * 1024,
+}
+"""Shared memory one program may use. Source: CUDA C++ Programming Guide, technical specifications per compute capability."""
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class TritonUnavailable(RuntimeError):
+    """A Triton kernel was asked for where Triton, or a GPU that it can compile for, is missing."""
+
+
+def jit(function: Function) -> Function:
+    """Mark a Triton kernel; without Triton the function stays as it is and is never called."""
+    return triton.jit(function) if HAS_TRITON else function
+
+
+def is_interpreting() -> bool:
+    """Whether Triton was imported with its interpreter switched on, so that kernels run on CPU tensors."""
+    return HAS_TRITON and type(tl.sum).__name__ == "InterpretedFunction"
+
+
+@lru_cache
+def _generation(index: int) -> Generation:
+    major, minor = torch.cuda.get_device_capability(index)
+    if major == 8:
+        return {0: "ampere", 9: "ada"}.get(minor, "ampere_consumer")  # type: ignore[return-value]
+    named: dict[int, Generation] = {9: "hopper", 10: "blackwell", 11: "blackwell", 12: "blackwell_consumer"}
+    if major not in named:
+        raise TritonUnavailable(f"kernels need a GPU of compute capability 8.0 or later, this one has {major}.{minor}")
+    return named[major]
+
+
+def generation_of(device: torch.device) -> Generation:
+    """The generation whose configurations a device uses; the interpreter on a CPU goes by Hopper's.
+
+    Raises:
+        TritonUnavailable: Triton is not installed, or the device is neither a GPU nor interpreted.
+    """
+    if not HAS_TRITON:
+        raise TritonUnavailable("Triton is not installed; install the 'gpu' extra, or use the reference on a CPU")
+    if device.type == "cuda":
+        return _generation(torch.cuda.current_device() if device.index is None else device.index)
+    if device.type == "cpu" and is_interpreting():
+        return "hopper"
+    raise TritonUnavailable(f"Triton kernels run on CUDA, got a tensor on {device}")
+
+
+@dataclass(frozen=True)
+class Config:
+    """How one kernel is compiled for one generation and shape class.
+
+    Args:
+        num_warps: warps per program.
+        num_stages: depth of the software pipeline.
+        blocks: tile sizes, passed to the kernel as constants.
+    """
+
+    num_warps: int
+    num_stages: int
+    blocks: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch of one kernel.
+
+    Args:
+        name: what reports call it.
+        kernel: the compiled or interpreted function.
+        grid: programs along each axis.
+        arguments: every argument but the tile sizes, by name: tensors, descriptors, numbers, constants.
+        config: how it is compiled.
+    """
+
+    name: str
+    kernel: Callable[..., Any]
+    grid: tuple[int, ...]
+    arguments: Mapping[str, object]
+    config: Config
+
+    def run(self) -> None:
+        """Launch on the current stream."""
+        if 0 in self.grid:
+            return
+        self.kernel[self.grid](  # type: ignore[index]
+            **self.arguments,
+            **self.config.blocks,
+            num_warps=self.config.num_warps,
+            num_stages=self.config.num_stages,
+            # Triton 3.10 changes the default; the checks were made with fused multiply-adds.
+            enable_fp_fusion=True,
+        )
+
+
+def power_of_two(number: int) -> int:
+    """The smallest power of two that is at least `number`."""
+    return 1 << max(0, number - 1).bit_length()
+
+
+def needs_gradient(*tensors: Tensor | None) -> bool:
+    """Whether autograd would record an operation on these tensors: then the differentiable reference must run."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
