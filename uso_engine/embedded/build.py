@@ -36,7 +36,7 @@ LORA_RANK = 8
 SALT = "uso-tiny/"
 STORED_DTYPE = torch.bfloat16
 _CAPTIONS = 20_000
-_VISION = {"image_size": 64, "patch_size": 8, "layers": 21, "heads": 4, "mlp_width": 48}
+_VISION = {"image_size": 64, "patch_size": 8, "layers": 21, "heads": 4, "mlp_width": 128}
 _T5 = {"layers": 2, "heads": 4, "head_width": 16, "mlp_width": 128}
 _CLIP = {"layers": 2, "heads": 4, "mlp_width": 96}
 
@@ -123,6 +123,7 @@ def write_encoder_configs(folder: Path, config: EngineConfig, vocabularies: tupl
             "num_attention_heads": _VISION["heads"],
             "num_hidden_layers": _VISION["layers"],
             "num_channels": 3,
+            "vision_use_head": False,
             "image_size": side,
             "patch_size": patch,
             "hidden_act": "gelu_pytorch_tanh",
