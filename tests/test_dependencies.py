@@ -21,7 +21,7 @@ LAYERS = (
     {"errors"},
     {"model"},
     {"imaging", "conditioning", "sampling", "weights", "quantization", "safety"},
-    {"config", "request"},
+    {"config", "request", "request_fields", "request_messages", "response", "result"},
     {"assembly", "pipeline", "engine"},
     {"verification", "verify", "evaluation", "embedded", "serving"},
     {"cli"},
@@ -33,7 +33,7 @@ LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {}
 
 FORBIDDEN_NAMES = re.compile(r"(?:.*_)?(utils?|helpers?|common|managers?|misc|v\d+)")
-DISTRIBUTIONS = {"PIL": "pillow", "google": "protobuf", "optimum": "optimum-quanto"}
+DISTRIBUTIONS = {"PIL": "pillow", "pydantic_core": "pydantic", "google": "protobuf", "optimum": "optimum-quanto"}
 FILE_MODULES = {"os", "io", "pathlib", "shutil", "tempfile", "subprocess", "socket", "tomllib", "configparser", "mmap"}
 
 

@@ -120,7 +120,7 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: 
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> int:
     """How many letters of a text fit; at least one."""
-    return max(1, bisect_right(range(len(text)), width, key=lambda count: font.getlength(text[:count])) - 1)
+    return max(1, bisect_right(range(len(text)), float(width), key=lambda count: float(font.getlength(text[:count]))) - 1)
 
 
 def _in_ascii(text: str) -> str:

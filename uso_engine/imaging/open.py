@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import BinaryIO
 
 from PIL import Image
 
@@ -13,10 +12,9 @@ from uso_engine.errors import ImageError, MissingFileError
 from uso_engine.imaging.data_uri import decode_data_uri
 from uso_engine.imaging.decode import check_size, decode_image
 from uso_engine.imaging.rgb import to_rgb
+from uso_engine.imaging.source import SCHEME, ImageSource, describe_source
 
-ImageSource: TypeAlias = str | Path | bytes | BinaryIO | Image.Image
-
-_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+__all__ = ["ImageLimits", "ImageSource", "describe_source", "open_image"]
 
 
 @dataclass(frozen=True)
@@ -76,35 +74,6 @@ def open_image(source: ImageSource, *, limits: ImageLimits | None = None, name: 
     return to_rgb(image, label=label)
 
 
-def describe_source(source: ImageSource) -> str:
-    """Name a source in a few words, without query strings, object addresses or the bytes themselves.
-
-    Args:
-        source: anything ``open_image`` takes.
-
-    Returns:
-        At most about 100 characters, for messages and logs.
-    """
-    if isinstance(source, Image.Image):
-        return f"PIL image {source.width}x{source.height} {source.mode}"
-    if isinstance(source, bytes):
-        return f"{len(source):,} bytes"
-    if isinstance(source, str) and source[:5].lower() == "data:":
-        return f"data URI of {len(source):,} characters"
-    if isinstance(source, str) and _SCHEME.match(source):
-        without_query = re.split(r"[?#]", source, maxsplit=1)[0]
-        return _shorten(re.sub(r"//[^/@]*@", "//", without_query))
-    if isinstance(source, (str, Path)):
-        return f"'{_shorten(str(source))}'"
-    file_name = getattr(source, "name", None)
-    return f"file '{_shorten(file_name)}'" if isinstance(file_name, str) else "file object"
-
-
-def _shorten(text: str) -> str:
-    printable = "".join(c if c.isprintable() else "?" for c in text[:200])
-    return printable if len(printable) <= 90 else f"{printable[:44]}…{printable[-44:]}"
-
-
 def _read(source: str | Path | bytes | BinaryIO, limits: ImageLimits, label: str) -> bytes:
     if isinstance(source, bytes):
         return _within(source, limits, label)
@@ -127,7 +96,7 @@ def _read_text(text: str, limits: ImageLimits, label: str) -> bytes:
         raise ImageError("an empty string is no image; expected a path, URL or data URI")
     if text[:5].lower() == "data:":
         return decode_data_uri(text, max_bytes=limits.max_bytes, label=label)
-    scheme = _SCHEME.match(text)
+    scheme = SCHEME.match(text)
     if scheme is None:
         return _read_path(Path(text), limits, label)
     if scheme[1].lower() not in ("http", "https"):
