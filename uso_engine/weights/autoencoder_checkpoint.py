@@ -15,7 +15,7 @@ from torch import nn
 from uso_engine.errors import CheckpointError
 from uso_engine.weights.autoencoder_keys import AutoencoderParams, autoencoder_shapes
 from uso_engine.weights.checkpoint_files import open_checkpoint
-from uso_engine.weights.key_report import bulleted, compare_shapes, short_key, summarise_keys
+from uso_engine.weights.key_report import bulleted, compare_shapes, key_count, short_key, summarise_keys
 from uso_engine.weights.loading import load_parameters
 from uso_engine.weights.tensor_source import MemorySource, TensorSource, shapes_of, without_prefix
 
@@ -101,7 +101,7 @@ def _own_keys(source: TensorSource) -> TensorSource:
             unknown = [key for key in outside if not key.startswith(_OTHER_COMPONENTS)]
             if unknown:
                 raise CheckpointError(
-                    f"{source.describe()}: {len(unknown)} keys left over beside {prefix}*: {summarise_keys(unknown)}"
+                    f"{source.describe()}: {key_count(unknown)} left over beside {prefix}*: {summarise_keys(unknown)}"
                 )
             if outside:
                 logger.info("%s: %d keys of other components are not used here", source.describe(), len(outside))

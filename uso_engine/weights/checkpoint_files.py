@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from uso_engine.errors import CheckpointError, MissingFileError
-from uso_engine.weights.key_report import bulleted, short_key, summarise_keys
+from uso_engine.weights.key_report import bulleted, key_count, short_key, summarise_keys
 from uso_engine.weights.safetensors_file import SafetensorsSource, is_pickle_name
 from uso_engine.weights.tensor_source import TensorSource
 
@@ -137,9 +137,9 @@ def _open_index(index: Path) -> TensorSource:
     held = set(source.keys())
     problems = []
     if absent := [key for key in weight_map if key not in held]:
-        problems.append(f"{len(absent)} keys stand in the index but in no shard: {summarise_keys(absent)}")
+        problems.append(f"{key_count(absent)} in the index but in no shard: {summarise_keys(absent)}")
     if unlisted := [key for key in source.keys() if key not in weight_map]:  # noqa: SIM118 - a source is not a mapping
-        problems.append(f"{len(unlisted)} keys stand in a shard but not in the index: {summarise_keys(unlisted)}")
+        problems.append(f"{key_count(unlisted)} in a shard but not in the index: {summarise_keys(unlisted)}")
     if problems:
         source.close()
         raise CheckpointError(bulleted(f"{index} does not fit its shards", problems))

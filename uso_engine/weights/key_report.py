@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 _MOST_KEYS_LISTED = 20
 _MOST_PATTERNS_LISTED = 60
@@ -14,6 +14,11 @@ def short_key(text: str) -> str:
     """One key for a message: keys come from files and may be of any length and content."""
     shown = text if text.isascii() and text.isprintable() else ascii(text)
     return shown if len(shown) <= 120 else f"{shown[:117]}..."
+
+
+def key_count(keys: Collection[str]) -> str:
+    """How many keys, as ``1 key`` or ``3 keys``."""
+    return f"{len(keys)} key" if len(keys) == 1 else f"{len(keys)} keys"
 
 
 def summarise_keys(keys: Iterable[str]) -> str:
@@ -65,22 +70,18 @@ def compare_shapes(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, 
     problems = []
     missing = [key for key in expected if key not in found]
     if missing:
-        problems.append(f"{_count(missing)} missing: {summarise_keys(missing)}")
+        problems.append(f"{key_count(missing)} missing: {summarise_keys(missing)}")
     left_over = [key for key in found if key not in expected]
     if left_over:
-        problems.append(f"{_count(left_over)} left over: {summarise_keys(left_over)}")
+        problems.append(f"{key_count(left_over)} left over: {summarise_keys(left_over)}")
     # Grouped by the two shapes, so that one wrong width is one sentence, not seven hundred.
     misshapen: dict[tuple[tuple[int, ...], tuple[int, ...]], list[str]] = {}
     for key, shape in expected.items():
         if key in found and found[key] != shape:
             misshapen.setdefault((shape, found[key]), []).append(key)
     for (shape, actual), keys in misshapen.items():
-        problems.append(f"{_count(keys)} of shape {list(actual)}, expected {list(shape)}: {summarise_keys(keys)}")
+        problems.append(f"{key_count(keys)} of shape {list(actual)}, expected {list(shape)}: {summarise_keys(keys)}")
     return problems
-
-
-def _count(keys: list[str]) -> str:
-    return f"{len(keys)} key" if len(keys) == 1 else f"{len(keys)} keys"
 
 
 def bulleted(title: str, problems: Iterable[str]) -> str:

@@ -124,6 +124,7 @@ def remerge(
     old, new = _recipes(old_loras), _recipes(new_loras)
     touched = [key for key in {**old, **new} if not _same(old.get(key, ()), new.get(key, ()))]
     parameters = dict(module.named_parameters())
+    _check_updates(new, {key: tuple(parameter.shape) for key, parameter in parameters.items()})
     plain = {
         key for key in touched if key in parameters and parameters[key].is_floating_point() and not parameters[key].is_meta
     }
@@ -135,7 +136,6 @@ def remerge(
     problems = compare_shapes({key: tuple(parameters[key].shape) for key in touched}, found)
     if problems:
         raise CheckpointError(bulleted(f"{source.describe()} does not fit {type(module).__name__}", problems))
-    _check_updates(new, {key: tuple(parameters[key].shape) for key in touched})
     total, done = _bytes_to_read(source, touched), 0
     changed: list[str] = []
     try:
@@ -207,7 +207,7 @@ def _check_updates(recipes: Mapping[str, _Recipe], shapes: Mapping[str, tuple[in
                 block = f"rows to {update.rows.stop} and columns to {update.columns.stop} of a weight of shape {list(shape)}"
                 problems.setdefault(f"{term.name} changes {block}", []).append(key)
     if problems:
-        lines = [f"{problem}: {summarise_keys(keys)}" for problem, keys in problems.items()]
+        lines = [f"{problem}: {summarise_keys(dict.fromkeys(keys))}" for problem, keys in problems.items()]
         raise LoRAError(bulleted("the LoRAs do not fit the model", lines))
 
 

@@ -16,7 +16,7 @@ from uso_engine.errors import CheckpointError, LoRAError, MissingFileError
 from uso_engine.model.params import TransformerParams
 from uso_engine.weights import lora_keys_bfl, lora_keys_diffusers, lora_keys_kohya, lora_keys_uso
 from uso_engine.weights.finite import is_finite
-from uso_engine.weights.key_report import bulleted, summarise_keys
+from uso_engine.weights.key_report import bulleted, key_count, summarise_keys
 from uso_engine.weights.lora_layers import KeyStyle, LoRALayer
 from uso_engine.weights.lora_parts import Part, is_text_encoder_key, parse_key, refusal
 from uso_engine.weights.lora_scaling import PeftScaling, read_scaling
@@ -260,5 +260,5 @@ def _read_matrix(source: TensorSource, key: str, findings: _Findings) -> Tensor:
 def _nothing_found(source: TensorSource, findings: _Findings) -> str:
     name = source.describe()
     if findings.skipped:
-        return f"{name}: only layers of text encoders ({len(findings.skipped)} keys); a LoRA for the transformer is needed"
+        return f"{name}: only layers of text encoders ({key_count(findings.skipped)}); a LoRA for the transformer is needed"
     return f"{name}: the file holds no tensors; a LoRA for the transformer is needed"

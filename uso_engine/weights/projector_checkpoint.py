@@ -6,7 +6,7 @@ from pathlib import Path
 
 from uso_engine.errors import CheckpointError
 from uso_engine.weights.checkpoint_files import open_checkpoint
-from uso_engine.weights.key_report import bulleted, compare_shapes, summarise_keys
+from uso_engine.weights.key_report import bulleted, compare_shapes, key_count, summarise_keys
 from uso_engine.weights.tensor_source import TensorSource, shapes_of, without_prefix
 
 _PREFIX = "feature_embedder."
@@ -59,7 +59,7 @@ def open_projector_checkpoint(
         prefixed = [key for key in keys if key.startswith(_PREFIX)]
         if prefixed and len(prefixed) < len(keys):
             beside = [key for key in keys if not key.startswith(_PREFIX)]
-            raise CheckpointError(f"{path}: {len(beside)} keys left over beside {_PREFIX}*: {summarise_keys(beside)}")
+            raise CheckpointError(f"{path}: {key_count(beside)} left over beside {_PREFIX}*: {summarise_keys(beside)}")
         view = without_prefix(source, _PREFIX if prefixed else "")
         problems = compare_shapes(expected, shapes_of(view))
         if problems:

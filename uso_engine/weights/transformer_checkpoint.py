@@ -14,7 +14,7 @@ from uso_engine.errors import CheckpointError
 from uso_engine.model.params import TransformerParams
 from uso_engine.weights.checkpoint_files import open_checkpoint
 from uso_engine.weights.diffusers_keys import FusedSource, diffusers_pieces, diffusers_shapes
-from uso_engine.weights.key_report import bulleted, compare_shapes, summarise_keys
+from uso_engine.weights.key_report import bulleted, compare_shapes, key_count, summarise_keys
 from uso_engine.weights.tensor_source import TensorSource, shapes_of, without_prefix
 from uso_engine.weights.transformer_keys import transformer_shapes
 
@@ -63,7 +63,7 @@ def _canonical(source: TensorSource, params: TransformerParams) -> TensorSource:
     expected = "double_blocks.* (Black Forest Labs, ComfyUI) or transformer_blocks.* (diffusers)"
     raise CheckpointError(
         f"{source.describe()} is not a FLUX transformer: expected keys {expected}, {_guess(keys)}"
-        f"found {len(keys)} keys: {summarise_keys(keys) or 'none'}"
+        f"found {key_count(keys)}: {summarise_keys(keys) or 'none'}"
     )
 
 
@@ -74,7 +74,9 @@ def _stripped(source: TensorSource, prefix: str) -> TensorSource:
     outside = [key for key in source.keys() if not key.startswith(prefix)]  # noqa: SIM118 - a source is not a mapping
     unknown = [key for key in outside if not key.startswith(_OTHER_COMPONENTS)]
     if unknown:
-        raise CheckpointError(f"{source.describe()}: {len(unknown)} keys left over beside {prefix}*: {summarise_keys(unknown)}")
+        raise CheckpointError(
+            f"{source.describe()}: {key_count(unknown)} left over beside {prefix}*: {summarise_keys(unknown)}"
+        )
     if outside:
         logger.info("%s: %d keys of other components are not used here", source.describe(), len(outside))
     return without_prefix(source, prefix)
@@ -85,7 +87,7 @@ def _require(source: TensorSource, expected: Mapping[str, tuple[int, ...]], para
     problems = compare_shapes(expected, found)
     integers = [key for key in expected if key in found and not source.dtype(key).is_floating_point]
     if integers:
-        problems.append(f"{len(integers)} keys are not floating-point numbers: {summarise_keys(integers)}")
+        problems.append(f"{key_count(integers)} of another type than floating point: {summarise_keys(integers)}")
     if problems:
         problems = _explanations(found, params) + problems
         raise CheckpointError(bulleted(f"{source.describe()} does not fit the transformer of the configuration", problems))
