@@ -8,13 +8,16 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from PIL import Image
 
 from uso_engine.imaging.encode import CONTENT_TYPES, Encoder, ImageMetadata, OutputFormat, output_format_of
 from uso_engine.imaging.store import ImageStore
 from uso_engine.response import DataObject, GenerationResponse, ImageObject, Meta, Timings, Usage
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -36,6 +39,8 @@ class GenerationResult:
         parameters: what made the images, plain JSON.
         output_format: what the request asked for.
         model: name of the model, for the files' metadata.
+        warnings: what a caller should know, such as where the prompt was cut.
+        latents: [n, 16, h / 8, w / 8] float32, the last latents; withheld where the safety checker objected to any image.
 
     Raises:
         ValueError: not one seed and one flag for each image.
@@ -53,6 +58,8 @@ class GenerationResult:
     parameters: Mapping[str, object] = field(repr=False)
     output_format: OutputFormat = "png"
     model: str = "bytedance/uso"
+    warnings: tuple[str, ...] = ()
+    latents: Tensor | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not len(self.images) == len(self.seeds) == len(self.has_nsfw_concepts):

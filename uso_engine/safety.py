@@ -1,0 +1,154 @@
+"""Unsafe pictures become black ones: an image classifier looks at every result before anybody else does.
+
+The classifier is any transformers image classifier that has a label for what must not be shown; Falconsai/nsfw_image_detection,
+which hosted services use, calls it ``nsfw``. If it cannot give a clear answer, the images are withheld with an error.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
+
+import torch
+from PIL import Image
+
+from uso_engine.conditioning.pretrained import load_pretrained, require_files
+from uso_engine.errors import CheckpointError, SafetyError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+_WHAT = "safety checker"
+_BATCH = 8
+_BLACK = (0, 0, 0)
+
+
+class ImageProcessor(Protocol):
+    """Turns images into the model's input."""
+
+    def __call__(self, images: Sequence[Image.Image], *, return_tensors: str) -> Mapping[str, torch.Tensor]:
+        """Resize and normalise."""
+
+
+class SafetyChecker:
+    """A classifier, the label that it must not give, and how sure it has to be.
+
+    Args:
+        model: a transformers image classifier in evaluation mode.
+        processor: its image processor, on Pillow.
+        threshold: an image is flagged when the probability of the label is at least this; from 0 to 1.
+        label: name of the unsafe label, whatever its case.
+
+    Raises:
+        SafetyError: the model has no such label, or no other one.
+        ValueError: a threshold outside 0 to 1.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, processor: ImageProcessor, *, threshold: float = 0.5, label: str = "nsfw"
+    ) -> None:
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold must be from 0 to 1, got {threshold}")
+        self.threshold = threshold
+        self._model = model
+        self._processor = processor
+        self._label = _label_index(model.config.id2label or {}, label)
+
+    @classmethod
+    def from_folder(
+        cls, folder: Path, *, threshold: float = 0.5, label: str = "nsfw", device: torch.device | str = "cpu"
+    ) -> SafetyChecker:
+        """Load a classifier; nothing is downloaded.
+
+        Args:
+            folder: config.json, preprocessor_config.json and weights.
+            threshold: as for the class.
+            label: as for the class.
+            device: where it runs; it is small, and on the CPU it leaves the GPU's memory alone.
+
+        Returns:
+            The checker.
+
+        Raises:
+            MissingFileError: the folder or a file in it is not there.
+            CheckpointError: not an image classifier, or its weights are incomplete or do not fit.
+            SafetyError: the model has no such label.
+        """
+        from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoConfig, AutoImageProcessor
+
+        require_files(folder, _WHAT, [["config.json", "preprocessor_config.json"]])
+        try:
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            # Pillow by name, so that the answer does not depend on whether torchvision is installed.
+            processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+            raise CheckpointError(f"{_WHAT} in {folder} cannot be loaded: {error}") from error
+        if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+            raise CheckpointError(f"{_WHAT} in {folder}: a model of type {config.model_type!r} is no image classifier")
+        model_class = cast("type[PreTrainedModel]", MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)])
+        model = load_pretrained(
+            model_class, folder, what=_WHAT, model_types=[config.model_type], dtype=torch.float32, device=device
+        )
+        return cls(model, processor, threshold=threshold, label=label)
+
+    def scores(self, images: Sequence[Image.Image]) -> list[float]:
+        """Probability of the unsafe label for each image, from 0 to 1.
+
+        Args:
+            images: RGB, of any sizes.
+
+        Raises:
+            SafetyError: the classifier could not run, or its answer is not a number.
+        """
+        found: list[float] = []
+        for start in range(0, len(images), _BATCH):
+            try:
+                found += self._scores_of(images[start : start + _BATCH])
+            except Exception as error:  # whatever it was, these images have not been checked
+                raise SafetyError(f"the safety checker could not run, so its images are withheld: {error}") from error
+        if any(score != score for score in found):
+            raise SafetyError("the safety checker's answer is not a number, so its images are withheld")
+        return found
+
+    def screen(self, images: Sequence[Image.Image]) -> tuple[list[Image.Image], tuple[bool, ...]]:
+        """Replace what the classifier objects to.
+
+        Args:
+            images: RGB, of any sizes.
+
+        Returns:
+            The images that may be shown, black ones of the same size in the place of others; and which were replaced.
+
+        Raises:
+            SafetyError: the classifier could not give a clear answer; no image may be shown.
+        """
+        flagged = tuple(score >= self.threshold for score in self.scores(images))
+        if any(flagged):
+            logger.info("the safety checker replaced %d of %d images", sum(flagged), len(images))
+        shown = [Image.new("RGB", image.size, _BLACK) if bad else image for image, bad in zip(images, flagged, strict=True)]
+        return shown, flagged
+
+    @torch.inference_mode()
+    def _scores_of(self, images: Sequence[Image.Image]) -> list[float]:
+        inputs = self._processor(list(images), return_tensors="pt")
+        logits = self._model(pixel_values=inputs["pixel_values"].to(self._model.device, self._model.dtype)).logits
+        if logits.shape != (len(images), self._model.config.num_labels):
+            raise ValueError(
+                f"expected {len(images)} answers of {self._model.config.num_labels} labels, got {list(logits.shape)}"
+            )
+        scores: list[float] = logits.float().softmax(-1)[:, self._label].tolist()
+        return scores
+
+
+def _label_index(labels: Mapping[int, str], wanted: str) -> int:
+    found = [index for index, name in labels.items() if name.lower() == wanted.lower()]
+    named = ", ".join(repr(name) for name in labels.values()) or "none"
+    if len(found) != 1:
+        raise SafetyError(f"the safety checker needs exactly one label {wanted!r}; the model's labels are {named}")
+    if len(labels) < 2:
+        raise SafetyError(f"the safety checker needs a label besides {wanted!r}: with one label its probability is always 1")
+    return found[0]
