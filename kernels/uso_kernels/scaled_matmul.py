@@ -1,0 +1,133 @@
+"""Multiply two row-quantised 8-bit float matrices.
+
+    y[m, n] = x_scale[m] * weight_scale[n] * sum_k x[m, k] * weight[n, k] + bias[n]
+
+2 M N K operations on tensor cores; M K + N K bytes read and 2 M N written. Both scales belong to whole rows, so they leave
+the sum and are applied once per output. On a GPU this is torch's own row-wise fp8 product; on a CPU the same quantised
+values are multiplied in float32, so the error is that of the tier, not of the machine. Source: row-wise scaling as in
+FBGEMM's ``f8f8bf16_rowwise``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import ScalingType, scaled_mm
+
+from .quantize_rows import SCALE_ROWS, new_row_scales
+
+ALIGNMENT = 16
+"""Tensor cores take 8-bit operands whose K and N are multiples of this."""
+
+
+def scaled_matmul_reference(
+    x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """Plain PyTorch version of `scaled_matmul`, with the same arguments."""
+    y = x.float() @ weight.float().t()
+    y.mul_(x_scale[:, None]).mul_(weight_scale)
+    if bias is not None:
+        y.add_(bias)
+    return y.to(dtype)
+
+
+def _padded(scale: Tensor) -> Tensor:
+    """The same scales where 256 can be read at a time: some row-wise kernels read past the last (pytorch issue 133334)."""
+    rows = scale.shape[0]
+    needed = scale.storage_offset() + -(-rows // SCALE_ROWS) * SCALE_ROWS
+    if scale.is_contiguous() and scale.untyped_storage().nbytes() >= needed * scale.itemsize:
+        return scale
+    return new_row_scales(rows, scale.device).copy_(scale)
+
+
+def _launch(
+    x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    return scaled_mm(
+        x,
+        weight.t(),
+        _padded(x_scale)[:, None],
+        ScalingType.RowWise,
+        _padded(weight_scale)[None, :],
+        ScalingType.RowWise,
+        bias=bias,
+        output_dtype=dtype,
+        use_fast_accum=True,
+    )
+
+
+@torch.library.custom_op("uso_kernels::scaled_matmul", mutates_args=())
+def scaled_matmul_op(
+    x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """The product as a new tensor."""
+    return scaled_matmul_reference(x, x_scale, weight, weight_scale, bias, dtype)
+
+
+scaled_matmul_op.register_kernel("cuda")(_launch)
+
+
+@scaled_matmul_op.register_fake
+def _(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0], dtype=dtype)
+
+
+def check_quantized_product(
+    x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, element: torch.dtype
+) -> None:
+    """Check the operands of a product of two row-quantised matrices.
+
+    Raises:
+        ValueError: types or shapes that do not belong together; the message lists all of them.
+    """
+    problems = []
+    for name, tensor in (("x", x), ("weight", weight)):
+        if tensor.dtype != element or tensor.ndim != 2:
+            problems.append(f"{name} must be a matrix of {element}, got {tensor.dtype} of shape {tuple(tensor.shape)}")
+        elif tensor.stride(1) != 1:
+            problems.append(f"the rows of {name} must be contiguous, got strides {tensor.stride()}")
+    if not problems:
+        if x.shape[1] != weight.shape[1] or x.shape[1] % ALIGNMENT or weight.shape[0] % ALIGNMENT:
+            problems.append(
+                f"x [M, K] and weight [N, K] must share K, and K and N be multiples of {ALIGNMENT}, "
+                f"got {tuple(x.shape)} and {tuple(weight.shape)}"
+            )
+        for name, scale, rows in (("x_scale", x_scale, x.shape[0]), ("weight_scale", weight_scale, weight.shape[0])):
+            if scale.dtype != torch.float32 or scale.shape != (rows,):
+                problems.append(f"{name} must be float32 of shape ({rows},), got {scale.dtype} of shape {tuple(scale.shape)}")
+        if bias is not None and bias.shape != weight.shape[:1]:
+            problems.append(f"bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def scaled_matmul(
+    x: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+) -> Tensor:
+    """Multiply activations by a weight, both `torch.float8_e4m3fn` with a scale per row.
+
+    Args:
+        x: [M, K], rows contiguous.
+        x_scale: float32 [M], best in a buffer padded to 256 rows (`quantize_rows` makes such); others are copied on a GPU.
+        weight: [N, K], rows contiguous; K and N multiples of 16.
+        weight_scale: float32 [N].
+        bias: [N] or None; on a GPU in `dtype`.
+        dtype: of the result; on a GPU bfloat16 only.
+
+    Returns:
+        [M, N] in `dtype`; sums are kept in float32.
+
+    Raises:
+        ValueError: types or shapes that do not belong together.
+    """
+    check_quantized_product(x, x_scale, weight, weight_scale, bias, torch.float8_e4m3fn)
+    if x.is_cuda and dtype != torch.bfloat16:
+        raise ValueError(f"row-wise fp8 products give bfloat16 on a GPU, got {dtype}")
+    y: Tensor = scaled_matmul_op(x, x_scale, weight, weight_scale, bias, dtype)
+    return y
