@@ -95,7 +95,7 @@ def image_problem(place: int, image: object, *, wire: bool) -> str | None:
         wire: whether it came over HTTP, where there are no paths or objects.
     """
     expected = "an http(s) URL or a data URI" if wire else "a path, URL, data URI, bytes, binary file or PIL image"
-    if image is None or image == "":
+    if image is None or (isinstance(image, str) and not image):
         if place == 0:
             return None
         return f"image_urls[{place}] must be {expected}, got {shown(image)}; only the first, the content image, may be left out"

@@ -10,6 +10,15 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 _NUMBER_ERRORS = {"greater_than_equal", "less_than_equal", "finite_number"}
+# What other interfaces call these fields.
+_OTHER_NAMES = {
+    "images": "image_urls",
+    "image": "image_urls",
+    "width": "image_size",
+    "height": "image_size",
+    "steps": "num_inference_steps",
+    "n": "num_images",
+}
 
 
 def validation_messages(error: ValidationError) -> list[str]:
@@ -74,7 +83,7 @@ def _sentence(details: ErrorDetails, model: type[BaseModel], known: Sequence[str
     if kind == "missing":
         return f"{field} is required" + (" (it may be the empty string)" if field == "prompt" else "")
     if kind == "extra_forbidden":
-        near = difflib.get_close_matches(field, known, n=1)
+        near = [_OTHER_NAMES[field]] if field in _OTHER_NAMES else difflib.get_close_matches(field, known, n=1)
         return f"{field[:60]!r} is not a field of a request; " + (
             f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
         )

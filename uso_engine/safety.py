@@ -56,7 +56,7 @@ class SafetyChecker:
         self.threshold = threshold
         self._model = model
         self._processor = processor
-        self._label = _label_index(model.config.id2label or {}, label)
+        self._label = _label_index({int(index): name for index, name in (model.config.id2label or {}).items()}, label)
 
     @classmethod
     def from_folder(
@@ -84,7 +84,9 @@ class SafetyChecker:
         try:
             config = AutoConfig.from_pretrained(folder, local_files_only=True)
             # Pillow by name, so that the answer does not depend on whether torchvision is installed.
-            processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+            processor: ImageProcessor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+                folder, local_files_only=True, backend="pil"
+            )
         except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
             raise CheckpointError(f"{_WHAT} in {folder} cannot be loaded: {error}") from error
         if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:

@@ -84,7 +84,7 @@ def flagged_pattern(width: int, height: int) -> Image.Image:
     rows = np.arange(height)[:, None] * _TILES // height
     columns = np.arange(width)[None] * _TILES // width
     odd = ((rows + columns) % 2).astype(bool)[..., None]
-    return Image.fromarray(np.where(odd, np.uint8(_GREEN), np.uint8(_MAGENTA)))
+    return Image.fromarray(np.where(odd, np.array(_GREEN, np.uint8), np.array(_MAGENTA, np.uint8)))
 
 
 def classifier_weights() -> dict[str, Tensor]:
