@@ -1,1 +1,55 @@
-"""uso_engine: GPU inference for USO image generation."""
+"""uso_engine: GPU inference for USO image generation.
+
+    from uso_engine import USOEngine
+    engine = USOEngine.from_config("uso-tiny")
+    engine.generate(prompt="…", images=["content.png", "style.png"], seed=7).images[0].save("out.png")
+
+Names are imported when they are first used, so that importing the package, checking a request or asking for help does not
+import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .config import EngineConfig, list_configs, load_config
+    from .engine import USOEngine
+    from .errors import USOError
+    from .request import GenerationRequest
+    from .research import ResearchOptions
+    from .result import GenerationResult
+    from .sampling.denoiser import Step
+
+__version__ = "0.1.0"
+__all__ = [
+    "EngineConfig",
+    "GenerationRequest",
+    "GenerationResult",
+    "ResearchOptions",
+    "Step",
+    "USOEngine",
+    "USOError",
+    "__version__",
+    "list_configs",
+    "load_config",
+]
+_HOMES = {
+    "EngineConfig": "config",
+    "list_configs": "config",
+    "load_config": "config",
+    "USOEngine": "engine",
+    "USOError": "errors",
+    "GenerationRequest": "request",
+    "ResearchOptions": "research",
+    "GenerationResult": "result",
+    "Step": "sampling.denoiser",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its home when it is first used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

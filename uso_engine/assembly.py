@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,11 +21,13 @@ from .weights import autoencoder_checkpoint
 from .weights.loaded_transformer import LoadedTransformer
 from .weights.loading import load_parameters
 from .weights.lora import read_lora
+from .weights.low_rank import LoRA
 from .weights.paths import resolve_path
 from .weights.projector_checkpoint import open_projector_checkpoint
 from .weights.transformer_checkpoint import open_transformer_checkpoint
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from .safety import SafetyChecker
 
 LoadProgress = Callable[[str, int, int], None]
 """Called with the part that is being loaded, the bytes read so far and the bytes to read in all (0 where unknown)."""
@@ -64,7 +66,7 @@ def load_transformer(
     params = config.transformer.params
     source = open_transformer_checkpoint(resolve(config.transformer.checkpoint, "transformer checkpoint", config), params)
     try:
-        loras = [(read_lora(resolve(entry.path, "LoRA", config), params), entry.weight) for entry in config.loras]
+        loras = read_loras([(entry.path, entry.weight) for entry in config.loras], config)
         with torch.device("meta"):
             module = Transformer(params)
         load_parameters(
@@ -74,6 +76,31 @@ def load_transformer(
         source.close()
         raise
     return LoadedTransformer(module.eval(), source, loras)
+
+
+def read_loras(loras: Sequence[tuple[str, float]], config: EngineConfig) -> list[tuple[LoRA, float]]:
+    """Read LoRA files for a configuration's transformer.
+
+    Args:
+        loras: paths or hub ids, and the weight of each.
+        config: whose folder relative paths start in.
+
+    Raises:
+        MissingFileError: a file is not there.
+        LoRAError: a file that does not fit.
+    """
+    params = config.transformer.params
+    return [(read_lora(resolve(path, "LoRA", config), params), weight) for path, weight in loras]
+
+
+def load_safety_checker(config: EngineConfig, *, device: torch.device | str) -> SafetyChecker | None:
+    """Load the safety checker; None where the configuration has none."""
+    if config.safety is None:
+        return None
+    from .safety import SafetyChecker
+
+    folder = resolve(config.safety.folder, "safety checker", config)
+    return SafetyChecker.from_folder(folder, threshold=config.safety.threshold, device=device)
 
 
 def load_style_encoder(config: EngineConfig, *, device: torch.device | str, dtype: torch.dtype) -> StyleEncoder | None:

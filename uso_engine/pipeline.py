@@ -140,8 +140,11 @@ class Pipeline:
 
     def cache_statistics(self) -> dict[str, CacheStatistics]:
         """Hits, misses and sizes of the prompt, style and content caches."""
-        caches = {"prompt": self._prompts, "style": self._styles, "content": self._contents}
-        return {name: cache.statistics() for name, cache in caches.items()}
+        return {
+            "prompt": self._prompts.statistics(),
+            "style": self._styles.statistics(),
+            "content": self._contents.statistics(),
+        }
 
     @staticmethod
     def conditions(
@@ -213,8 +216,9 @@ class Pipeline:
     def close(self) -> None:
         """Let go of weight files and cached conditions."""
         self.loaded.close()
-        for cache in (self._prompts, self._styles, self._contents):
-            cache.clear()  # type: ignore[attr-defined]
+        self._prompts.clear()
+        self._styles.clear()
+        self._contents.clear()
 
     def _starting_latents(self, settings: DenoiseSettings) -> Sequence[Tensor]:
         dtype = self.transformer.img_in.weight.dtype if settings.reference_numerics else torch.float32

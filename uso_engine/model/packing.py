@@ -120,7 +120,7 @@ class PackedBatch:
 
 def _index_rows(sequences: Sequences[Sequence], text: Ragged, image: Ragged, joint: Ragged, output: Ragged) -> _IndexTables:
     """The index tables between the four orders."""
-    device = text.starts_tensor.device
+    device = text.tile_sequence.device
     text_joint, image_joint, output_joint, image_source = [], [], [], []
     content_start = output.rows
     for i, sequence in enumerate(sequences):

@@ -99,7 +99,7 @@ class Transformer(nn.Module):
         table = activated.new_empty(len(times), self.modulation_vectors, self.params.hidden_size)
         row = 0
         for block in (*self.double_blocks, *self.single_blocks):
-            vectors = block.modulation_vectors(activated)  # type: ignore[operator]
+            vectors = block.modulation_vectors(activated)
             table[:, row : row + vectors.shape[1]] = vectors
             row += vectors.shape[1]
         table[:, row:] = self.final_layer.adaLN_modulation(activated)

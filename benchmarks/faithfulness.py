@@ -1,0 +1,114 @@
+"""Measure what each deliberate difference from the authors' code does to the answer, on the small reference model.
+
+    python -m benchmarks.faithfulness [--out benchmarks/results/faithfulness.jsonl]
+
+Every record is a relative error ||a - b|| / ||b|| of the last latent (of the autoencoder's latent for the posterior), with what
+was compared in words. Weights are the recipe's random ones, so the figures are those of the arithmetic, not of pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from uso_engine.assembly import load_autoencoder, load_pipeline
+from uso_engine.model.params import TransformerParams
+from uso_engine.pipeline import DenoiseSettings, Pipeline
+from uso_engine.sampling.admission import Conditions
+from uso_engine.verification.case import CaseSettings
+from uso_engine.verification.measure import relative_error
+from uso_engine.verification.small_model import write_small_autoencoder, write_small_model
+from uso_engine.weights.autoencoder_keys import AutoencoderParams
+
+SETTINGS = CaseSettings(
+    width=128, height=96, refs=((16, 12),), styles=1, steps=28, guidance=4.0, seed=7, guidance_embed=True, lora=True
+)
+
+
+def drawn_conditions(params: TransformerParams) -> Conditions:
+    """Random text, style and content of the small model's widths."""
+    generator = torch.Generator().manual_seed(1)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    style = normal(24, params.hidden_size)
+    content = normal(16, *SETTINGS.refs[0])
+    return Conditions(normal(32, params.context_in_dim), normal(params.vec_in_dim), (style,), (content,))
+
+
+def last_latent(pipeline: Pipeline, *, reference_numerics: bool = False, sigmas: tuple[float, ...] | None = None) -> Tensor:
+    """The latent after 28 steps."""
+    settings = DenoiseSettings(
+        width=SETTINGS.width,
+        height=SETTINGS.height,
+        seeds=(SETTINGS.seed,),
+        steps=SETTINGS.steps,
+        sigmas=sigmas,
+        reference_numerics=reference_numerics,
+    )
+    return pipeline.denoise(drawn_conditions(pipeline.transformer.params), settings).latents
+
+
+def measure() -> list[dict[str, object]]:
+    """All records."""
+    with tempfile.TemporaryDirectory() as folder:
+        half = replace_dtype(SETTINGS, "bfloat16")
+        config = write_small_model(half, Path(folder))
+        # The same bfloat16 weights, once computed with in float32 (the truth of those weights) and once in bfloat16.
+        exact = load_pipeline(config, device="cpu", tier="float32")
+        rounded = load_pipeline(config, device="cpu", tier="bf16")
+        truth = last_latent(exact)
+        ours = last_latent(rounded)
+        authors = last_latent(rounded, reference_numerics=True)
+    autoencoder_mean, autoencoder_sample = posterior()
+    return [
+        record("float32 time and latents", "bf16 engine against float32 engine, same weights", relative_error(ours, truth)),
+        record("bfloat16 time and latents", "reference_numerics against float32 engine", relative_error(authors, truth)),
+        record("float32 against bfloat16 time", "bf16 engine against reference_numerics", relative_error(ours, authors)),
+        record("posterior mean", "a seeded sample against the mean", relative_error(autoencoder_sample, autoencoder_mean)),
+    ]
+
+
+def replace_dtype(settings: CaseSettings, dtype: str) -> CaseSettings:
+    """The same case in another precision."""
+    return CaseSettings.model_validate({**settings.model_dump(), "dtype": dtype})
+
+
+def posterior() -> tuple[Tensor, Tensor]:
+    """Latent of a picture as the posterior's mean and as a sample."""
+    with tempfile.TemporaryDirectory() as folder:
+        params = replace(AutoencoderParams(), ch=32, ch_mult=(1, 1, 2, 2), num_res_blocks=1, resolution=64)
+        section, path = write_small_autoencoder(params, "", Path(folder))
+        autoencoder = load_autoencoder(section, path, device="cpu")
+    pixels = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    return autoencoder.encode(pixels), autoencoder.encode(pixels, sample_seed=1)
+
+
+def record(difference: str, compared: str, error: float) -> dict[str, object]:
+    """One line of the results."""
+    machine = f"{platform.machine()}, torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}"
+    return {"benchmark": "faithfulness", "difference": difference, "compared": compared, "relative_error": error, "on": machine}
+
+
+def main() -> None:
+    """Print the records and write them where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="append the records to this file")
+    arguments = parser.parse_args()
+    lines = [json.dumps(entry) for entry in measure()]
+    print("\n".join(lines))
+    if arguments.out is not None:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

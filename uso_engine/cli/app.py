@@ -1,0 +1,88 @@
+"""The commands and what happens around each: errors as one line, Ctrl-C, exit codes."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from uso_engine.errors import GenerationCancelled, USOError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+console = Console()
+errors = Console(stderr=True)
+app = typer.Typer(
+    name="uso-engine",
+    help="Image generation with USO: a prompt, a content image and style images in; pictures out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def fail(message: str, code: int = EXIT_FAILED) -> typer.Exit:
+    """Print an error and make the exception that ends the command."""
+    errors.print(f"[bold red]error:[/] {_escaped(message)}", soft_wrap=True, highlight=False)
+    return typer.Exit(code)
+
+
+def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn what can go wrong in the world into one line and an exit code: 1 failed, 2 wrong arguments, 130 interrupted."""
+
+    @wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except (KeyboardInterrupt, GenerationCancelled):
+            errors.print("[yellow]interrupted[/]; nothing half-written is left behind")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except USOError as error:
+            raise fail(str(error)) from error
+        except ValueError as error:
+            raise fail(_sentence(error), EXIT_USAGE) from error
+
+    return wrapped
+
+
+def _sentence(error: ValueError) -> str:
+    """A ValueError's message; pydantic's own are many lines, one per problem is enough."""
+    from pydantic import ValidationError
+
+    if not isinstance(error, ValidationError):
+        return str(error)
+    problems = []
+    for item in error.errors():
+        field = ".".join(str(part) for part in item["loc"])
+        message = str(item["msg"]).removeprefix("Value error, ")
+        problems.append(message if not field or message.startswith(field) else f"{field}: {message}")
+    return "; ".join(problems)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+@app.callback()
+def _options(verbose: bool = typer.Option(False, "--verbose", "-v", help="Say what is chosen and loaded.")) -> None:
+    level = logging.INFO if verbose else logging.WARNING
+    handler = RichHandler(console=errors, show_time=False, show_path=False)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s")
+    logging.getLogger("uso_engine").setLevel(level)
+
+
+def main() -> None:
+    """Entry point of ``uso-engine``."""
+    from . import configs, generate, info, verify  # noqa: F401  each adds its commands
+
+    app(prog_name="uso-engine")
+    sys.exit(0)

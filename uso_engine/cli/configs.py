@@ -1,0 +1,50 @@
+"""``uso-engine config`` and ``uso-engine download``."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from uso_engine.config import config_folder, list_configs, load_config
+from uso_engine.download import download as fetch
+from uso_engine.download import missing_parts
+
+from .app import app, console, reports_errors
+
+commands = typer.Typer(help="Configurations: list them, show one.", no_args_is_help=True)
+app.add_typer(commands, name="config")
+
+
+@commands.command("list")
+@reports_errors
+def list_all() -> None:
+    """List the configurations that come with the engine."""
+    for name in list_configs():
+        config = load_config(name)
+        missing = missing_parts(config)
+        state = "ready" if not missing else f"missing {len(missing)} parts: uso-engine download {name}"
+        console.print(f"{name:24} {config.description} ({state})", highlight=False, soft_wrap=True)
+    console.print(f"files in {config_folder()}", highlight=False, soft_wrap=True)
+
+
+@commands.command()
+@reports_errors
+def show(config: Annotated[str, typer.Argument(help="A name, or a path to a TOML file.")]) -> None:
+    """Show a configuration with every default filled in, as JSON."""
+    console.print_json(load_config(config).model_dump_json())
+
+
+@app.command()
+@reports_errors
+def download(config: Annotated[str, typer.Argument(help="A name, or a path to a TOML file.")]) -> None:
+    """Download what a configuration names from the Hugging Face hub. Gated models need HF_TOKEN."""
+    loaded = load_config(config)
+    fetch(loaded, token=os.environ.get("HF_TOKEN"), report=lambda line: console.print(line, highlight=False, soft_wrap=True))
+    missing = missing_parts(loaded)
+    if missing:
+        names = ", ".join(f"{part.what} ({part.text})" for part in missing)
+        console.print(f"[yellow]not on the hub, and not here:[/] {names}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1)
+    console.print(f"{loaded.name} is complete", highlight=False)

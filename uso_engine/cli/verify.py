@@ -1,0 +1,70 @@
+"""``uso-engine verify``: reference cases through the engine."""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .app import app, console, fail, reports_errors
+
+
+class TierName(StrEnum):
+    """Precision tiers."""
+
+    FLOAT32 = "float32"
+    BF16 = "bf16"
+    FP8 = "fp8"
+    INT8 = "int8"
+    INT4 = "int4"
+
+
+class KernelChoice(StrEnum):
+    """Which implementation of the kernels."""
+
+    REFERENCE = "reference"
+    TRITON = "triton"
+
+
+@app.command()
+@reports_errors
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Folder of reference cases (*.safetensors, tables.json).")],
+    tier: Annotated[TierName | None, typer.Option(help="Precision of the weights; default: what each case is in.")] = None,
+    attention: Annotated[str, typer.Option(help="Attention backend; see `uso-engine info`.")] = "auto",
+    kernels: Annotated[KernelChoice | None, typer.Option(help="Default: triton on a GPU, reference on a CPU.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+) -> None:
+    """Rebuild reference cases through the engine's own loaders, model and sampler, and compare every tensor.
+
+    Exits with 1 if any error is over its bound.
+    """
+    if kernels is KernelChoice.TRITON and device == "cpu":
+        # Triton decides when a kernel is defined whether it is interpreted, so this stands before anything imports it.
+        os.environ["TRITON_INTERPRET"] = "1"
+    if kernels is KernelChoice.REFERENCE and device != "cpu":
+        raise fail(f"--kernels reference runs on the CPU, not on {device}", 2)
+
+    from uso_engine.verification.run import VerifyOptions
+    from uso_engine.verification.run import verify as run
+
+    if kernels is KernelChoice.TRITON and device == "cpu":
+        from uso_kernels.interpret import register_cpu_launches
+
+        register_cpu_launches()
+    checked = failed = 0
+    for check in run(folder, VerifyOptions(tier=None if tier is None else tier.value, device=device, attention=attention)):
+        checked += 1
+        failed += not check.is_within
+        bound = "no bound" if check.bound is None else f"<= {check.bound:.1e}"
+        verdict = "[green]ok  [/]" if check.is_within else "[bold red]FAIL[/]"
+        note = f"  {check.note}" if check.note else ""
+        console.print(f"{verdict} {check.case}  {check.name}  {check.error:.2e} {bound}{note}", highlight=False, soft_wrap=True)
+    if checked == 0:
+        raise fail(f"no case in {folder} can be checked with tier {tier.value if tier else 'float32'}")
+    console.print(f"{checked} tensors compared, {failed} over their bound", highlight=False)
+    if failed:
+        raise typer.Exit(1)

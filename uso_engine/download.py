@@ -1,0 +1,112 @@
+"""Fetching what a configuration names from the Hugging Face hub into its local cache; the only place that does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .config import EMBEDDED_PREFIX, EngineConfig
+from .errors import FetchError, MissingFileError
+from .weights.paths import resolve_path, split_hub_id
+
+# What the loaders read; repositories also hold the same weights in other formats, which nobody needs twice.
+_WANTED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model")
+_UNWANTED = ("flax_model*", "tf_model*", "*.onnx", "onnx/*", "*.msgpack", "*.h5", "*.bin", "openvino*")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file or folder that a configuration names.
+
+    Args:
+        what: what it is, for messages.
+        text: as the configuration has it.
+        is_file: whether it is a single file.
+    """
+
+    what: str
+    text: str
+    is_file: bool
+
+    @property
+    def hub_id(self) -> tuple[str, str | None] | None:
+        """Repository and path inside, if it is a hub id rather than a path."""
+        return None if self.text.startswith(EMBEDDED_PREFIX) else split_hub_id(self.text)
+
+
+def parts(config: EngineConfig) -> Iterator[Part]:
+    """Every file and folder of a configuration, in loading order."""
+    yield Part("transformer checkpoint", config.transformer.checkpoint, _is_file(config.transformer.checkpoint))
+    for lora in config.loras:
+        yield Part("LoRA", lora.path, True)
+    if config.projector is not None:
+        yield Part("style projector", config.projector.checkpoint, True)
+    if config.vision is not None:
+        yield Part("vision encoder", config.vision.folder, False)
+    for name, entry in (("T5", config.t5), ("CLIP", config.clip)):
+        if entry is not None:
+            yield Part(f"{name} text encoder", entry.folder, False)
+            if entry.tokenizer is not None:
+                yield Part(f"{name} tokenizer", entry.tokenizer, False)
+    if config.autoencoder is not None:
+        yield Part("autoencoder", config.autoencoder.checkpoint, _is_file(config.autoencoder.checkpoint))
+    if config.safety is not None:
+        yield Part("safety checker", config.safety.folder, False)
+
+
+def missing_parts(config: EngineConfig) -> list[Part]:
+    """What is not on this machine."""
+    missing = []
+    for part in parts(config):
+        if part.text.startswith(EMBEDDED_PREFIX):
+            continue
+        try:
+            resolve_path(part.text, what=part.what, base_dir=config.base_folder)
+        except MissingFileError:
+            missing.append(part)
+    return missing
+
+
+def download(config: EngineConfig, *, token: str | None, report: Callable[[str], None]) -> None:
+    """Bring every hub repository that a configuration names into the local cache.
+
+    Args:
+        config: which; paths and embedded files in it are left alone.
+        token: of the hub, for gated repositories.
+        report: told each part before it is fetched.
+
+    Raises:
+        FetchError: a repository is gated, does not exist or cannot be reached; parts fetched before stay in the cache.
+    """
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    for part in parts(config):
+        if part.hub_id is None:
+            continue
+        repository, inside = part.hub_id
+        report(f"{part.what}: {repository}{'' if inside is None else f', {inside}'}")
+        try:
+            _fetch(repository, inside, part.is_file, token)
+        except GatedRepoError as error:
+            raise FetchError(
+                f"{part.what}: {repository} is gated. Accept its terms at https://huggingface.co/{repository}, "
+                "then set HF_TOKEN to a token that may read it and run this again"
+            ) from error
+        except (OfflineModeIsEnabled, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise FetchError(f"{part.what}: {repository} cannot be downloaded: {reason}") from error
+
+
+def _fetch(repository: str, inside: str | None, is_file: bool, token: str | None) -> None:
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    if is_file and inside is not None:
+        hf_hub_download(repository, inside, token=token)
+        return
+    wanted = list(_WANTED) if inside is None else [f"{inside}/{pattern}" for pattern in _WANTED]
+    snapshot_download(repository, token=token, allow_patterns=wanted, ignore_patterns=list(_UNWANTED))
+
+
+def _is_file(text: str) -> bool:
+    return Path(text).suffix == ".safetensors"

@@ -1,0 +1,278 @@
+"""The engine: a configuration, loaded; requests in, pictures out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import torch
+
+from . import generation
+from .assembly import LoadProgress, check_device, load_pipeline, load_safety_checker, read_loras
+from .conditioning.cache import CacheStatistics
+from .conditioning.style import StyleTokens
+from .conditioning.text import TextEmbedding
+from .config import EngineConfig, Tier, load_config
+from .diffusers_call import request_from_diffusers
+from .errors import EngineClosedError, SafetyError
+from .generation import Stopwatch
+from .imaging.open import ImageLimits, ImageSource, open_image
+from .imaging.pixels import to_pixels
+from .imaging.resize import resize_content
+from .imaging.sizes import SizeLimits
+from .pipeline import Pipeline
+from .request import GenerationRequest, RequestDefaults, request_model
+from .research import ResearchOptions
+from .result import GenerationResult
+from .sampling.denoiser import OnStep, Step
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from .safety import SafetyChecker
+
+DTYPE_TIERS: dict[torch.dtype, Tier] = {torch.float32: "float32", torch.bfloat16: "bf16"}
+
+
+class USOEngine:
+    """A loaded model. Thread-safe: one request runs at a time, others wait their turn.
+
+    Make one with `from_config`; close it, or use it in a ``with`` statement.
+
+    Args:
+        config: what it was made from.
+        pipeline: the loaded parts.
+        safety: the safety checker, if the configuration has one.
+        device: where the parts are.
+        image_limits: what is accepted as an input image.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        pipeline: Pipeline,
+        *,
+        safety: SafetyChecker | None,
+        device: torch.device,
+        image_limits: ImageLimits | None = None,
+    ) -> None:
+        self.config = config
+        self.device = device
+        self._pipeline: Pipeline | None = pipeline
+        self._safety = safety
+        self._image_limits = image_limits if image_limits is not None else ImageLimits()
+        self._turn = threading.Lock()
+        limits, defaults = config.limits, config.defaults
+        self.request_type: type[GenerationRequest] = request_model(
+            SizeLimits(limits.min_side, limits.max_side, limits.max_pixels),
+            RequestDefaults(defaults.width, defaults.height, defaults.steps, defaults.guidance, config.content.long_side),
+        )
+
+    @classmethod
+    def from_config(
+        cls,
+        config: str | Path | EngineConfig,
+        *,
+        device: str | None = None,
+        dtype: torch.dtype | None = None,
+        attention: str = "auto",
+        image_limits: ImageLimits | None = None,
+        progress: LoadProgress | None = None,
+    ) -> USOEngine:
+        """Load an engine.
+
+        Args:
+            config: a name from `uso_engine.config.list_configs`, a path to a TOML file, or a configuration.
+            device: "cpu", "cuda" or "cuda:N"; by default the first GPU, or the CPU where there is none.
+            dtype: torch.float32 or torch.bfloat16, instead of the configuration's precision tier.
+            attention: attention backend by name; "auto" chooses.
+            image_limits: what is accepted as an input image.
+            progress: told what is being loaded.
+
+        Raises:
+            MissingFileError: a configuration or weight file is not there; says which and how to get it.
+            ConfigError: a configuration that cannot be used.
+            CheckpointError: weights that do not fit.
+            BackendError: this machine cannot run what was asked for.
+            ValueError: another dtype.
+        """
+        if not isinstance(config, EngineConfig):
+            config = load_config(config)
+        if dtype is not None and dtype not in DTYPE_TIERS:
+            raise ValueError(
+                f"dtype must be torch.float32 or torch.bfloat16, got {dtype}; other tiers are set in the configuration"
+            )
+        place = check_device(device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu"))
+        tier = None if dtype is None else DTYPE_TIERS[dtype]
+        pipeline = load_pipeline(config, device=place, tier=tier, attention=attention, progress=progress)
+        safety = load_safety_checker(config, device=place)
+        return cls(config, pipeline, safety=safety, device=place, image_limits=image_limits)
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The loaded parts, for research.
+
+        Raises:
+            EngineClosedError: the engine was closed.
+        """
+        if self._pipeline is None:
+            raise EngineClosedError(f"engine {self.config.name} was closed; make a new one with USOEngine.from_config")
+        return self._pipeline
+
+    def generate(
+        self,
+        request: GenerationRequest | None = None,
+        *,
+        on_step: OnStep | None = None,
+        research: ResearchOptions | None = None,
+        **fields: object,
+    ) -> GenerationResult:
+        """Make the images of a request.
+
+        Args:
+            request: what to make; or give its fields as keywords: ``prompt="…", images=[…], seed=7``.
+            on_step: called after each denoising step; may look, change the latents, stop, or cancel by raising.
+            research: additions that no request schema offers.
+            fields: of `GenerationRequest`.
+
+        Returns:
+            The images and what they cost.
+
+        Raises:
+            ValueError: a request outside the schema or this engine's limits; the message names field, limit and value.
+            ImageError, FetchError, MissingFileError: an input image that cannot be used.
+            SafetyError: the safety checker was asked for and could not run; the images are withheld.
+            EngineClosedError: the engine was closed.
+        """
+        _ = self.pipeline  # A closed engine says so before anything else.
+        if request is not None and fields:
+            raise ValueError(f"give a request or its fields, not both; got a request and {', '.join(sorted(fields))}")
+        checked = self.request_type.model_validate(fields) if request is None else request.fitted_to(self.request_type)
+        checked = checked.with_seed()
+        assert checked.seed is not None
+        self._check_safety(checked)
+        options = research if research is not None else ResearchOptions()
+        seeds = tuple(checked.seed + j for j in range(checked.num_images))
+        with self._turn:
+            pipeline = self.pipeline
+            watch = Stopwatch(self.device)
+            made = generation.run(pipeline, checked, options, seeds, watch, limits=self._image_limits, on_step=on_step)
+            images, flags = made.images, (False,) * len(made.images)
+            if checked.enable_safety_checker and self._safety is not None:
+                with watch.stage("safety"):
+                    images, flags = self._safety.screen(made.images)
+        width, height = made.size
+        return GenerationResult(
+            images=tuple(images),
+            seed=checked.seed,
+            seeds=seeds,
+            has_nsfw_concepts=tuple(flags),
+            prompt=checked.prompt,
+            width=width,
+            height=height,
+            timings=watch.seconds,
+            tokens_used=made.denoised.tokens,
+            parameters=checked.parameters(seed=checked.seed, width=width, height=height),
+            output_format=checked.output_format,
+            model=self.config.model_name,
+            warnings=tuple(str(entry) for entry in made.text.truncated),
+            latents=None if any(flags) else made.denoised.latents,
+        )
+
+    def __call__(self, prompt: str = "", **arguments: object) -> GenerationResult:
+        """Generate the way diffusers' pipelines are called: ``engine(prompt, image=…, width=…).images``.
+
+        Args:
+            prompt: what to make.
+            arguments: diffusers' names, see `uso_engine.diffusers_call`.
+
+        Raises:
+            ValueError: an argument that has no meaning here.
+        """
+        fields, on_step = request_from_diffusers(prompt, arguments)
+        return self.generate(self.request_type.model_validate(fields), on_step=on_step)
+
+    def encode_prompt(self, prompt: str) -> TextEmbedding:
+        """Embed a prompt, to be saved or passed in later."""
+        with self._turn:
+            return self.pipeline.encode_prompt(prompt)
+
+    def encode_style(self, image: ImageSource) -> StyleTokens:
+        """Turn a style image into tokens, to be saved or passed in later."""
+        picture = open_image(image, limits=self._image_limits, name="style image")
+        with self._turn:
+            return self.pipeline.encode_style(picture)
+
+    def encode_content(self, image: ImageSource) -> Tensor:
+        """Turn a content image into its latent [16, h / 8, w / 8]."""
+        picture = open_image(image, limits=self._image_limits, name="content image")
+        pixels = to_pixels(resize_content(picture, long_side=self.config.content.long_side))
+        with self._turn:
+            return self.pipeline.encode_content(pixels)
+
+    def preview(self, step: Step, image: int = 0) -> Image:
+        """Show where a run is heading, cheaply; to be called from ``on_step``, which runs while the engine is taken.
+
+        Args:
+            step: what ``on_step`` was given.
+            image: which image.
+
+        Returns:
+            A small picture.
+        """
+        return generation.preview(self.pipeline, step.estimated_clean(image))
+
+    def set_loras(self, loras: Sequence[tuple[str | Path, float]], *, keep_configured: bool = True) -> None:
+        """Merge LoRAs into the weights, from the pristine ones; a second call replaces the first.
+
+        Args:
+            loras: paths or hub ids, and how strongly each is merged; an empty list takes them all away.
+            keep_configured: whether the configuration's LoRAs, USO's own among them, stay.
+
+        Raises:
+            MissingFileError: a file is not there.
+            LoRAError: a file that does not fit; the weights stay as they were.
+        """
+        read = read_loras([(str(path), weight) for path, weight in loras], self.config)
+        with self._turn:
+            self.pipeline.loaded.set_loras(read, keep_configured=keep_configured)
+
+    def cache_statistics(self) -> dict[str, CacheStatistics]:
+        """Hits, misses and sizes of the condition caches."""
+        return self.pipeline.cache_statistics()
+
+    def warmup(self) -> None:
+        """Run one step at the default size, so that the first request finds kernels compiled and buffers allocated."""
+        self.generate(prompt="", num_inference_steps=1, seed=1, enable_safety_checker=self._safety is not None)
+
+    def close(self) -> None:
+        """Let go of weights and files; waits for a running request. A second call does nothing."""
+        with self._turn:
+            if self._pipeline is not None:
+                self._pipeline.close()
+                self._pipeline = None
+                self._safety = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _check_safety(self, request: GenerationRequest) -> None:
+        """Refuse before anything runs what could only be withheld afterwards."""
+        settings = self.config.safety
+        if request.enable_safety_checker:
+            if self._safety is None:
+                raise SafetyError(
+                    "enable_safety_checker is true, but this configuration names no [safety] checker; "
+                    "add one, or set enable_safety_checker to false"
+                )
+        elif settings is not None and settings.forbid_disabling:
+            raise ValueError("enable_safety_checker must be true: this engine's configuration forbids switching it off")

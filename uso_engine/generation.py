@@ -1,0 +1,189 @@
+"""One request on its way through a pipeline: images, conditions, latents, pixels, safety; timed stage by stage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .conditioning.style import StyleTokens
+from .conditioning.text import TextEmbedding
+from .imaging.open import ImageLimits, open_image
+from .imaging.pixels import from_pixels, to_pixels
+from .imaging.resize import resize_content
+from .pipeline import Denoised, DenoiseSettings, Pipeline
+from .request import GenerationRequest
+from .research import ResearchOptions
+from .sampling.admission import Conditions
+from .sampling.denoiser import OnStep
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass
+class Stopwatch:
+    """Seconds of each stage, in order."""
+
+    device: torch.device
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage to its end on the device."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The opened input images of a request.
+
+    Args:
+        contents: upright RGB images as they were given.
+        styles: likewise.
+    """
+
+    contents: tuple[Image, ...]
+    styles: tuple[Image, ...]
+
+
+def open_pictures(request: GenerationRequest, options: ResearchOptions, limits: ImageLimits) -> Pictures:
+    """Open every input image of a request.
+
+    Raises:
+        ImageError, FetchError, MissingFileError: an image that cannot be used, named by its place.
+    """
+    contents = [] if request.content_image is None else [open_image(request.content_image, limits=limits, name="image_urls[0]")]
+    contents += [
+        open_image(source, limits=limits, name=f"content_images[{i}]") for i, source in enumerate(options.content_images)
+    ]
+    styles = [open_image(source, limits=limits, name=f"image_urls[{i + 1}]") for i, source in enumerate(request.style_images)]
+    styles += [open_image(source, limits=limits, name=f"style_images[{i}]") for i, source in enumerate(options.style_images)]
+    return Pictures(tuple(contents), tuple(styles))
+
+
+def encode_conditions(
+    pipeline: Pipeline, request: GenerationRequest, options: ResearchOptions, pictures: Pictures
+) -> tuple[Conditions, Conditions | None, TextEmbedding]:
+    """Encode text, style and content.
+
+    Returns:
+        The conditions, those of the negative prompt if it is used (same references, its text), and the prompt's embedding.
+
+    Raises:
+        BackendError: the engine lacks an encoder that the request needs.
+    """
+    params = pipeline.transformer.params
+    given = options.prompt_embedding
+    if given is None:
+        text = pipeline.encode_prompt(request.prompt)
+    elif isinstance(given, str | Path):
+        text = TextEmbedding.load(given, token_width=params.context_in_dim, pooled_width=params.vec_in_dim)
+    else:
+        text = given
+    styles = [pipeline.encode_style(image) for image in pictures.styles]
+    for tokens in options.style_tokens:
+        loaded = StyleTokens.load(tokens, width=params.hidden_size) if isinstance(tokens, str | Path) else tokens
+        styles.append(loaded)
+    contents = [
+        pipeline.encode_content(
+            to_pixels(resize_content(image, long_side=request.content_long_side)), sample_seed=options.posterior_seed
+        )
+        for image in pictures.contents
+    ]
+    conditions = pipeline.conditions(text, styles, contents, style_scale=request.style_scale)
+    negative = None
+    # A scale of 1 is the prompt's velocity alone: the second sequence would be computed and multiplied by zero.
+    if request.negative_prompt and request.true_cfg_scale != 1:
+        against = pipeline.encode_prompt(request.negative_prompt)
+        negative = pipeline.conditions(against, styles, contents, style_scale=request.style_scale)
+    return conditions, negative, text
+
+
+def denoise_settings(
+    request: GenerationRequest, options: ResearchOptions, size: tuple[int, int], seeds: tuple[int, ...]
+) -> DenoiseSettings:
+    """The settings of a request's run."""
+    return DenoiseSettings(
+        width=size[0],
+        height=size[1],
+        seeds=seeds,
+        steps=request.num_inference_steps,
+        guidance=request.guidance_scale,
+        sigmas=options.sigmas,
+        latents=options.latents,
+        true_cfg_scale=request.true_cfg_scale,
+        reference_numerics=options.reference_numerics,
+    )
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a run made, before the safety checker.
+
+    Args:
+        images: one per seed.
+        denoised: the latents and what they cost.
+        size: width and height in pixels.
+        text: the prompt's embedding, which knows whether the prompt was cut.
+    """
+
+    images: list[Image]
+    denoised: Denoised
+    size: tuple[int, int]
+    text: TextEmbedding
+
+
+def run(
+    pipeline: Pipeline,
+    request: GenerationRequest,
+    options: ResearchOptions,
+    seeds: tuple[int, ...],
+    watch: Stopwatch,
+    *,
+    limits: ImageLimits,
+    on_step: OnStep | None,
+) -> Generated:
+    """Make a request's images."""
+    with watch.stage("images"):
+        pictures = open_pictures(request, options, limits)
+        size = request.resolved_size(pictures.contents[0].size if pictures.contents else None)
+    with watch.stage("encode"):
+        conditions, negative, text = encode_conditions(pipeline, request, options, pictures)
+    with watch.stage("denoise"):
+        settings = denoise_settings(request, options, size, seeds)
+        denoised = pipeline.denoise(conditions, settings, negative=negative, on_step=on_step)
+    with watch.stage("decode"):
+        images = from_pixels(pipeline.decode(denoised.latents))
+    return Generated(images, denoised, size, text)
+
+
+def preview(pipeline: Pipeline, latent: Tensor, max_cells: int = 32) -> Image:
+    """Decode a latent cheaply, at a fraction of its size.
+
+    Args:
+        pipeline: whose autoencoder decodes.
+        latent: [16, h / 8, w / 8].
+        max_cells: the latent is averaged down until no side has more cells than this.
+
+    Returns:
+        A small picture.
+    """
+    height, width = latent.shape[-2:]
+    factor = max(1, -(-max(height, width) // max_cells))
+    # Whole pairs of cells: the decoder wants an even latent as the transformer made it.
+    cells = (max(2, height // factor // 2 * 2), max(2, width // factor // 2 * 2))
+    small = latent[None].float() if factor == 1 else torch.nn.functional.adaptive_avg_pool2d(latent[None].float(), cells)
+    return from_pixels(pipeline.decode(small))[0]
