@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from uso_engine.conditioning.cache import hash_text, tensor_bytes
-from uso_engine.conditioning.pretrained import fingerprint, load_pretrained, require_files
+from uso_engine.conditioning.pretrained import fingerprint, load_pretrained
+from uso_engine.conditioning.prompt_tokenizer import PromptTokenizer, Truncation, load_clip_tokenizer, load_t5_tokenizer
 from uso_engine.conditioning.storage import load_conditioning, save_conditioning
 from uso_engine.errors import CheckpointError, PromptError
 
@@ -23,34 +23,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _KIND = "text embedding"
-_T5_TOKENIZER = (["tokenizer.json"], ["spiece.model"])
-_CLIP_TOKENIZER = (["tokenizer.json"], ["vocab.json", "merges.txt"])
-_PROBE = "a small house by the sea, with a tree"
-
-
-@dataclass(frozen=True)
-class Truncation:
-    """Where an encoder stopped reading a prompt.
-
-    Args:
-        encoder: "T5" or "CLIP".
-        limit: tokens it takes, its markers for beginning and end included.
-        length: tokens the whole prompt would have had.
-        cut_after: the last words it read, at most 40 characters.
-        lost: the text it never saw.
-    """
-
-    encoder: str
-    limit: int
-    length: int
-    cut_after: str
-    lost: str
-
-    def __str__(self) -> str:
-        return (
-            f"a prompt of {self.length} tokens is longer than the {self.limit} that {self.encoder} takes: "
-            f"cut after '…{self.cut_after}'"
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +87,10 @@ class TextEmbedding:
         made_by = metadata.get("encoder", "")
         if encoder is not None and made_by != encoder:
             logger.warning("%s was made by other text encoders (%s) than the ones in use (%s)", path, made_by, encoder)
-        truncated = tuple(Truncation(**entry) for entry in json.loads(metadata.get("truncated", "[]")))
+        try:
+            truncated = tuple(Truncation(**entry) for entry in json.loads(metadata.get("truncated", "[]")))
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{path} has an unreadable record of what was cut: {error}") from error
         return cls(tokens, pooled, metadata.get("prompt_hash", ""), made_by, truncated)
 
 
@@ -151,22 +126,18 @@ class TextEncoders:
         if not 3 <= clip_max_length <= positions:
             raise ValueError(f"clip_max_length must be from 3 to {positions}, CLIP's positions, got {clip_max_length}")
         self._t5, self._clip = t5, clip
-        self._t5_tokenizer, self._clip_tokenizer = t5_tokenizer, clip_tokenizer
-        self._t5_max_length, self._clip_max_length = t5_max_length, clip_max_length
-        # A fast tokenizer keeps its truncation and padding settings in itself and refuses a second borrower.
-        self._tokenizer_lock = threading.Lock()
-        _check_tokenizer("T5", t5_tokenizer, int(t5.config.vocab_size))
-        _check_tokenizer("CLIP", clip_tokenizer, int(clip.config.vocab_size))
+        self._t5_words = PromptTokenizer("T5", t5_tokenizer, t5_max_length, int(t5.config.vocab_size))
+        self._clip_words = PromptTokenizer("CLIP", clip_tokenizer, clip_max_length, int(clip.config.vocab_size))
         # 2 in an old CLIP configuration stands for "the highest id"; anything else has to be the id that the tokenizer writes,
         # or the pooled output would silently be that of the first token.
-        ends = (clip.config.eos_token_id, clip_tokenizer.eos_token_id)
-        if ends[0] not in (2, ends[1]):
-            raise CheckpointError(f"CLIP's configuration has end-of-text id {ends[0]}, its tokenizer {ends[1]}")
+        if clip.config.eos_token_id not in (2, self._clip_words.end_id):
+            raise CheckpointError(
+                f"CLIP's configuration has end-of-text id {clip.config.eos_token_id}, its tokenizer {self._clip_words.end_id}"
+            )
         self.token_width = int(t5.config.d_model)
         self.pooled_width = int(clip.config.hidden_size)
-        self.identity = fingerprint(
-            [t5, clip], str(t5_max_length), str(clip_max_length), _vocabulary(t5_tokenizer), _vocabulary(clip_tokenizer)
-        )
+        words = (self._t5_words, self._clip_words)
+        self.identity = fingerprint([t5, clip], *(f"{entry.limit} {entry.definition}" for entry in words))
 
     @classmethod
     def from_folders(
@@ -197,19 +168,10 @@ class TextEncoders:
             MissingFileError: a file is not there; says which.
             CheckpointError: files that are not what the configuration says they are.
         """
-        from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
+        from transformers import CLIPTextModel, T5EncoderModel
 
-        t5_words, clip_words = Path(t5_tokenizer or t5), Path(clip_tokenizer or clip)
-        require_files(t5_words, "T5 tokenizer", _T5_TOKENIZER)
-        require_files(clip_words, "CLIP tokenizer", _CLIP_TOKENIZER)
-        try:
-            # From the folder: T5Tokenizer(vocab_file=…) would give a vocabulary of nothing but special tokens.
-            tokenizers = (
-                T5Tokenizer.from_pretrained(t5_words, local_files_only=True),
-                CLIPTokenizer.from_pretrained(clip_words, local_files_only=True),
-            )
-        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-            raise CheckpointError(f"a tokenizer in {t5_words} or {clip_words} cannot be loaded: {error}") from error
+        t5_words = load_t5_tokenizer(Path(t5_tokenizer or t5))
+        clip_words = load_clip_tokenizer(Path(clip_tokenizer or clip))
         t5_model = load_pretrained(
             T5EncoderModel, Path(t5), what="T5 text encoder", model_types=("t5",), dtype=dtype, device=device
         )
@@ -221,9 +183,7 @@ class TextEncoders:
             dtype=dtype,
             device=device,
         )
-        return cls(
-            t5_model, tokenizers[0], clip_model, tokenizers[1], t5_max_length=t5_max_length, clip_max_length=clip_max_length
-        )
+        return cls(t5_model, t5_words, clip_model, clip_words, t5_max_length=t5_max_length, clip_max_length=clip_max_length)
 
     def to(self, device: torch.device | str) -> TextEncoders:
         """Move both encoders."""
@@ -263,46 +223,11 @@ class TextEncoders:
             prompt.encode("utf-8")
         except UnicodeEncodeError as error:
             raise PromptError(f"the prompt is not valid Unicode: half a surrogate pair at character {error.start}") from error
-        t5_ids, t5_cut = self._tokenize("T5", self._t5_tokenizer, prompt, self._t5_max_length)
-        clip_ids, clip_cut = self._tokenize("CLIP", self._clip_tokenizer, prompt, self._clip_max_length)
+        t5_ids, t5_cut = self._t5_words.tokenize(prompt)
+        clip_ids, clip_cut = self._clip_words.tokenize(prompt)
         truncated = tuple(cut for cut in (t5_cut, clip_cut) if cut is not None)
         for cut in truncated:
             logger.warning("%s", cut)
         tokens = self._t5(input_ids=t5_ids.to(self._t5.device), attention_mask=None).last_hidden_state[0]
         pooled = self._clip(input_ids=clip_ids.to(self._clip.device), attention_mask=None).pooler_output[0]
         return TextEmbedding(tokens, pooled, prompt_hash, self.identity, truncated)
-
-    def _tokenize(
-        self, encoder: str, tokenizer: T5Tokenizer | CLIPTokenizer, prompt: str, limit: int
-    ) -> tuple[Tensor, Truncation | None]:
-        with self._tokenizer_lock:
-            length = len(tokenizer(prompt, truncation=False, verbose=False)["input_ids"])
-            kept = tokenizer(
-                prompt,
-                truncation=True,
-                max_length=limit,
-                padding="max_length",
-                return_offsets_mapping=True,
-                return_tensors="pt",
-            )
-        ids: Tensor = kept["input_ids"]
-        if length <= limit:
-            return ids, None
-        # Markers and padding have the offsets (0, 0).
-        end = int(kept["offset_mapping"].max())
-        return ids, Truncation(encoder, limit, length, prompt[:end][-40:], prompt[end:])
-
-
-def _check_tokenizer(encoder: str, tokenizer: T5Tokenizer | CLIPTokenizer, vocabulary_size: int) -> None:
-    highest = max(tokenizer.get_vocab().values())
-    if highest >= vocabulary_size:
-        raise CheckpointError(f"{encoder}'s tokenizer has ids up to {highest}, its encoder only {vocabulary_size} embeddings")
-    ids = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
-    if sum(i == tokenizer.unk_token_id for i in ids) * 2 > len(ids):
-        raise CheckpointError(f"{encoder}'s tokenizer knows no English words: its vocabulary is of another kind or incomplete")
-
-
-def _vocabulary(tokenizer: T5Tokenizer | CLIPTokenizer) -> str:
-    content = json.loads(tokenizer.backend_tokenizer.to_str())
-    # Settings of the last call rather than of the tokenizer.
-    return json.dumps({key: value for key, value in content.items() if key not in ("padding", "truncation")}, sort_keys=True)

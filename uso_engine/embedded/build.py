@@ -66,84 +66,18 @@ def write_encoder_configs(folder: Path, config: EngineConfig, vocabularies: tupl
         vocabularies: sizes of T5's and CLIP's vocabulary.
 
     Raises:
-        ConfigError: widths that these encoders cannot have.
+        ConfigError: a section is missing, or asks for what these encoders cannot be.
     """
     params, projector, clip = config.transformer.params, config.projector, config.clip
     if projector is None or clip is None:
         raise ConfigError("the embedded model needs [projector] and [clip]")
-    side, patch = _VISION["image_size"], _VISION["patch_size"]
-    if (side // patch) ** 2 != projector.vision_tokens:
-        raise ConfigError(f"vision_tokens must be {(side // patch) ** 2}, got {projector.vision_tokens}")
-    _write_json(
-        folder / "t5" / "config.json",
-        {
-            "architectures": ["T5EncoderModel"],
-            "model_type": "t5",
-            "vocab_size": vocabularies[0],
-            "d_model": params.context_in_dim,
-            "d_kv": _T5["head_width"],
-            "d_ff": _T5["mlp_width"],
-            "num_heads": _T5["heads"],
-            "num_layers": _T5["layers"],
-            "feed_forward_proj": "gated-gelu",
-            "relative_attention_num_buckets": 32,
-            "relative_attention_max_distance": 128,
-            "layer_norm_epsilon": 1e-6,
-            "pad_token_id": 0,
-            "eos_token_id": 1,
-            "decoder_start_token_id": 0,
-        },
-    )
-    _write_json(
-        folder / "clip" / "config.json",
-        {
-            "architectures": ["CLIPTextModel"],
-            "model_type": "clip_text_model",
-            "vocab_size": vocabularies[1],
-            "hidden_size": params.vec_in_dim,
-            "projection_dim": params.vec_in_dim,
-            "intermediate_size": _CLIP["mlp_width"],
-            "num_attention_heads": _CLIP["heads"],
-            "num_hidden_layers": _CLIP["layers"],
-            "max_position_embeddings": clip.max_length,
-            "hidden_act": "quick_gelu",
-            "layer_norm_eps": 1e-5,
-            "bos_token_id": vocabularies[1] - 2,
-            "eos_token_id": vocabularies[1] - 1,
-            "pad_token_id": vocabularies[1] - 1,
-        },
-    )
-    _write_json(
-        folder / "vision" / "config.json",
-        {
-            "architectures": ["SiglipVisionModel"],
-            "model_type": "siglip_vision_model",
-            "hidden_size": projector.vision_width,
-            "intermediate_size": _VISION["mlp_width"],
-            "num_attention_heads": _VISION["heads"],
-            "num_hidden_layers": _VISION["layers"],
-            "num_channels": 3,
-            "vision_use_head": False,
-            "image_size": side,
-            "patch_size": patch,
-            "hidden_act": "gelu_pytorch_tanh",
-            "layer_norm_eps": 1e-6,
-        },
-    )
-    _write_json(
-        folder / "vision" / "preprocessor_config.json",
-        {
-            "image_processor_type": "SiglipImageProcessor",
-            "do_resize": True,
-            "size": {"height": side, "width": side},
-            "resample": 3,
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "image_mean": [0.5, 0.5, 0.5],
-            "image_std": [0.5, 0.5, 0.5],
-        },
-    )
+    patches = (_VISION["image_size"] // _VISION["patch_size"]) ** 2
+    if patches != projector.vision_tokens:
+        raise ConfigError(f"vision_tokens must be {patches}, got {projector.vision_tokens}")
+    _write_json(folder / "t5" / "config.json", _t5_config(params.context_in_dim, vocabularies[0]))
+    _write_json(folder / "clip" / "config.json", _clip_config(params.vec_in_dim, vocabularies[1], clip.max_length))
+    _write_json(folder / "vision" / "config.json", _vision_config(projector.vision_width))
+    _write_json(folder / "vision" / "preprocessor_config.json", _image_processor_config(_VISION["image_size"]))
 
 
 def lora_shapes(params: TransformerParams, rank: int) -> dict[str, tuple[int, ...]]:
@@ -196,6 +130,76 @@ def write_random_weights(folder: Path, config: EngineConfig) -> None:
         source = recipe_source(shapes, salt=SALT, dtype=STORED_DTYPE, draw_prefix=prefix)
         write_safetensors(path, source, {"format": "pt", "origin": f"random numbers by the recipe with salt {SALT!r}"})
         logger.info("%s: %d tensors, %d bytes", path, len(shapes_of(source)), path.stat().st_size)
+
+
+def _t5_config(width: int, vocabulary: int) -> dict[str, object]:
+    return {
+        "architectures": ["T5EncoderModel"],
+        "model_type": "t5",
+        "vocab_size": vocabulary,
+        "d_model": width,
+        "d_kv": _T5["head_width"],
+        "d_ff": _T5["mlp_width"],
+        "num_heads": _T5["heads"],
+        "num_layers": _T5["layers"],
+        "feed_forward_proj": "gated-gelu",
+        "relative_attention_num_buckets": 32,
+        "relative_attention_max_distance": 128,
+        "layer_norm_epsilon": 1e-6,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": 0,
+    }
+
+
+def _clip_config(width: int, vocabulary: int, positions: int) -> dict[str, object]:
+    return {
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "projection_dim": width,
+        "intermediate_size": _CLIP["mlp_width"],
+        "num_attention_heads": _CLIP["heads"],
+        "num_hidden_layers": _CLIP["layers"],
+        "max_position_embeddings": positions,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+        "bos_token_id": vocabulary - 2,
+        "eos_token_id": vocabulary - 1,
+        "pad_token_id": vocabulary - 1,
+    }
+
+
+def _vision_config(width: int) -> dict[str, object]:
+    return {
+        "architectures": ["SiglipVisionModel"],
+        "model_type": "siglip_vision_model",
+        "hidden_size": width,
+        "intermediate_size": _VISION["mlp_width"],
+        "num_attention_heads": _VISION["heads"],
+        "num_hidden_layers": _VISION["layers"],
+        "num_channels": 3,
+        "vision_use_head": False,
+        "image_size": _VISION["image_size"],
+        "patch_size": _VISION["patch_size"],
+        "hidden_act": "gelu_pytorch_tanh",
+        "layer_norm_eps": 1e-6,
+    }
+
+
+def _image_processor_config(side: int) -> dict[str, object]:
+    return {
+        "image_processor_type": "SiglipImageProcessor",
+        "do_resize": True,
+        "size": {"height": side, "width": side},
+        "resample": 3,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
 
 
 def _encoder_shapes(folder: Path) -> dict[str, Shapes]:

@@ -1,0 +1,144 @@
+"""Prompt to token ids: padded to a fixed length, and a record of what did not fit."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from uso_engine.conditioning.pretrained import require_files
+from uso_engine.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer, T5Tokenizer
+
+_T5_FILES = (["tokenizer.json"], ["spiece.model"])
+_CLIP_FILES = (["tokenizer.json"], ["vocab.json", "merges.txt"])
+_PROBE = "a small house by the sea, with a tree"
+_LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, ImportError)
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """Where an encoder stopped reading a prompt.
+
+    Args:
+        encoder: "T5" or "CLIP".
+        limit: tokens it takes, its markers for beginning and end included.
+        length: tokens the whole prompt would have had.
+        cut_after: the last words it read, at most 40 characters.
+        lost: the text it never saw.
+    """
+
+    encoder: str
+    limit: int
+    length: int
+    cut_after: str
+    lost: str
+
+    def __str__(self) -> str:
+        return (
+            f"a prompt of {self.length} tokens is longer than the {self.limit} that {self.encoder} takes: "
+            f"cut after '…{self.cut_after}'"
+        )
+
+
+class PromptTokenizer:
+    """One encoder's tokenizer at that encoder's length; may be shared between threads.
+
+    Args:
+        encoder: "T5" or "CLIP", for messages.
+        tokenizer: the encoder's own.
+        limit: tokens that every prompt is padded or cut to.
+        vocabulary_size: embeddings that the encoder has.
+
+    Raises:
+        CheckpointError: the tokenizer does not belong to the encoder, or knows no words.
+    """
+
+    def __init__(self, encoder: str, tokenizer: T5Tokenizer | CLIPTokenizer, limit: int, vocabulary_size: int) -> None:
+        highest = max(tokenizer.get_vocab().values())
+        if highest >= vocabulary_size:
+            raise CheckpointError(
+                f"{encoder}'s tokenizer has ids up to {highest}, its encoder only {vocabulary_size} embeddings"
+            )
+        if tokenizer.unk_token_id in tokenizer(_PROBE, add_special_tokens=False)["input_ids"]:
+            raise CheckpointError(
+                f"{encoder}'s tokenizer does not know plain English words: its vocabulary is incomplete or of another kind"
+            )
+        self._encoder, self._tokenizer, self.limit = encoder, tokenizer, limit
+        # A fast tokenizer keeps its truncation and padding settings in itself and refuses a second borrower.
+        self._lock = threading.Lock()
+        content = json.loads(tokenizer.backend_tokenizer.to_str())
+        # Settings of the last call rather than of the tokenizer.
+        lasting = {key: value for key, value in content.items() if key not in ("padding", "truncation")}
+        self.definition = json.dumps(lasting, sort_keys=True)
+        """All that decides its answers, as text."""
+
+    @property
+    def end_id(self) -> int:
+        """The id that ends a text."""
+        return int(self._tokenizer.eos_token_id)
+
+    def tokenize(self, prompt: str) -> tuple[Tensor, Truncation | None]:
+        """Turn a prompt into ids.
+
+        Args:
+            prompt: any text that is valid Unicode.
+
+        Returns:
+            Ids [1, limit], padded, and what was cut, if anything was.
+        """
+        with self._lock:
+            length = len(self._tokenizer(prompt, truncation=False, verbose=False)["input_ids"])
+            kept = self._tokenizer(
+                prompt,
+                truncation=True,
+                max_length=self.limit,
+                padding="max_length",
+                return_offsets_mapping=True,
+                return_tensors="pt",
+            )
+        ids: Tensor = kept["input_ids"]
+        if length <= self.limit:
+            return ids, None
+        # Markers and padding have the offsets (0, 0).
+        end = int(kept["offset_mapping"].max())
+        return ids, Truncation(self._encoder, self.limit, length, prompt[:end][-40:], prompt[end:])
+
+
+def load_t5_tokenizer(folder: Path) -> T5Tokenizer:
+    """Load T5's tokenizer from a local folder.
+
+    Raises:
+        MissingFileError: its files are not there; says which.
+        CheckpointError: they cannot be read.
+    """
+    from transformers import T5Tokenizer
+
+    require_files(folder, "T5 tokenizer", _T5_FILES)
+    try:
+        # From the folder: T5Tokenizer(vocab_file=…) would give a vocabulary of nothing but special tokens.
+        return T5Tokenizer.from_pretrained(folder, local_files_only=True)
+    except _LOADING_ERRORS as error:
+        raise CheckpointError(f"T5 tokenizer in {folder} cannot be loaded: {error}") from error
+
+
+def load_clip_tokenizer(folder: Path) -> CLIPTokenizer:
+    """Load CLIP's tokenizer from a local folder.
+
+    Raises:
+        MissingFileError: its files are not there; says which.
+        CheckpointError: they cannot be read.
+    """
+    from transformers import CLIPTokenizer
+
+    require_files(folder, "CLIP tokenizer", _CLIP_FILES)
+    try:
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except _LOADING_ERRORS as error:
+        raise CheckpointError(f"CLIP tokenizer in {folder} cannot be loaded: {error}") from error
