@@ -1,43 +1,190 @@
-"""Attention within each sequence of a packed batch, without masks and not causal.
+"""Attention within each sequence of a packed batch, without masks and not causal: one function, several ways to compute it.
 
     out[i] = softmax(q[i] k^T / sqrt(D)) v      over the tokens of i's own sequence
 
-4 L_q L_k C FLOPs per sequence. Queries may be fewer than keys (the last single block needs only the image rows).
+4 L_q L_k C FLOPs per sequence. Queries may be fewer than keys (the last single block needs only the image rows). Each
+backend is a module of its own; this one checks operands, says which can run, and chooses.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from .chunked_attention import chunked_attention, chunked_attention_missing
+from .dense_attention import batched_dense_attention, dense_attention, dense_attention_missing, unequal_lengths
+from .launch import HAS_TRITON, is_interpreting, needs_gradient
+from .operands import FLOAT_DTYPES
 from .ragged import Ragged
+from .triton_attention import attention_reference, triton_attention
+from .varlen_attention import varlen_attention, varlen_attention_missing
+from .xformers_attention import xformers_attention, xformers_attention_missing
+
+Attend = Callable[[Tensor, Tensor, Tensor, Ragged, Ragged, Tensor | None], Tensor]
+LONG_SEQUENCE = 1024
+"""From this length on, a sequence fills a GPU by itself and the fastest dense call wins over one launch for all."""
 
 
-def attention_reference(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged) -> Tensor:
-    """Plain PyTorch version of `attention`: one dense call per sequence."""
-    pieces: list[Tensor] = []
-    for i in range(len(queries)):
-        span, key_span = queries.span(i), keys.span(i)
-        dense = (q[span].transpose(0, 1)[None], k[key_span].transpose(0, 1)[None], v[key_span].transpose(0, 1)[None])
-        pieces.append(F.scaled_dot_product_attention(*dense)[0].transpose(0, 1))
-        end = queries.starts[i + 1] if i + 1 < len(queries) else queries.rows
-        if end > span.stop:
-            pieces.append(q.new_zeros(end - span.stop, *q.shape[1:]))
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+class BackendUnavailable(RuntimeError):
+    """An attention backend was asked for by name and cannot run here; the message says why."""
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged) -> Tensor:
+@dataclass(frozen=True)
+class Backend:
+    """One way to compute attention.
+
+    Args:
+        attend: computes it, into its last argument if that is given.
+        missing: why it cannot run on a device, or None.
+        half_only: whether it takes float16 and bfloat16 only.
+    """
+
+    attend: Attend
+    missing: Callable[[torch.device], str | None]
+    half_only: bool = False
+
+
+def _triton_missing(device: torch.device) -> str | None:
+    if not HAS_TRITON:
+        return "Triton is not installed"
+    if device.type == "cuda" or is_interpreting():
+        return None
+    return "Triton kernels run on CUDA, or on a CPU under TRITON_INTERPRET=1"
+
+
+def _attend_triton(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged, out: Tensor | None) -> Tensor:
+    out = torch.empty_like(q, memory_format=torch.contiguous_format) if out is None else out
+    triton_attention(q, k, v, queries, keys, out)
+    return out
+
+
+BACKENDS = {
+    "dense": Backend(dense_attention, dense_attention_missing),
+    "dense_batched": Backend(batched_dense_attention, dense_attention_missing),
+    "varlen": Backend(varlen_attention, varlen_attention_missing, half_only=True),
+    "xformers": Backend(xformers_attention, xformers_attention_missing),
+    "triton": Backend(_attend_triton, _triton_missing),
+    "chunked": Backend(chunked_attention, chunked_attention_missing),
+}
+
+
+def available_backends(device: torch.device | str) -> dict[str, str | None]:
+    """Every backend with the reason why it cannot run on a device; None for those that can."""
+    return {name: backend.missing(torch.device(device)) for name, backend in BACKENDS.items()}
+
+
+def choose_backend(device: torch.device, dtype: torch.dtype, queries: Ragged, keys: Ragged) -> str:
+    """The default backend for a batch.
+
+    On a CPU: chunked matrix products in bfloat16, dense calls in other types; both give a sequence the same bits in any
+    company. On a GPU: dense calls where every sequence is long, one dense call where lengths are equal, else one launch for
+    all.
+
+    Args:
+        device: where the tensors are.
+        dtype: of q, k and v.
+        queries: where the queries lie.
+        keys: where keys and values lie.
+
+    Returns:
+        A key of `BACKENDS`.
+    """
+    if device.type != "cuda":
+        return "chunked" if dtype == torch.bfloat16 and device.type == "cpu" else "dense"
+    if len(keys) == 1 or min(keys.lengths) >= LONG_SEQUENCE:
+        return "dense"
+    if unequal_lengths(queries, keys) is None:
+        return "dense_batched"
+    for name in ("varlen", "triton"):
+        if BACKENDS[name].missing(device) is None and not (BACKENDS[name].half_only and dtype.itemsize != 2):
+            return name
+    return "dense"
+
+
+def resolve_backend(backend: str, q: Tensor, queries: Ragged, keys: Ragged) -> str:
+    """Turn a wish into the backend that will run.
+
+    Args:
+        backend: a key of `BACKENDS`, or "auto".
+        q: the queries, for their device and dtype.
+        queries: where the queries lie.
+        keys: where keys and values lie.
+
+    Returns:
+        A key of `BACKENDS`.
+
+    Raises:
+        ValueError: no such backend.
+        BackendUnavailable: it cannot run on this device, dtype or these lengths.
+    """
+    if backend == "auto":
+        return choose_backend(q.device, q.dtype, queries, keys)
+    if backend not in BACKENDS:
+        raise ValueError(f"attention backend must be one of {['auto', *BACKENDS]}, got {backend!r}")
+    reason = BACKENDS[backend].missing(q.device)
+    if reason is None and BACKENDS[backend].half_only and q.dtype not in (torch.float16, torch.bfloat16):
+        reason = f"it takes float16 and bfloat16, got {q.dtype}"
+    if reason is None and backend == "dense_batched":
+        reason = unequal_lengths(queries, keys)
+    if reason is not None:
+        runnable = [name for name, why in available_backends(q.device).items() if why is None]
+        raise BackendUnavailable(f"attention backend {backend!r} cannot run: {reason}; on {q.device} these can: {runnable}")
+    return backend
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    queries: Ragged,
+    keys: Ragged,
+    *,
+    backend: str = "auto",
+    out: Tensor | None = None,
+) -> Tensor:
     """Attend within each sequence.
 
     Args:
-        q: [T_q, H, D].
+        q: [T_q, H, D], heads contiguous.
         k: [T, H, D], q's dtype.
         v: [T, H, D], q's dtype.
         queries: where each sequence's queries lie.
         keys: where its keys and values lie; as many sequences as `queries`.
+        backend: a key of `BACKENDS`, or "auto" for the default of device, dtype and lengths. The Triton kernel takes D 64
+        and 128. out: [T_q, H, D], where the result goes; rows may be strided.
 
     Returns:
         [T_q, H, D] in q's dtype; rows that belong to no token are zero.
+
+    Raises:
+        ValueError: operands that do not fit together, or no such backend.
+        BackendUnavailable: a backend asked for by name cannot run here.
     """
-    return attention_reference(q, k, v, queries, keys)
+    _check_operands(q, k, v, queries, keys)
+    name = resolve_backend(backend, q, queries, keys)
+    if needs_gradient(q, k, v):
+        return attention_reference(q, k, v, queries, keys)
+    if out is not None and (out.shape != q.shape or out.dtype != q.dtype or out.device != q.device or out.stride(2) != 1):
+        raise ValueError(f"out must be {q.dtype} {tuple(q.shape)} with contiguous heads, got {out.dtype} {tuple(out.shape)}")
+    return BACKENDS[name].attend(q, k, v, queries, keys, out)
+
+
+def _check_operands(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged) -> None:
+    if q.ndim != 3 or k.ndim != 3 or k.shape != v.shape or q.shape[1:] != k.shape[1:]:
+        raise ValueError(
+            f"q must be [T_q, H, D] and k, v [T, H, D], got {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)}"
+        )
+    if q.dtype not in FLOAT_DTYPES or not q.dtype == k.dtype == v.dtype:
+        raise ValueError(f"q, k and v must have one float dtype, got {q.dtype}, {k.dtype} and {v.dtype}")
+    if not q.device == k.device == v.device:
+        raise ValueError(f"q, k and v must be on one device, got {q.device}, {k.device} and {v.device}")
+    if len(queries) != len(keys):
+        raise ValueError(f"queries and keys must have as many sequences, got {len(queries)} and {len(keys)}")
+    if queries.rows != q.shape[0] or keys.rows != k.shape[0]:
+        raise ValueError(f"the layouts have {queries.rows} and {keys.rows} rows, q and k have {q.shape[0]} and {k.shape[0]}")
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.stride(2) != 1:
+            raise ValueError(f"{name} must have contiguous heads, got strides {x.stride()}; call .contiguous()")

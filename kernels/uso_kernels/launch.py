@@ -90,19 +90,22 @@ def _generation(index: int) -> Generation:
     return named[major]
 
 
-def generation_of(device: torch.device) -> Generation:
-    """The generation whose configurations a device uses; the interpreter on a CPU goes by Hopper's.
+def generation_of(x: Tensor) -> Generation:
+    """The generation whose configurations a tensor's device uses; the interpreter on a CPU goes by Hopper's.
 
     Raises:
         TritonUnavailable: Triton is not installed, or the device is neither a GPU nor interpreted.
+        ValueError: the tensor is float64, for which there is no kernel.
     """
     if not HAS_TRITON:
         raise TritonUnavailable("Triton is not installed; install the 'gpu' extra, or use the reference on a CPU")
-    if device.type == "cuda":
-        return _generation(torch.cuda.current_device() if device.index is None else device.index)
-    if device.type == "cpu" and is_interpreting():
+    if x.dtype == torch.float64:
+        raise ValueError("kernels take float32, bfloat16 or float16, got float64")
+    if x.device.type == "cuda":
+        return _generation(torch.cuda.current_device() if x.device.index is None else x.device.index)
+    if x.device.type == "cpu" and is_interpreting():
         return "hopper"
-    raise TritonUnavailable(f"Triton kernels run on CUDA, got a tensor on {device}")
+    raise TritonUnavailable(f"Triton kernels run on CUDA, got a tensor on {x.device}")
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,8 @@ def check_tiles(tile_sequence: Tensor, rows: int, device: torch.device) -> None:
     Raises:
         ValueError: a number of rows that is not whole tiles, or a table of another length, dtype or device.
     """
-    if rows % TILE_ROWS:
-        raise ValueError(f"packed rows must be a multiple of {TILE_ROWS}, got {rows}")
+    if rows < TILE_ROWS or rows % TILE_ROWS:
+        raise ValueError(f"packed rows must be a positive multiple of {TILE_ROWS}, got {rows}")
     if tile_sequence.ndim != 1 or tile_sequence.shape[0] != rows // TILE_ROWS:
         raise ValueError(f"tile_sequence must be [{rows // TILE_ROWS}] for {rows} rows, got shape {tuple(tile_sequence.shape)}")
     if tile_sequence.dtype != torch.int32 or tile_sequence.device != device or not tile_sequence.is_contiguous():

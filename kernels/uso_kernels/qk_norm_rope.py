@@ -12,7 +12,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .launch import Config, Generation, Launch, generation_of, jit, needs_gradient, tl
 from .layer_norm_modulate import wide_dtype
+from .operands import check_matrix, check_row_index
+
+HEAD_DIMS = (64, 128)
 
 
 def _norm_rope(x: Tensor, scale: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
@@ -50,6 +54,173 @@ def qk_norm_rope_reference(
             target.index_copy_(0, rows, source)
 
 
+@jit
+def _norm_and_turn(values, even_scale, odd_scale, cos, sin, eps, HEADS: tl.constexpr, D: tl.constexpr):
+    """RMSNorm and rotation of float32 [HEADS, D]; scales, cos and sin are [1, D / 2]."""
+    even, odd = tl.split(tl.reshape(values, (HEADS, D // 2, 2)))
+    mean_square = (tl.sum(even * even, axis=1) + tl.sum(odd * odd, axis=1)) / D
+    factor = (1.0 / tl.sqrt_rn(mean_square + eps))[:, None]
+    even = even * factor * even_scale
+    odd = odd * factor * odd_scale
+    return tl.reshape(tl.join(even * cos - odd * sin, even * sin + odd * cos), (HEADS, D))
+
+
+@jit
+def _qk_norm_rope_kernel(
+    qkv_ptr,  # [R, 3 * heads * D]
+    qkv_stride,
+    q_scale_ptr,  # [D]
+    k_scale_ptr,  # [D]
+    cos_ptr,  # [T, D / 2] float32
+    sin_ptr,  # [T, D / 2] float32
+    turn_stride,
+    rows_ptr,  # [R] int64, or None
+    q_ptr,  # [T, heads, D]
+    q_stride,
+    q_head_stride,
+    k_ptr,  # [T, heads, D]
+    k_stride,
+    k_head_stride,
+    v_ptr,  # [T, heads, D]
+    v_stride,
+    v_head_stride,
+    heads,
+    eps,
+    HAS_ROWS: tl.constexpr,
+    D: tl.constexpr,
+    HEADS: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    target = tl.load(rows_ptr + row) if HAS_ROWS else row
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
+    column = tl.arange(0, D)[None, :]
+    mask = (head < heads) & (column < D)
+    half = tl.arange(0, D // 2)[None, :]
+    cos = tl.load(cos_ptr + target * turn_stride + half)
+    sin = tl.load(sin_ptr + target * turn_stride + half)
+
+    source = qkv_ptr + row * qkv_stride + head * D + column
+    even_scale = tl.load(q_scale_ptr + 2 * half).to(tl.float32)
+    odd_scale = tl.load(q_scale_ptr + 2 * half + 1).to(tl.float32)
+    values = tl.load(source, mask=mask, other=0.0).to(tl.float32)
+    values = _norm_and_turn(values, even_scale, odd_scale, cos, sin, eps, HEADS, D)
+    tl.store(q_ptr + target * q_stride + head * q_head_stride + column, values.to(q_ptr.dtype.element_ty), mask=mask)
+
+    even_scale = tl.load(k_scale_ptr + 2 * half).to(tl.float32)
+    odd_scale = tl.load(k_scale_ptr + 2 * half + 1).to(tl.float32)
+    values = tl.load(source + heads * D, mask=mask, other=0.0).to(tl.float32)
+    values = _norm_and_turn(values, even_scale, odd_scale, cos, sin, eps, HEADS, D)
+    tl.store(k_ptr + target * k_stride + head * k_head_stride + column, values.to(k_ptr.dtype.element_ty), mask=mask)
+
+    values = tl.load(source + 2 * heads * D, mask=mask, other=0.0)
+    tl.store(v_ptr + target * v_stride + head * v_head_stride + column, values, mask=mask)
+
+
+CONFIGS = {64: Config(4, 1, {"HEADS": 16}), 128: Config(4, 1, {"HEADS": 8})}
+"""By head dimension, on every generation: 1024 numbers a program, so that a thread reads 16 bytes of bfloat16 at a time.
+Reasoned and compiled without spills, not yet measured."""
+
+
+def qk_norm_rope_launch(
+    qkv: Tensor,
+    q_scale: Tensor,
+    k_scale: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    rows: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    eps: float,
+    generation: Generation,
+) -> Launch:
+    """Describe the launch that writes one stream's rows of q, k and v.
+
+    Raises:
+        ValueError: a head dimension without a kernel.
+    """
+    heads, head_dim = q.shape[1:]
+    if head_dim not in CONFIGS:
+        raise ValueError(f"head dimensions {HEAD_DIMS} have kernels, got {head_dim}")
+    config = CONFIGS[head_dim]
+    arguments = {
+        "qkv_ptr": qkv,
+        "qkv_stride": qkv.stride(0),
+        "q_scale_ptr": q_scale,
+        "k_scale_ptr": k_scale,
+        "cos_ptr": cos,
+        "sin_ptr": sin,
+        "turn_stride": cos.stride(0),
+        "rows_ptr": rows,
+        "q_ptr": q,
+        "q_stride": q.stride(0),
+        "q_head_stride": q.stride(1),
+        "k_ptr": k,
+        "k_stride": k.stride(0),
+        "k_head_stride": k.stride(1),
+        "v_ptr": v,
+        "v_stride": v.stride(0),
+        "v_head_stride": v.stride(1),
+        "heads": heads,
+        "eps": eps,
+        "HAS_ROWS": rows is not None,
+        "D": head_dim,
+    }
+    grid = (qkv.shape[0], -(-heads // config.blocks["HEADS"]))
+    return Launch("qk_norm_rope", _qk_norm_rope_kernel, grid, arguments, config)
+
+
+def _launch(
+    qkv: Tensor,
+    q_scale: Tensor,
+    k_scale: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    rows: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    eps: float,
+) -> None:
+    qk_norm_rope_launch(qkv, q_scale, k_scale, cos, sin, rows, q, k, v, eps, generation_of(qkv)).run()
+
+
+@torch.library.custom_op("uso_kernels::qk_norm_rope", mutates_args=("q", "k", "v"))
+def qk_norm_rope_op(
+    qkv: Tensor,
+    q_scale: Tensor,
+    k_scale: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    rows: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    eps: float,
+) -> None:
+    """Write one stream's rows of q, k and v."""
+    qk_norm_rope_reference(qkv, q_scale, k_scale, cos, sin, rows, q, k, v, eps)
+
+
+qk_norm_rope_op.register_kernel("cuda")(_launch)
+
+
+@qk_norm_rope_op.register_fake
+def _(
+    qkv: Tensor,
+    q_scale: Tensor,
+    k_scale: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    rows: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    eps: float,
+) -> None:
+    pass
+
+
 def qk_norm_rope(
     qkv: Tensor,
     q_scale: Tensor,
@@ -70,10 +241,54 @@ def qk_norm_rope(
         k_scale: [D], RMSNorm weight of the keys.
         cos: float32 [T, D/2], by joint row.
         sin: float32 [T, D/2], by joint row.
-        rows: int64 [R], the joint row of each row of the stream, no row twice; None where the stream is the joint order (R = T).
-        q: [T, H, D], written at `rows`.
+        rows: int64 [R], the joint row of each row of the stream, no row twice; None where the stream is in joint order (R = T).
+        q: [T, H, D], written at `rows`; D is 64 or 128 on a GPU.
         k: [T, H, D], written at `rows`.
         v: [T, H, D], written at `rows`.
         eps: added to the mean square.
+
+    Raises:
+        ValueError: operands that do not fit together.
     """
-    qk_norm_rope_reference(qkv, q_scale, k_scale, cos, sin, rows, q, k, v, eps)
+    _check_operands(qkv, q_scale, k_scale, cos, sin, rows, q, k, v)
+    if needs_gradient(qkv, q_scale, k_scale):
+        qk_norm_rope_reference(qkv, q_scale, k_scale, cos, sin, rows, q, k, v, eps)
+    else:
+        qk_norm_rope_op(qkv, q_scale, k_scale, cos, sin, rows, q, k, v, eps)
+
+
+def _check_operands(
+    qkv: Tensor,
+    q_scale: Tensor,
+    k_scale: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    rows: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+) -> None:
+    if q.ndim != 3 or q.shape != k.shape or q.shape != v.shape:
+        raise ValueError(f"q, k and v must be [T, H, D] of one shape, got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}")
+    joint_rows, heads, width = q.shape
+    if width % 2:
+        raise ValueError(f"rotary embeddings turn pairs: the head dimension must be even, got {width}")
+    check_matrix("qkv", qkv, width=3 * heads * width)
+    for name, target in (("q", q), ("k", k), ("v", v)):
+        if target.dtype != qkv.dtype or target.device != qkv.device or target.stride(2) != 1:
+            raise ValueError(
+                f"{name} must be {qkv.dtype} on {qkv.device} with contiguous heads, got {target.dtype} on {target.device}"
+            )
+    for name, weight in (("q_scale", q_scale), ("k_scale", k_scale)):
+        if weight.shape != (width,) or not weight.is_contiguous() or weight.device != qkv.device:
+            found = f"{tuple(weight.shape)} on {weight.device}"
+            raise ValueError(f"{name} must be contiguous [{width}] on {qkv.device}, got {found}")
+    for name, table in (("cos", cos), ("sin", sin)):
+        if table.shape != (joint_rows, width // 2) or table.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"{name} must be float32 [{joint_rows}, {width // 2}], got {table.dtype} {tuple(table.shape)}")
+        if table.stride(1) != 1 or table.stride(0) != cos.stride(0) or table.device != qkv.device:
+            raise ValueError(f"cos and sin must have contiguous columns and equal strides on {qkv.device}")
+    if rows is not None:
+        check_row_index("rows", rows, qkv.shape[0], qkv.device)
+    elif qkv.shape[0] != joint_rows:
+        raise ValueError(f"without a row index the stream is the joint order: expected {joint_rows} rows, got {qkv.shape[0]}")

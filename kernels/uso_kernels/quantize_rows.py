@@ -21,7 +21,7 @@ LAUNCH_LIMITS = {**QUANTIZED_LIMITS, torch.float32: 448.0}
 SMALLEST_AMAX = 1e-30
 """Below this a row counts as this large: its reciprocal stays finite, and a row of zeros stays zeros."""
 SCALE_ROWS = 256
-"""Row scales lie in buffers of a multiple of this many rows: row-wise fp8 GEMMs may read past the last (pytorch issue 133334)."""
+"""Row scales lie in buffers of a multiple of this many rows: fp8 GEMMs may read past the last (pytorch issue 133334)."""
 
 
 def new_row_scales(rows: int, device: torch.device) -> Tensor:
@@ -56,7 +56,9 @@ def quantize_rows_reference(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tens
     amax = wide.abs().amax(dim=-1).clamp(min=SMALLEST_AMAX)
     scale = new_row_scales(x.shape[0], x.device)
     torch.div(amax, limit, out=scale)
-    scaled = (wide * (limit / amax)[:, None]).clamp(-limit, limit)
+    # A number divided by a tensor would be its reciprocal times the number: one rounding more than the kernel's.
+    inverse = torch.full_like(amax, limit) / amax
+    scaled = (wide * inverse[:, None]).clamp(-limit, limit)
     if dtype == torch.int8:
         # The integer of a NaN is undefined; its row's scale is NaN and carries it.
         scaled = scaled.round().nan_to_num(0.0)
@@ -106,15 +108,15 @@ def _quantize_rows_kernel(
     tl.store(out_ptr + row * out_stride + columns, result, mask=mask)
 
 
-def row_config(generation: Generation, width: int) -> Config:
-    """Configuration of a kernel that holds one row of `width` numbers in registers, the same on every generation so far."""
-    block = power_of_two(width)
-    return Config(num_warps=ROW_WARPS.get(block, 16 if block > 4096 else 1), num_stages=1, blocks={"BLOCK_C": block})
-
-
-ROW_WARPS = {1024: 2, 2048: 4, 4096: 8, 8192: 8, 16384: 16}
-"""Warps by the power of two that holds a row: 16 to 32 numbers a thread. Reasoned, not yet measured on a GPU."""
+ROW_WARPS = {1024: 2, 2048: 4, 4096: 8, 8192: 8, 16384: 16, 32768: 16}
+"""Warps by the power of two that holds a row, on every generation: 16 to 64 numbers a thread. Reasoned, not yet measured."""
 MAX_ROW_WIDTH = 32768
+
+
+def row_config(generation: Generation, width: int) -> Config:
+    """Configuration of a kernel that holds one row of `width` numbers in registers."""
+    block = power_of_two(width)
+    return Config(num_warps=ROW_WARPS.get(block, 1), num_stages=1, blocks={"BLOCK_C": block})
 
 
 def quantize_rows_launch(x: Tensor, values: Tensor, row_scales: Tensor, generation: Generation) -> Launch:
@@ -132,7 +134,7 @@ def quantize_rows_launch(x: Tensor, values: Tensor, row_scales: Tensor, generati
 
 
 def _launch(x: Tensor, values: Tensor, row_scales: Tensor) -> None:
-    quantize_rows_launch(x, values, row_scales, generation_of(x.device)).run()
+    quantize_rows_launch(x, values, row_scales, generation_of(x)).run()
 
 
 @torch.library.custom_op("uso_kernels::quantize_rows", mutates_args=("values", "row_scales"))
@@ -160,8 +162,8 @@ def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
     Returns:
         The values, [T, C] in `dtype`, and the row scales, float32 [T]: values * scale[:, None] is x, rounded. A row of zeros
-        gives zeros. A row with a NaN or an infinity gives NaN when it is multiplied out. The scales lie at the front of a buffer
-        padded to a multiple of 256 rows.
+        gives zeros. A row with a NaN or an infinity gives NaN when it is multiplied out. The scales lie at the front of a
+        buffer padded to a multiple of 256 rows.
 
     Raises:
         ValueError: another dtype, or x is not a matrix of floats with contiguous columns.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -31,17 +32,21 @@ class Ragged:
         starts: row of each sequence's first token, multiples of ``TILE_ROWS``.
         lengths: true tokens of each sequence, at least 1.
         rows: rows of the packed tensor, a multiple of ``TILE_ROWS``.
-        starts_tensor: int32 [S].
+        bounds_tensor: int32 [S + 1], the starts, then the number of rows.
         lengths_tensor: int32 [S].
         tile_sequence: int32 [rows / TILE_ROWS], the sequence that each tile of rows belongs to.
+        token_rows: int64 [sum of lengths], the rows that hold tokens; None where all do.
+        token_bounds_tensor: int32 [S + 1], running sums of the lengths: where sequences lie once padding rows are left out.
     """
 
     starts: tuple[int, ...]
     lengths: tuple[int, ...]
     rows: int
-    starts_tensor: Tensor
+    bounds_tensor: Tensor
     lengths_tensor: Tensor
     tile_sequence: Tensor
+    token_rows: Tensor | None
+    token_bounds_tensor: Tensor
 
     @staticmethod
     def pack(lengths: Sequence[int], device: torch.device | str = "cpu", *, capacities: Sequence[int] | None = None) -> Ragged:
@@ -68,14 +73,18 @@ class Ragged:
         starts = [0]
         for size in sizes:
             starts.append(starts[-1] + size)
+        bounds = list(accumulate(lengths, initial=0))
+        token_rows = torch.cat([torch.arange(start, start + n) for start, n in zip(starts, lengths, strict=False)])
         tiles = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes) // TILE_ROWS)
         return Ragged(
             starts=tuple(starts[:-1]),
             lengths=tuple(lengths),
             rows=starts[-1],
-            starts_tensor=torch.tensor(starts[:-1], dtype=torch.int32).to(device),
+            bounds_tensor=torch.tensor(starts, dtype=torch.int32).to(device),
             lengths_tensor=torch.tensor(list(lengths), dtype=torch.int32).to(device),
             tile_sequence=tiles.to(torch.int32).to(device),
+            token_rows=None if len(token_rows) == starts[-1] else token_rows.to(device),
+            token_bounds_tensor=torch.tensor(bounds, dtype=torch.int32).to(device),
         )
 
     def __len__(self) -> int:
@@ -87,9 +96,18 @@ class Ragged:
         return max(self.lengths)
 
     @property
+    def max_capacity(self) -> int:
+        """Rows of the longest sequence with its padding."""
+        return max(end - start for start, end in pairwise((*self.starts, self.rows)))
+
+    @property
     def has_padding(self) -> bool:
         """Whether any row belongs to no token."""
         return sum(self.lengths) != self.rows
+
+    def end(self, index: int) -> int:
+        """The row after one sequence's last padding row."""
+        return self.starts[index + 1] if index + 1 < len(self.starts) else self.rows
 
     def span(self, index: int) -> slice:
         """The rows of one sequence's true tokens."""

@@ -1,0 +1,80 @@
+"""Run the Triton launches on CPU tensors through Triton's interpreter, in processes that ask for it.
+
+Set ``TRITON_INTERPRET=1`` before anything imports triton, then call `register_cpu_launches` once: from then on every
+operation of this package computes on a CPU what its kernel computes on a GPU, slowly. What the interpreter cannot round
+(bfloat16: it truncates on a store and its products are garbage; float8: a carry into the exponent is lost) it computes in
+float32, and PyTorch rounds the result; so bfloat16 shows the kernel's arithmetic but not its rounding inside.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from . import (
+    euler_update,
+    gated_residual,
+    gelu_concat,
+    layer_norm_modulate,
+    qk_norm_rope,
+    quantize_rows,
+    split_streams,
+    triton_attention,
+)
+from .launch import TritonUnavailable, is_interpreting
+
+WIDENED_DTYPES = (torch.bfloat16, torch.float8_e4m3fn)
+LAUNCHES = (
+    (quantize_rows.quantize_rows_op, quantize_rows._launch),
+    (layer_norm_modulate.layer_norm_modulate_op, layer_norm_modulate._launch),
+    (gated_residual.gated_residual_op, gated_residual._launch),
+    (qk_norm_rope.qk_norm_rope_op, qk_norm_rope._launch),
+    (split_streams.split_streams_op, split_streams._launch),
+    (gelu_concat.gelu_concat_op, gelu_concat._launch),
+    (euler_update.euler_update_op, euler_update._launch),
+    (triton_attention.triton_attention_op, triton_attention._launch),
+)
+
+
+def interpreted(launch: Callable[..., None], mutated: frozenset[str]) -> Callable[..., None]:
+    """Make a launch take every dtype on a CPU.
+
+    Args:
+        launch: fills some of its arguments.
+        mutated: the names of those.
+
+    Returns:
+        The same function of the same arguments, for CPU tensors.
+    """
+    signature = inspect.signature(launch)
+
+    def run(*args: object, **kwargs: object) -> None:
+        bound = signature.bind(*args, **kwargs)
+        originals = {
+            name: value
+            for name, value in bound.arguments.items()
+            if isinstance(value, Tensor) and value.dtype in WIDENED_DTYPES
+        }
+        bound.arguments.update({name: value.float() for name, value in originals.items()})
+        launch(*bound.args, **bound.kwargs)
+        for name in originals.keys() & mutated:
+            originals[name].copy_(bound.arguments[name])
+
+    return run
+
+
+def register_cpu_launches() -> None:
+    """Make every operation of the package run its Triton kernel, interpreted, on CPU tensors of this process.
+
+    Raises:
+        TritonUnavailable: Triton is missing, or was imported without ``TRITON_INTERPRET=1``.
+    """
+    if not is_interpreting():
+        raise TritonUnavailable("set TRITON_INTERPRET=1 before triton is first imported, then call register_cpu_launches()")
+    for operation, launch in LAUNCHES:
+        schema = operation._opoverload._schema
+        mutated = frozenset(a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write)
+        operation.register_kernel("cpu")(interpreted(launch, mutated))

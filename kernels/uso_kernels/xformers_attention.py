@@ -1,0 +1,36 @@
+"""Attention through xFormers with a block-diagonal mask, where xFormers is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from .ragged import Ragged
+from .varlen_attention import place_tokens, take_tokens
+
+
+def xformers_attention_missing(device: torch.device) -> str | None:
+    """Why this cannot run on a device, or None."""
+    if importlib.util.find_spec("xformers") is None:
+        return "xformers is not installed"
+    return None if device.type == "cuda" else "xformers has no attention for CPUs"
+
+
+@lru_cache(maxsize=32)
+def _mask(query_lengths: tuple[int, ...], key_lengths: tuple[int, ...], device: torch.device) -> object:
+    """The mask of a batch, made once: it copies lengths to the device."""
+    from xformers.ops.fmha.attn_bias import BlockDiagonalMask
+
+    return BlockDiagonalMask.from_seqlens(list(query_lengths), list(key_lengths), device=device)
+
+
+def xformers_attention(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged, out: Tensor | None) -> Tensor:
+    """Attend within all sequences in one launch; operands as `uso_kernels.attention.attention` has checked them."""
+    from xformers.ops import memory_efficient_attention
+
+    tokens = (take_tokens(x, layout)[None] for x, layout in ((q, queries), (k, keys), (v, keys)))
+    mask = _mask(queries.lengths, keys.lengths, q.device)
+    return place_tokens(memory_efficient_attention(*tokens, attn_bias=mask)[0], queries, out)
