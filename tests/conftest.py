@@ -17,6 +17,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+# The tests' tensors are small: a second thread costs more in waiting than it computes, above all on a busy machine.
+torch.set_num_threads(1)
+
 
 def _is_loopback(address: object) -> bool:
     if not isinstance(address, tuple):  # a Unix socket
