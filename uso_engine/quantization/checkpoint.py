@@ -1,0 +1,291 @@
+"""Quantised transformers on disk: what made them, saving while quantising, loading without the originals."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from uso_engine.errors import CheckpointError, MissingFileError
+from uso_engine.model.params import TransformerParams
+from uso_engine.model.transformer import Transformer
+from uso_engine.weights.key_report import bulleted, compare_shapes, summarise_keys
+from uso_engine.weights.loading import Progress
+from uso_engine.weights.lora import read_lora
+from uso_engine.weights.low_rank import LoRASet
+from uso_engine.weights.tensor_source import TensorSource
+from uso_engine.weights.transformer_checkpoint import open_transformer_checkpoint
+
+from .layer_kinds import CLASSES, Kind, QuantizedTier, quantized_transformer
+from .quantize import put, quantized_tensors
+from .quantized_file import Document, QuantizedFile, write_quantized_file
+from .quantized_linear import TensorLayout
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class RecordedFile:
+    """A file or folder as it was when something was made from it.
+
+    Args:
+        path: as the configuration resolved it.
+        bytes: of all its safetensors files.
+        sha256: of the one file; of all their names and hashes where there are several.
+        weight: a LoRA's strength; None for other files.
+    """
+
+    path: str
+    bytes: int
+    sha256: str
+    weight: float | None = None
+
+    @classmethod
+    def of(cls, path: Path, weight: float | None = None) -> RecordedFile:
+        """Record a file, or a folder of safetensors files, as it is now; reads all of it.
+
+        Raises:
+            MissingFileError: nothing there.
+        """
+        files = _weight_files(path)
+        if not files:
+            raise MissingFileError(f"{path}: there is no such file, or no safetensors file in it")
+        size = sum(file.stat().st_size for file in files)
+        hashes = []
+        for file in files:
+            with file.open("rb") as stream:
+                hashes.append((file.name, hashlib.file_digest(stream, "sha256").hexdigest()))
+        if len(hashes) == 1:
+            return cls(str(path), size, hashes[0][1], weight)
+        return cls(str(path), size, hashlib.sha256(repr(hashes).encode()).hexdigest(), weight)
+
+    def __str__(self) -> str:
+        strength = "" if self.weight is None else f" at weight {self.weight:g}"
+        return f"{self.path}{strength} ({self.bytes} bytes, sha256 {self.sha256[:12]}…)"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a quantised file says about itself.
+
+    Args:
+        tier: its precision tier.
+        params: the transformer's sizes.
+        kinds: form of every matrix.
+        dtype: of what stays in floating point.
+        source: the base checkpoint.
+        loras: merged into it, in this order.
+    """
+
+    tier: QuantizedTier
+    params: TransformerParams
+    kinds: Mapping[str, Kind]
+    dtype: torch.dtype
+    source: RecordedFile
+    loras: tuple[RecordedFile, ...]
+
+    def document(self) -> Document:
+        """As plain JSON."""
+        return {
+            "version": FORMAT_VERSION,
+            "tier": self.tier,
+            "params": asdict(self.params),
+            "kinds": dict(self.kinds),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "source": asdict(self.source),
+            "loras": [asdict(entry) for entry in self.loras],
+        }
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any], path: Path) -> Description:
+        """Understand a file's JSON.
+
+        Raises:
+            CheckpointError: another version of the format, or kinds that this engine does not know.
+        """
+        if document.get("version") != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path}: version {document.get('version')!r} of the quantised format, this engine reads {FORMAT_VERSION}"
+            )
+        unknown = sorted(set(document["kinds"].values()) - {"float", *CLASSES})
+        if unknown:
+            raise CheckpointError(f"{path}: holds layers of kinds that this engine does not know: {', '.join(unknown)}")
+        sizes: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in document["params"].items()
+        }
+        return cls(
+            tier=document["tier"],
+            params=TransformerParams(**sizes),
+            kinds=document["kinds"],
+            dtype=cast(torch.dtype, getattr(torch, document["dtype"])),
+            source=RecordedFile(**document["source"]),
+            loras=tuple(RecordedFile(**entry) for entry in document["loras"]),
+        )
+
+    def layout(self) -> dict[str, TensorLayout]:
+        """Type and shape of every tensor of such a transformer."""
+        state = quantized_transformer(self.params, self.kinds, dtype=self.dtype).state_dict()
+        return {key: TensorLayout(tuple(tensor.shape), tensor.dtype) for key, tensor in state.items()}
+
+    def require(
+        self,
+        *,
+        params: TransformerParams,
+        tier: str,
+        loras: Sequence[tuple[Path, float]],
+        kinds: Mapping[str, Kind],
+        path: Path,
+    ) -> None:
+        """Check that the file is what a configuration asks for.
+
+        Args:
+            params: the configuration's transformer sizes.
+            tier: its precision tier.
+            loras: its LoRA files and weights, in order. Where a file is there its content is compared, else its name.
+            kinds: what its tier and keep-list make of every matrix.
+            path: of the quantised file, for the message.
+
+        Raises:
+            CheckpointError: it is something else; every difference is listed.
+        """
+        problems = [
+            f"{field.name} is {getattr(self.params, field.name)}, the configuration has {getattr(params, field.name)}"
+            for field in fields(TransformerParams)
+            if getattr(self.params, field.name) != getattr(params, field.name)
+        ]
+        if self.tier != tier:
+            problems.append(f"precision tier is {self.tier}, the configuration has {tier}")
+        elif self.params == params:
+            other = [name for name, kind in kinds.items() if self.kinds.get(name) != kind]
+            if other:
+                problems.append(f"other layers are kept than the configuration's precision says: {summarise_keys(other)}")
+        if [entry.weight for entry in self.loras] != [weight for _, weight in loras] or not all(
+            _is_same(entry, file) for entry, (file, _) in zip(self.loras, loras, strict=True)
+        ):
+            merged = ", ".join(map(str, self.loras)) or "none"
+            wanted = ", ".join(f"{file} at weight {weight:g}" for file, weight in loras) or "none"
+            problems.append(f"merged LoRAs are {merged}; the configuration has {wanted}")
+        if problems:
+            raise CheckpointError(bulleted(f"{path} is not what the configuration asks for", problems))
+
+
+def save_quantized(
+    path: Path, description: Description, source: TensorSource, loras: LoRASet, *, progress: Progress | None = None
+) -> None:
+    """Quantise into a file; one layer at a time is in memory, never the model.
+
+    Args:
+        path: of the file.
+        description: what to make; its `source` and `loras` record where `source` and `loras` were read from.
+        source: the pristine weights.
+        loras: merged before quantising.
+        progress: told the bytes read and the bytes to read.
+
+    Raises:
+        CheckpointError, LoRAError: weights that do not fit or are not finite; nothing is left behind.
+        OutputError: the file cannot be written; nothing is left behind.
+    """
+    tensors = quantized_tensors(
+        description.params, source, description.kinds, dtype=description.dtype, loras=loras, progress=progress
+    )
+    write_quantized_file(path, description.layout(), tensors, description.document())
+
+
+def read_description(path: Path) -> Description:
+    """What a quantised file says about itself, without reading its tensors; errors as for `load_quantized`."""
+    return Description.from_document(QuantizedFile(path).document, path)
+
+
+def load_quantized(
+    path: Path, *, device: torch.device | str = "cpu", check_contents: bool = True
+) -> tuple[Transformer, Description]:
+    """Load a quantised transformer without its originals.
+
+    Args:
+        path: of a file that `save_quantized` wrote.
+        device: where to; on the CPU tensors stay mapped from the file.
+        check_contents: compare every tensor with its hash (seconds for 9 GB); the header is always checked.
+
+    Raises:
+        MissingFileError: there is no such file.
+        CheckpointError: truncated, edited, of another version, or not a quantised transformer.
+    """
+    file = QuantizedFile(path)
+    description = Description.from_document(file.document, path)
+    expected, found = description.layout(), file.layout
+    problems = compare_shapes(
+        {key: layout.shape for key, layout in expected.items()}, {key: layout.shape for key, layout in found.items()}
+    )
+    problems += [
+        f"{key} is {found[key].dtype}, expected {layout.dtype}"
+        for key, layout in expected.items()
+        if key in found and found[key].dtype != layout.dtype
+    ]
+    if problems:
+        raise CheckpointError(bulleted(f"{path} contradicts its own description", problems))
+    if check_contents:
+        file.check_contents()
+    module = quantized_transformer(description.params, description.kinds, dtype=description.dtype)
+    for key in expected:
+        put(module, key, _placed(file.tensor(key), device))
+    return module, description
+
+
+def open_originals(description: Description, *, folder: Path | None = None) -> tuple[TensorSource, LoRASet]:
+    """Open what a quantised file was made from, to quantise it again with other LoRAs.
+
+    Args:
+        description: of the file.
+        folder: another place to look for the files, by name.
+
+    Raises:
+        MissingFileError: originals that are not there; all are named.
+        CheckpointError: originals that are not the same any more; all are named.
+    """
+    records = (description.source, *description.loras)
+    found = [_locate(record, folder) for record in records]
+    missing = [str(record) for record, path in zip(records, found, strict=True) if path is None]
+    if missing:
+        raise MissingFileError(
+            bulleted("other LoRAs need the weights that the quantised file was made from; these are not there", missing)
+        )
+    paths = [path for path in found if path is not None]
+    changed = [str(record) for record, path in zip(records, paths, strict=True) if not _is_same(record, path)]
+    if changed:
+        raise CheckpointError(bulleted("the quantised file was made from other content than these files have now", changed))
+    loras = [
+        (read_lora(path, description.params), float(record.weight if record.weight is not None else 1.0))
+        for record, path in zip(records[1:], paths[1:], strict=True)
+    ]
+    return open_transformer_checkpoint(paths[0], description.params), loras
+
+
+def _placed(tensor: Tensor, device: torch.device | str) -> Tensor:
+    return tensor.to(device)
+
+
+def _weight_files(path: Path) -> list[Path]:
+    if path.is_dir():
+        return sorted(path.glob("*.safetensors")) or sorted(path.glob("transformer/*.safetensors"))
+    if path.name.endswith(".json"):
+        return sorted(path.parent.glob("*.safetensors"))
+    return [path] if path.is_file() else []
+
+
+def _locate(record: RecordedFile, folder: Path | None) -> Path | None:
+    path = Path(record.path)
+    candidates = [path] if folder is None else [path, folder / path.name]
+    return next((candidate for candidate in candidates if candidate.exists()), None)
+
+
+def _is_same(record: RecordedFile, path: Path) -> bool:
+    """Whether a file is the recorded one: by content where it is there, else by name."""
+    if not path.exists():
+        return Path(record.path).name == path.name
+    now = RecordedFile.of(path, record.weight)
+    return (now.bytes, now.sha256) == (record.bytes, record.sha256)
