@@ -75,9 +75,7 @@ class GenerationRequest(BaseModel):
     Frozen and checked when made; what is wrong is a pydantic ``ValidationError`` (a ``ValueError``) that lists everything.
     """
 
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False, hide_input_in_errors=True
-    )
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True)
     limits: ClassVar[SizeLimits] = SizeLimits()
     defaults: ClassVar[RequestDefaults] = RequestDefaults()
     wire: ClassVar[bool] = False

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
-_NUMBER_ERRORS = {"greater_than_equal", "less_than_equal", "finite_number"}
+_BOUND_ERRORS = {"greater_than_equal", "less_than_equal"}
 # What other interfaces call these fields.
 _OTHER_NAMES = {
     "images": "image_urls",
@@ -89,7 +89,7 @@ def _sentence(details: ErrorDetails, model: type[BaseModel], known: Sequence[str
         )
     if kind == "string_too_long":
         return f"{field} must have at most {context['max_length']} characters, got {len(str(details['input']))}"
-    if kind.startswith(("int_", "float_")) or kind in _NUMBER_ERRORS:
+    if kind.startswith(("int_", "float_")) or kind in _BOUND_ERRORS:
         return f"{field} must be {_range(model, field)}, got {value}"
     if kind.startswith("bool_"):
         return f"{field} must be true or false, got {value}"
