@@ -1,0 +1,1 @@
+"""Training of the embedded demonstration model, one script per stage."""
