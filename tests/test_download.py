@@ -1,0 +1,87 @@
+"""Fetching from the hub: what is asked for, and what is said when it is refused. No network is used."""
+
+from pathlib import Path
+
+import httpx
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
+
+from uso_engine.config import load_config
+from uso_engine.download import download, missing_parts, parts
+from uso_engine.errors import FetchError
+
+Call = tuple[str, str, object]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
+    made: list[Call] = []
+
+    def one_file(repository: str, name: str, *, token: str | None) -> str:
+        made.append(("file", repository, (name, token)))
+        return name
+
+    def snapshot(repository: str, *, token: str | None, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        made.append(("folder", repository, (tuple(allow_patterns), token)))
+        return repository
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", one_file)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    return made
+
+
+def test_every_part_of_the_real_model_is_asked_for(calls: list[Call]) -> None:
+    said: list[str] = []
+    download(load_config("uso-flux-dev"), token="secret", report=said.append)
+    files = [(repository, detail[0]) for kind, repository, detail in calls if kind == "file"]  # type: ignore[index]
+    assert ("black-forest-labs/FLUX.1-dev", "flux1-dev.safetensors") in files
+    assert ("bytedance-research/USO", "uso_flux_v1.0/dit_lora.safetensors") in files
+    assert ("bytedance-research/USO", "uso_flux_v1.0/projector.safetensors") in files
+    assert ("black-forest-labs/FLUX.1-dev", "ae.safetensors") in files
+    folders = {repository: detail[0] for kind, repository, detail in calls if kind == "folder"}  # type: ignore[index]
+    assert {"openai/clip-vit-large-patch14", "google/siglip-so400m-patch14-384"} <= set(folders)
+    wanted = [
+        pattern
+        for kind, repository, detail in calls
+        if repository.endswith("FLUX.1-dev") and kind == "folder"
+        for pattern in detail[0]
+    ]  # type: ignore[index]
+    assert {pattern.split("/")[0] for pattern in wanted} == {"text_encoder_2", "tokenizer_2"}
+    assert all(detail[1] == "secret" for _, _, detail in calls)  # type: ignore[index]
+    assert len(said) == len(list(parts(load_config("uso-flux-dev"))))
+
+
+def test_the_embedded_model_needs_nothing(calls: list[Call]) -> None:
+    download(load_config("uso-tiny"), token=None, report=lambda line: None)
+    assert calls == []
+    assert missing_parts(load_config("uso-tiny")) == []
+
+
+def test_what_is_missing_is_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    config = load_config("uso-flux-dev")
+    assert len(missing_parts(config)) == len(list(parts(config)))
+
+
+def test_gated_models_say_where_to_accept(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = httpx.Request("GET", "https://example.invalid")
+    refused = GatedRepoError("gated", response=httpx.Response(403, request=request))
+
+    def refuse(*arguments: object, **options: object) -> str:
+        raise refused
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    with pytest.raises(
+        FetchError, match=r"gated\. Accept its terms at https://huggingface\.co/black-forest-labs/FLUX\.1-dev.*HF_TOKEN"
+    ):
+        download(load_config("uso-flux-dev"), token=None, report=lambda line: None)
+
+
+def test_an_unreachable_hub_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> str:
+        raise LocalEntryNotFoundError("no connection\nand a long explanation")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    with pytest.raises(FetchError, match=r"^transformer checkpoint: .* cannot be downloaded: no connection$"):
+        download(load_config("uso-flux-dev"), token=None, report=lambda line: None)
