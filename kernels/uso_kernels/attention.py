@@ -39,7 +39,7 @@ class Backend:
     Args:
         attend: computes it, into its last argument if that is given.
         missing: why it cannot run on a device, or None.
-        half_only: whether it takes float16 and bfloat16 only.
+        half_only: whether it takes float16 and bfloat16 only on a GPU.
     """
 
     attend: Attend
@@ -66,7 +66,7 @@ BACKENDS = {
     "dense_batched": Backend(batched_dense_attention, dense_attention_missing),
     "varlen": Backend(varlen_attention, varlen_attention_missing, half_only=True),
     "xformers": Backend(xformers_attention, xformers_attention_missing),
-    "triton": Backend(_attend_triton, _triton_missing),
+    "triton": Backend(_attend_triton, _triton_missing, half_only=True),
     "chunked": Backend(chunked_attention, chunked_attention_missing),
 }
 
@@ -99,9 +99,13 @@ def choose_backend(device: torch.device, dtype: torch.dtype, queries: Ragged, ke
     if unequal_lengths(queries, keys) is None:
         return "dense_batched"
     for name in ("varlen", "triton"):
-        if BACKENDS[name].missing(device) is None and not (BACKENDS[name].half_only and dtype.itemsize != 2):
+        if BACKENDS[name].missing(device) is None and _takes_dtype(name, device, dtype):
             return name
     return "dense"
+
+
+def _takes_dtype(backend: str, device: torch.device, dtype: torch.dtype) -> bool:
+    return dtype.itemsize == 2 or not BACKENDS[backend].half_only or device.type != "cuda"
 
 
 def resolve_backend(backend: str, q: Tensor, queries: Ragged, keys: Ragged) -> str:
@@ -125,7 +129,7 @@ def resolve_backend(backend: str, q: Tensor, queries: Ragged, keys: Ragged) -> s
     if backend not in BACKENDS:
         raise ValueError(f"attention backend must be one of {['auto', *BACKENDS]}, got {backend!r}")
     reason = BACKENDS[backend].missing(q.device)
-    if reason is None and BACKENDS[backend].half_only and q.dtype not in (torch.float16, torch.bfloat16):
+    if reason is None and not _takes_dtype(backend, q.device, q.dtype):
         reason = f"it takes float16 and bfloat16, got {q.dtype}"
     if reason is None and backend == "dense_batched":
         reason = unequal_lengths(queries, keys)

@@ -112,7 +112,7 @@ def gelu_concat(attended: Tensor | None, hidden: Tensor, *, out: Tensor | None =
 
     Args:
         attended: [T, C], columns contiguous; None for the activation alone.
-        hidden: [T, E], attended's dtype, columns contiguous; C + E at most 32768.
+        hidden: [T, E], attended's dtype, columns contiguous; C + E at most 16384.
         out: [T, C + E], where the result goes; where `attended` is its first C columns they are not copied.
 
     Returns:
@@ -135,7 +135,7 @@ def gelu_concat_quantized(attended: Tensor | None, hidden: Tensor, dtype: torch.
 
     Args:
         attended: [T, C], columns contiguous; None for the activation alone.
-        hidden: [T, E], attended's dtype, columns contiguous; C + E at most 32768.
+        hidden: [T, E], attended's dtype, columns contiguous; C + E at most 16384.
         dtype: `torch.float8_e4m3fn` or `torch.int8`.
 
     Returns:

@@ -91,9 +91,9 @@ def _layer_norm_modulate_kernel(
         store_row(values, out_ptr, row_scale_ptr, row, out_stride, columns, mask, LIMIT)
 
 
-NORM_CONFIGS = {1024: (2, 4), 2048: (4, 4), 4096: (8, 4), 8192: (8, 2), 16384: (16, 1), 32768: (16, 1)}
+NORM_CONFIGS = {1024: (2, 4), 2048: (4, 4), 4096: (8, 4), 8192: (8, 2), 16384: (32, 1)}
 """Warps, and rows a program takes one after another with one load of shift and scale, by the power of two that holds a row, on
-every generation: 16 to 32 numbers of a row a thread up to 8192. Reasoned and compiled without spills, not yet measured."""
+every generation: 16 to 32 numbers of a row a thread. Reasoned and compiled without spills, not yet measured."""
 
 
 def norm_config(generation: Generation, width: int) -> Config:
@@ -171,7 +171,7 @@ def layer_norm_modulate(
     """Normalise every row of a packed tensor, then apply its sequence's shift and scale.
 
     Args:
-        x: [T, C], columns contiguous; C at most 32768.
+        x: [T, C], columns contiguous; C at most 16384.
         shift: [S, C], x's dtype; may be a strided view of a larger table.
         scale: [S, C], likewise.
         tile_sequence: int32 [T / TILE_ROWS], the sequence of each tile of rows.
@@ -198,7 +198,7 @@ def layer_norm_modulate_quantized(
     """`layer_norm_modulate` whose result is quantised by rows without being rounded to x's dtype first.
 
     Args:
-        x: [T, C], columns contiguous; C at most 32768.
+        x: [T, C], columns contiguous; C at most 16384.
         shift: [S, C], x's dtype.
         scale: [S, C], x's dtype.
         tile_sequence: int32 [T / TILE_ROWS].

@@ -135,7 +135,7 @@ def split_streams(joint: Tensor, text_rows: Tensor, image_rows: Tensor) -> tuple
     """Bring rows in joint order back to the two streams.
 
     Args:
-        joint: [T, C], columns contiguous; C at most 32768.
+        joint: [T, C], columns contiguous; C at most 16384.
         text_rows: int64 [T_txt], the joint row of each text row.
         image_rows: int64 [T_img], the joint row of each image row.
 
@@ -159,7 +159,7 @@ def split_streams_quantized(
     """`split_streams` with both results quantised by rows.
 
     Args:
-        joint: [T, C], columns contiguous; C at most 32768.
+        joint: [T, C], columns contiguous; C at most 16384.
         text_rows: int64 [T_txt].
         image_rows: int64 [T_img].
         dtype: `torch.float8_e4m3fn` or `torch.int8`.

@@ -136,33 +136,18 @@ def _attention_kernel(
 _WIDE_TILES = Config(8, 2, {"BLOCK_M": 128, "BLOCK_N": 128})
 _TILES = Config(8, 3, {"BLOCK_M": 128, "BLOCK_N": 64})
 _SMALL_MEMORY_TILES = Config(8, 2, {"BLOCK_M": 128, "BLOCK_N": 64})
-_FLOAT32_TILES = Config(8, 2, {"BLOCK_M": 64, "BLOCK_N": 32})
 
-CONFIGS: Mapping[Generation, Mapping[tuple[int, int], Config]] = {
-    "ampere": {(64, 2): _TILES, (128, 2): _TILES, (64, 4): _FLOAT32_TILES, (128, 4): _FLOAT32_TILES},
-    "ampere_consumer": {
-        (64, 2): _SMALL_MEMORY_TILES,
-        (128, 2): _SMALL_MEMORY_TILES,
-        (64, 4): _FLOAT32_TILES,
-        (128, 4): _FLOAT32_TILES,
-    },
-    "ada": {
-        (64, 2): _SMALL_MEMORY_TILES,
-        (128, 2): _SMALL_MEMORY_TILES,
-        (64, 4): _FLOAT32_TILES,
-        (128, 4): _FLOAT32_TILES,
-    },
-    "hopper": {(64, 2): _WIDE_TILES, (128, 2): _WIDE_TILES, (64, 4): _FLOAT32_TILES, (128, 4): _FLOAT32_TILES},
-    "blackwell": {(64, 2): _WIDE_TILES, (128, 2): _WIDE_TILES, (64, 4): _FLOAT32_TILES, (128, 4): _FLOAT32_TILES},
-    "blackwell_consumer": {
-        (64, 2): _SMALL_MEMORY_TILES,
-        (128, 2): _SMALL_MEMORY_TILES,
-        (64, 4): _FLOAT32_TILES,
-        (128, 4): _FLOAT32_TILES,
-    },
+CONFIGS: Mapping[Generation, Mapping[int, Config]] = {
+    "ampere": {64: _TILES, 128: _TILES},
+    "ampere_consumer": {64: _SMALL_MEMORY_TILES, 128: _SMALL_MEMORY_TILES},
+    "ada": {64: _SMALL_MEMORY_TILES, 128: _SMALL_MEMORY_TILES},
+    "hopper": {64: _WIDE_TILES, 128: _WIDE_TILES},
+    "blackwell": {64: _WIDE_TILES, 128: _WIDE_TILES},
+    "blackwell_consumer": {64: _SMALL_MEMORY_TILES, 128: _SMALL_MEMORY_TILES},
 }
-"""By generation, then by head dimension and bytes per element. Chosen so that nothing spills and shared memory fits; not yet
-measured on a GPU."""
+"""By generation, then by head dimension. Chosen to fit shared memory without spilling; not yet measured on a GPU. There
+is none for float32: every tile tried spilled 200 to 7500 bytes (`benchmarks/LOG.md`), so a GPU computes float32 by dense
+calls."""
 TMA_GENERATIONS: frozenset[Generation] = frozenset(("hopper", "blackwell"))
 
 
@@ -181,14 +166,16 @@ def triton_attention_launch(
     """Describe the launch that fills `out`.
 
     Raises:
-        ValueError: a head dimension without a kernel.
+        ValueError: a head dimension or, on a GPU, a type without a kernel.
     """
     heads, head_dim = q.shape[1:]
     if head_dim not in HEAD_DIMS:
         raise ValueError(f"head dimensions {HEAD_DIMS} have kernels, got {head_dim}")
-    config = CONFIGS[generation][head_dim, q.element_size()]
+    if q.element_size() != 2 and q.device.type == "cuda":
+        raise ValueError(f"the attention kernel takes float16 and bfloat16 on a GPU, got {q.dtype}")
+    config = CONFIGS[generation][head_dim]
     block_m, block_n = config.blocks["BLOCK_M"], config.blocks["BLOCK_N"]
-    has_descriptors = generation in TMA_GENERATIONS and q.element_size() == 2 and all(map(_takes_descriptor, (q, k, v)))
+    has_descriptors = generation in TMA_GENERATIONS and all(map(_takes_descriptor, (q, k, v)))
     arguments = {
         "q_ptr": q,
         "q_stride": q.stride(0),
@@ -211,7 +198,7 @@ def triton_attention_launch(
         "key_lengths_ptr": key_lengths,
         "scale": math.log2(math.e) / math.sqrt(head_dim),
         "TMA": has_descriptors,
-        # Tensor cores would round float32 operands to 10 bits of mantissa.
+        # The interpreter takes float32 too; "ieee" is a plain product there and means nothing to 16-bit operands.
         "PRECISION": "ieee",
         "D": head_dim,
     }
