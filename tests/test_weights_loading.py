@@ -171,6 +171,23 @@ def test_a_failed_change_of_loras_leaves_every_bit_as_it_was(error: BaseExceptio
     _assert_same(module, before)
 
 
+def test_an_interrupt_while_a_tensor_is_copied_is_undone_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = _loaded([(A, 1.0)], torch.float32)
+    calls: list[Tensor] = []
+
+    def overwrite(parameter: Tensor, value: Tensor) -> None:
+        calls.append(parameter)
+        parameter.copy_(value)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("uso_engine.weights.loading._overwrite", overwrite)
+    with pytest.raises(KeyboardInterrupt):
+        remerge(module, recipe_source(SHAPES), [(A, 1.0)], [(B, 1.0)])
+    assert len(calls) == 4
+    _assert_same(module, _loaded([(A, 1.0)], torch.float32))
+
+
 def test_a_change_that_cannot_be_undone_says_so() -> None:
     module = _loaded([(A, 1.0)], torch.float32)
     source = _Counting(SHAPES)
