@@ -10,8 +10,9 @@ BIN := $(VENV)/bin
 
 DEMO_OUTPUT := out
 DEMO = $(BIN)/uso-engine generate --config uso-tiny \
-	--prompt "the mushroom in a meadow" \
-	--image $(DEMO_OUTPUT)/content.png --image $(DEMO_OUTPUT)/style.png --seed 7 --output $(DEMO_OUTPUT)/demo.png
+	--prompt "the mushroom in front of rolling hills, as a stained glass window" \
+	--image $(DEMO_OUTPUT)/content.png --image $(DEMO_OUTPUT)/style.png --seed 7 --num-images 2 \
+	--output $(DEMO_OUTPUT)/demo.png --contact-sheet $(DEMO_OUTPUT)/sheet.png
 
 # An environment whose interpreter is gone (moved, upgraded) is no environment.
 ifneq ($(wildcard $(VENV)),)
@@ -29,7 +30,7 @@ help: ## say what there is
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
 
 demo: $(READY) ## generate a picture with the embedded model into out/
-	@mkdir -p $(DEMO_OUTPUT)
+	@$(BIN)/python -m uso_engine.evaluation.demo_pictures $(DEMO_OUTPUT)
 	$(DEMO)
 
 test: $(READY) ## run the tests that need no GPU and no downloaded weights
