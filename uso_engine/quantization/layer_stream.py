@@ -1,0 +1,232 @@
+"""Layers that live in pinned host memory and come to the GPU for their forward pass, the next one on its way meanwhile.
+
+The executor of a `MemoryPlan`. Each layer's tensors lie in one host buffer, so that bringing it is one copy; on the device
+there are two buffers, one for the layer that runs and one for the next, so memory is fixed however far the host runs ahead: a
+copy into a buffer waits until the layer that used it is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from uso_engine.model.transformer import Transformer
+
+from .layer_kinds import is_modulation
+from .memory_plan import MODULATION, MemoryPlan
+
+_ALIGNMENT = 256
+_BUFFERS = 2
+
+
+class _Place:
+    """Where one tensor of a layer belongs, and its bytes within the layer's buffer."""
+
+    def __init__(self, owner: nn.Module, name: str, tensor: Tensor, offset: int) -> None:
+        self.owner, self.name, self.offset = owner, name, offset
+        self.dtype, self.shape, self.size_bytes = tensor.dtype, tensor.shape, tensor.nbytes
+        self.is_parameter = isinstance(tensor, nn.Parameter)
+
+    def view(self, buffer: Tensor) -> Tensor:
+        return buffer[self.offset : self.offset + self.size_bytes].view(self.dtype).view(self.shape)
+
+    def put(self, buffer: Tensor) -> None:
+        tensor = self.view(buffer)
+        setattr(self.owner, self.name, nn.Parameter(tensor, requires_grad=False) if self.is_parameter else tensor)
+
+
+class _Layer:
+    """One streamed layer and its host copy."""
+
+    def __init__(self, module: nn.Module, excluded: Sequence[nn.Module], *, pinned: bool) -> None:
+        self.module = module
+        left_out = {id(part) for other in excluded for part in other.modules()}
+        self.places: list[_Place] = []
+        end = 0
+        tensors: list[Tensor] = []
+        for part in module.modules():
+            if id(part) in left_out:
+                continue
+            for name, tensor in [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]:
+                self.places.append(_Place(part, name, tensor, end))
+                tensors.append(tensor)
+                end += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+        self.host = torch.empty(end, dtype=torch.uint8, pin_memory=pinned)
+        for place, tensor in zip(self.places, tensors, strict=True):
+            place.view(self.host).copy_(tensor)
+        self.rest()
+
+    def rest(self) -> None:
+        """Let the module's tensors be those on the host."""
+        for place in self.places:
+            place.put(self.host)
+
+    def run_from(self, buffer: Tensor) -> None:
+        """Let the module's tensors be those in a device buffer."""
+        for place in self.places:
+            place.put(buffer)
+
+
+class _Buffer:
+    """Device memory for one layer at a time."""
+
+    def __init__(self, size_bytes: int, device: torch.device) -> None:
+        self.memory = torch.empty(size_bytes, dtype=torch.uint8, device=device)
+        self.holds: int | None = None
+        self.ready = torch.cuda.Event() if device.type == "cuda" else None
+        self.free = torch.cuda.Event() if device.type == "cuda" else None
+
+
+class LayerStream:
+    """Brings layers to a device, in the order in which they run.
+
+    Args:
+        layers: called through ``module(...)``, in this order, once or (blocks of a transformer) over and over.
+        device: where they run.
+        excluded: parts of the layers that do not run with them and are left alone.
+        repeats: whether the first layer follows the last; otherwise device memory is let go after the last.
+
+    Raises:
+        ValueError: no layers.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        device: torch.device | str,
+        *,
+        excluded: Sequence[nn.Module] = (),
+        repeats: bool = False,
+    ) -> None:
+        if not layers:
+            raise ValueError("nothing to stream: expected at least one layer")
+        self.device = torch.device(device)
+        self._is_gpu = self.device.type == "cuda"
+        self._repeats = repeats
+        self._layers = [_Layer(layer, excluded, pinned=self._is_gpu) for layer in layers]
+        self._buffers: list[_Buffer] = []
+        self._copies = torch.cuda.Stream(self.device) if self._is_gpu else None
+        self.moved_bytes = 0
+        self._hooks = []
+        for index, layer in enumerate(self._layers):
+            self._hooks.append(layer.module.register_forward_pre_hook(self._before(index)))
+            self._hooks.append(layer.module.register_forward_hook(self._after(index), always_call=True))
+
+    @property
+    def host_bytes(self) -> int:
+        """Pinned memory of all layers."""
+        return sum(layer.host.nbytes for layer in self._layers)
+
+    @property
+    def device_bytes(self) -> int:
+        """Memory taken on the device now."""
+        return sum(buffer.memory.nbytes for buffer in self._buffers)
+
+    def release(self) -> None:
+        """Let go of device memory until the next layer runs."""
+        if self._copies is not None:
+            self._copies.synchronize()
+            torch.cuda.current_stream(self.device).synchronize()
+        self._buffers = []
+
+    def remove(self) -> None:
+        """Stop streaming; the layers stay on the host."""
+        for hook in self._hooks:
+            hook.remove()
+        self.release()
+
+    def _before(self, index: int) -> Callable[[nn.Module, object], None]:
+        def bring(module: nn.Module, arguments: object) -> None:
+            if not self._buffers:
+                size = max(layer.host.nbytes for layer in self._layers)
+                count = min(_BUFFERS, len(self._layers))
+                self._buffers = [_Buffer(size, self.device) for _ in range(count)]
+            buffer = self._buffer_with(index)
+            if buffer.ready is not None:
+                torch.cuda.current_stream(self.device).wait_event(buffer.ready)
+            self._layers[index].run_from(buffer.memory)
+            following = index + 1
+            if following == len(self._layers):
+                following = 0 if self._repeats else index
+            if all(other.holds != following for other in self._buffers):
+                self._fetch(following, next(other for other in self._buffers if other is not buffer))
+
+        return bring
+
+    def _after(self, index: int) -> Callable[[nn.Module, object, object], None]:
+        def put_back(module: nn.Module, arguments: object, output: object) -> None:
+            layer = self._layers[index]
+            layer.rest()
+            for buffer in self._buffers:
+                if buffer.holds == index and buffer.free is not None:
+                    buffer.free.record(torch.cuda.current_stream(self.device))
+            if index + 1 == len(self._layers) and not self._repeats:
+                self.release()
+
+        return put_back
+
+    def _buffer_with(self, index: int) -> _Buffer:
+        for buffer in self._buffers:
+            if buffer.holds == index:
+                return buffer
+        return self._fetch(index, self._buffers[0])
+
+    def _fetch(self, index: int, buffer: _Buffer) -> _Buffer:
+        source = self._layers[index].host
+        if self._copies is None:
+            buffer.memory[: source.nbytes].copy_(source)
+        else:
+            assert buffer.free is not None
+            assert buffer.ready is not None
+            with torch.cuda.stream(self._copies):
+                self._copies.wait_event(buffer.free)
+                buffer.memory[: source.nbytes].copy_(source, non_blocking=True)
+                buffer.ready.record(self._copies)
+        buffer.holds = index
+        self.moved_bytes += source.nbytes
+        return buffer
+
+
+def stream_layers(module: nn.Module, layers: Sequence[nn.Module], device: torch.device | str) -> LayerStream:
+    """Stream an encoder's layers (T5's ``encoder.block``, CLIP's and SigLIP's ``encoder.layers``); the rest is resident."""
+    stream = LayerStream(layers, device)
+    _make_resident(module, [*layers], device)
+    return stream
+
+
+def place_transformer(transformer: Transformer, plan: MemoryPlan, device: torch.device | str) -> dict[str, LayerStream]:
+    """Bring a transformer that is on the host to where a plan wants it.
+
+    Args:
+        transformer: with values in place, on the CPU.
+        plan: what is resident and what is streamed.
+        device: the GPU.
+
+    Returns:
+        Streams by what they hold: "modulation linears", "blocks". Call `release` of the latter when denoising ends.
+    """
+    modulation = [layer for name, layer in transformer.named_modules() if is_modulation(name)]
+    blocks = [transformer.double_blocks[i] for i in plan.streamed_double_blocks]
+    blocks += [transformer.single_blocks[i] for i in plan.streamed_single_blocks]
+    streams: dict[str, LayerStream] = {}
+    if blocks:
+        streams["blocks"] = LayerStream(blocks, device, excluded=modulation, repeats=True)
+    if MODULATION in plan.streamed:
+        streams[MODULATION] = LayerStream(modulation, device)
+    else:
+        for layer in modulation:
+            layer.to(device)
+    _make_resident(transformer, [*blocks, *modulation], device)
+    return streams
+
+
+def _make_resident(module: nn.Module, streamed: Sequence[nn.Module], device: torch.device | str) -> None:
+    left_out = {id(part) for layer in streamed for part in layer.modules()}
+    for part in module.modules():
+        if id(part) in left_out:
+            continue
+        for name, tensor in [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]:
+            moved = tensor.to(device)
+            setattr(part, name, nn.Parameter(moved, requires_grad=False) if isinstance(tensor, nn.Parameter) else moved)
