@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -12,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from uso_engine.errors import LoRAError
 from uso_engine.model.params import TransformerParams
 from uso_engine.weights.loading import merged_tensor
 from uso_engine.weights.lora import KEY_STYLES, LoRA, read_lora
@@ -231,57 +228,6 @@ def test_kernels_of_one_by_one_convolutions_are_matrices(tmp_path: Path) -> None
     tensors["lora_unet_double_blocks_0_img_attn_proj.lora_up.weight"] = b[:, :, None, None]
     lora = read_lora(_write(tmp_path / "l.safetensors", tensors), PARAMS)
     _assert_merges_to(lora, {"double_blocks.0.img_attn.proj.weight": b @ a})
-
-
-Q, K = "transformer.transformer_blocks.0.attn.to_q", "transformer.transformer_blocks.0.attn.to_k"
-
-
-def _two_layers(folder: Path, metadata: Mapping[str, str] | None = None, name: str = "l.safetensors") -> Path:
-    tensors = {}
-    for layer in (Q, K):
-        tensors[f"{layer}.lora_A.weight"], tensors[f"{layer}.lora_B.weight"] = _pair(layer, C, C, 4)
-    return _write(folder / name, tensors, metadata)
-
-
-def _scales(lora: LoRA) -> dict[int, float]:
-    return {update.row_start // C: update.scale for update in lora.updates["double_blocks.0.img_attn.qkv.weight"]}
-
-
-def test_alphas_in_diffusers_metadata(tmp_path: Path) -> None:
-    settings = {"lora_alpha": 8, "r": 4, "alpha_pattern": {"transformer_blocks.0.attn.to_k": 2}, "use_dora": False}
-    for prefix in ("", "transformer."):
-        metadata = {"lora_adapter_metadata": json.dumps({prefix + key: value for key, value in settings.items()})}
-        assert _scales(read_lora(_two_layers(tmp_path, metadata), PARAMS)) == {0: 2.0, 1: 0.5}
-    metadata = {"lora_adapter_metadata": json.dumps({"lora_alpha": 8, "use_rslora": True})}
-    assert _scales(read_lora(_two_layers(tmp_path, metadata), PARAMS)) == {0: 8 / math.sqrt(4), 1: 8 / math.sqrt(4)}
-    assert _scales(read_lora(_two_layers(tmp_path), PARAMS)) == {0: 1.0, 1: 1.0}
-
-
-def test_peft_folders_keep_alpha_in_their_config(tmp_path: Path) -> None:
-    _two_layers(tmp_path, name="adapter_model.safetensors")
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 16, "r": 4, "bias": "none"}))
-    assert _scales(read_lora(tmp_path, PARAMS)) == {0: 4.0, 1: 4.0}
-    assert _scales(read_lora(tmp_path / "adapter_model.safetensors", PARAMS)) == {0: 4.0, 1: 4.0}
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ("{", "not JSON"),
-        ("[" * 100_000, "not JSON"),
-        ("[]", "not a JSON object"),
-        ('{"lora_alpha": "8"}', "lora_alpha is not a finite number"),
-        ('{"lora_alpha": NaN}', "lora_alpha is not a finite number"),
-        ('{"alpha_pattern": [1]}', "alpha_pattern is not an object"),
-        ('{"alpha_pattern": {"(a+)+$": 1}}', "not a plain layer name"),
-        ('{"use_dora": true}', "DoRA"),
-        ('{"lora_bias": true}', "biases"),
-        ('{"peft_type": "LOHA"}', "type LOHA"),
-    ],
-)
-def test_damaged_or_foreign_adapter_settings(settings: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(LoRAError, match=message):
-        read_lora(_two_layers(tmp_path, {"lora_adapter_metadata": settings}), PARAMS)
 
 
 def test_text_encoder_layers_are_left_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
