@@ -6,34 +6,37 @@ that form for the block that follows: gated addition and the next LayerNorm are 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from uso_kernels.attention import attention
-from uso_kernels.gated_residual import gated_residual, gated_residual_layer_norm_modulate
 from uso_kernels.qk_norm_rope import qk_norm_rope
+from uso_kernels.ragged import Ragged
+from uso_kernels.split_streams import split_streams_quantized
 
+from .activation import Activation, Norm, QuantizedRows, Stream, activate, add_and_norm, input_dtype
 from .linear import Linear
 from .modulation import DOUBLE_VECTORS, SINGLE_VECTORS, ModulationLinear
 from .packing import PackedBatch
 from .params import TransformerParams
+from .workspace import Workspace
 
 
-class Stream(NamedTuple):
-    """A residual stream [T, C] and what the next block reads: the stream normalised and modulated, or None after the last."""
+@dataclass(frozen=True)
+class Run:
+    """What every block of one evaluation shares.
 
-    x: Tensor
-    normed: Tensor | None
+    Args:
+        batch: where the sequences lie.
+        workspace: buffers to write to.
+        attention: the attention backend, see `uso_kernels.attention`.
+    """
 
-
-class Norm(NamedTuple):
-    """Shift and scale of the LayerNorm that follows, each [S, C]."""
-
-    shift: Tensor
-    scale: Tensor
+    batch: PackedBatch
+    workspace: Workspace = field(default_factory=lambda: Workspace(reuse=False))
+    attention: str = "auto"
 
 
 class HeadScale(nn.Module):
@@ -86,13 +89,13 @@ class DoubleBlock(nn.Module):
         """Image's six vectors, then text's, of N conditioning vectors: [N, C] to [N, 12, C]."""
         return torch.cat((self.img_mod(activated), self.txt_mod(activated)), dim=1)
 
-    @staticmethod
-    def first_norms(modulation: Tensor) -> tuple[Norm, Norm]:
-        """Shift and scale before attention, of text and of image, from this block's [S, 12, C]."""
-        return Norm(modulation[:, 6], modulation[:, 7]), Norm(modulation[:, 0], modulation[:, 1])
+    def first_norms(self, modulation: Tensor) -> tuple[Norm, Norm]:
+        """The norms before attention, of text and of image, from this block's [S, 12, C]."""
+        text = Norm(modulation[:, 6], modulation[:, 7], input_dtype(self.txt_attn.qkv))
+        return text, Norm(modulation[:, 0], modulation[:, 1], input_dtype(self.img_attn.qkv))
 
     def forward(
-        self, text: Stream, image: Stream, modulation: Tensor, batch: PackedBatch, following: tuple[Norm, Norm] | None
+        self, text: Stream, image: Stream, modulation: Tensor, run: Run, following: tuple[Norm, Norm] | None
     ) -> tuple[Stream, Stream]:
         """Run the block.
 
@@ -100,43 +103,48 @@ class DoubleBlock(nn.Module):
             text: streams of [T_txt, C].
             image: streams of [T_img, C].
             modulation: [S, 12, C].
-            batch: where the sequences lie.
+            run: the batch, and what to compute it with.
             following: the next block's norms of text and image; None after the last double block.
 
         Returns:
             Both streams after the block.
         """
-        rows = batch.joint.rows
-        q, k, v = (image.x.new_empty(rows, self.heads, self.head_dim) for _ in range(3))
+        batch = run.batch
+        q, k, v = _joint_buffers(run, image.x, self.heads, self.head_dim)
         for stream, layer, joint_rows in (
             (text, self.txt_attn, batch.text_joint_rows),
             (image, self.img_attn, batch.image_joint_rows),
         ):
             scales = layer.norm.query_norm.scale, layer.norm.key_norm.scale
             qk_norm_rope(layer.qkv(stream.normed), *scales, batch.cos, batch.sin, joint_rows, q, k, v)
-        attended = attention(q, k, v, batch.joint, batch.joint).flatten(1)
-        text_attended, image_attended = batch.split(attended)
+        out = run.workspace.take("attended", q.shape, q)
+        attended = attention(q, k, v, batch.joint, batch.joint, backend=run.attention, out=out).flatten(1)
+        text_attended, image_attended = self._split(attended, batch)
         text_next, image_next = following if following is not None else (None, None)
-        image_tiles, text_tiles = batch.image.tile_sequence, batch.text.tile_sequence
-        image = self._finish(image.x, self.img_attn, image_attended, self.img_mlp, modulation[:, :6], image_tiles, image_next)
-        text = self._finish(text.x, self.txt_attn, text_attended, self.txt_mlp, modulation[:, 6:], text_tiles, text_next)
+        image = self._finish(image.x, image_attended, modulation[:, :6], run, image_next, "image")
+        text = self._finish(text.x, text_attended, modulation[:, 6:], run, text_next, "text")
         return text, image
 
-    @staticmethod
+    def _split(self, attended: Tensor, batch: PackedBatch) -> tuple[Activation, Activation]:
+        dtype = input_dtype(self.txt_attn.proj)
+        if dtype is None or dtype != input_dtype(self.img_attn.proj):
+            return batch.split(attended)
+        text, image = split_streams_quantized(attended, batch.text_joint_rows, batch.image_joint_rows, dtype)
+        return QuantizedRows(*text), QuantizedRows(*image)
+
     def _finish(
-        x: Tensor,
-        layer: SelfAttention,
-        attended: Tensor,
-        mlp: nn.ModuleDict,
-        modulation: Tensor,
-        tiles: Tensor,
-        following: Norm | None,
+        self, x: Tensor, attended: Activation, modulation: Tensor, run: Run, following: Norm | None, name: str
     ) -> Stream:
         """Output projection, MLP and the two gated additions of one stream; modulation is its [S, 6, C]."""
+        is_image = name == "image"
+        proj, mlp = (self.img_attn.proj, self.img_mlp) if is_image else (self.txt_attn.proj, self.txt_mlp)
+        tiles = (run.batch.image if is_image else run.batch.text).tile_sequence
         _, _, attention_gate, mlp_shift, mlp_scale, mlp_gate = modulation.unbind(1)
-        x, normed = gated_residual_layer_norm_modulate(x, layer.proj(attended), attention_gate, mlp_shift, mlp_scale, tiles)
-        y = mlp["2"](F.gelu(mlp["0"](normed), approximate="tanh"))
-        return add_and_norm(x, y, mlp_gate, tiles, following)
+        middle = Norm(mlp_shift, mlp_scale, input_dtype(mlp["0"]))
+        x, normed = add_and_norm(x, proj(attended), attention_gate, tiles, middle, run.workspace, name)
+        hidden = mlp["0"](normed)
+        y = mlp["2"](activate(None, hidden, mlp["2"], hidden))
+        return add_and_norm(x, y, mlp_gate, tiles, following, run.workspace, name)
 
 
 class SingleBlock(nn.Module):
@@ -156,55 +164,57 @@ class SingleBlock(nn.Module):
         vectors: Tensor = self.modulation(activated)
         return vectors
 
-    @staticmethod
-    def first_norm(modulation: Tensor) -> Norm:
-        """Shift and scale of this block's LayerNorm, from its [S, 3, C]."""
-        return Norm(modulation[:, 0], modulation[:, 1])
+    def first_norm(self, modulation: Tensor) -> Norm:
+        """The norm before this block, from its [S, 3, C]."""
+        return Norm(modulation[:, 0], modulation[:, 1], input_dtype(self.linear1))
 
-    def forward(self, stream: Stream, modulation: Tensor, batch: PackedBatch, following: Norm) -> Stream:
+    def forward(self, stream: Stream, modulation: Tensor, run: Run, following: Norm) -> Stream:
         """Run the block on every row.
 
         Args:
             stream: streams of [T, C].
             modulation: [S, 3, C].
-            batch: where the sequences lie.
+            run: the batch, and what to compute it with.
             following: the next block's norm.
 
         Returns:
             The stream after the block.
         """
         projected = self.linear1(stream.normed)
-        q, k, v = self._queries_keys_values(projected[:, : 3 * self.width], batch)
-        attended = attention(q, k, v, batch.joint, batch.joint).flatten(1)
-        y = self._output(attended, projected[:, 3 * self.width :])
-        return add_and_norm(stream.x, y, modulation[:, 2], batch.joint.tile_sequence, following)
+        q, k, v = self._queries_keys_values(projected[:, : 3 * self.width], run)
+        y = self._output(q, k, v, projected[:, 3 * self.width :], run, run.batch.joint)
+        return add_and_norm(stream.x, y, modulation[:, 2], run.batch.joint.tile_sequence, following, run.workspace, "joint")
 
-    def forward_output_rows(self, stream: Stream, modulation: Tensor, batch: PackedBatch, following: Norm) -> Stream:
+    def forward_output_rows(self, stream: Stream, modulation: Tensor, run: Run, following: Norm) -> Stream:
         """Run the last block: only the rows of the images being made leave it, so only they are computed.
 
-        Keys and values need every row; queries, MLP and output do not. Arguments as for `forward`; returns [T_out, C] streams.
+        Keys and values need every row; queries, MLP and output do not. Arguments as for `forward`, but `stream` must hold
+        floats; returns [T_out, C] streams.
         """
-        rows = batch.output_joint_rows
-        assert stream.normed is not None
-        q, k, v = self._queries_keys_values(self.linear1(stream.normed, slice(0, 3 * self.width)), batch)
-        mlp = self.linear1(stream.normed.index_select(0, rows), slice(3 * self.width, None))
-        attended = attention(q.index_select(0, rows), k, v, batch.output, batch.joint).flatten(1)
-        y = self._output(attended, mlp)
-        return add_and_norm(stream.x.index_select(0, rows), y, modulation[:, 2], batch.output.tile_sequence, following)
+        rows, layout = run.batch.output_joint_rows, run.batch.output
+        assert isinstance(stream.normed, Tensor)
+        q, k, v = self._queries_keys_values(self.linear1(stream.normed, slice(0, 3 * self.width)), run)
+        hidden = self.linear1(stream.normed.index_select(0, rows), slice(3 * self.width, None))
+        y = self._output(q.index_select(0, rows), k, v, hidden, run, layout)
+        x = stream.x.index_select(0, rows)
+        return add_and_norm(x, y, modulation[:, 2], layout.tile_sequence, following, run.workspace, "output")
 
-    def _queries_keys_values(self, qkv: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = (qkv.new_empty(batch.joint.rows, self.heads, self.head_dim) for _ in range(3))
+    def _queries_keys_values(self, qkv: Tensor, run: Run) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = _joint_buffers(run, qkv, self.heads, self.head_dim)
         scales = self.norm.query_norm.scale, self.norm.key_norm.scale
-        qk_norm_rope(qkv, *scales, batch.cos, batch.sin, None, q, k, v)
+        qk_norm_rope(qkv, *scales, run.batch.cos, run.batch.sin, None, q, k, v)
         return q, k, v
 
-    def _output(self, attended: Tensor, mlp: Tensor) -> Tensor:
-        y: Tensor = self.linear2(torch.cat((attended, F.gelu(mlp, approximate="tanh")), dim=-1))
+    def _output(self, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor, run: Run, queries: Ragged) -> Tensor:
+        """Attention, MLP activation and the matrix that reads both; attention writes into that matrix's operand."""
+        operand = run.workspace.take("operand", (q.shape[0], self.width + hidden.shape[1]), q)
+        out = operand[:, : self.width].unflatten(1, (self.heads, self.head_dim))
+        attended = attention(q, k, v, queries, run.batch.joint, backend=run.attention, out=out).flatten(1)
+        y: Tensor = self.linear2(activate(attended, hidden, self.linear2, operand))
         return y
 
 
-def add_and_norm(x: Tensor, y: Tensor, gate: Tensor, tiles: Tensor, following: Norm | None) -> Stream:
-    """Gated addition, together with the LayerNorm that follows it where one does."""
-    if following is None:
-        return Stream(gated_residual(x, y, gate, tiles), None)
-    return Stream(*gated_residual_layer_norm_modulate(x, y, gate, following.shift, following.scale, tiles))
+def _joint_buffers(run: Run, like: Tensor, heads: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of the joint order, each [T, H, D], to be written."""
+    shape = (run.batch.joint.rows, heads, head_dim)
+    return run.workspace.take("q", shape, like), run.workspace.take("k", shape, like), run.workspace.take("v", shape, like)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from uso_kernels.ragged import Ragged, round_up_to_tile
+from uso_kernels.split_streams import split_streams
 
 from .sequence import Sequence
 
@@ -115,7 +116,7 @@ class PackedBatch:
         """Bring joint rows [T, C] back to the text and image streams; views where the orders agree."""
         if self.joint_sources is None:
             return joint[: self.text.rows], joint[self.text.rows :]
-        return joint.index_select(0, self.text_joint_rows), joint.index_select(0, self.image_joint_rows)
+        return split_streams(joint, self.text_joint_rows, self.image_joint_rows)
 
 
 def _index_rows(sequences: Sequences[Sequence], text: Ragged, image: Ragged, joint: Ragged, output: Ragged) -> _IndexTables:

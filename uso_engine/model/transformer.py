@@ -8,18 +8,22 @@ Split in what depends on a step (`forward`) and what does not (`embed_text`, `em
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from uso_kernels.layer_norm_modulate import layer_norm_modulate
+from uso_kernels.attention import resolve_backend
 from uso_kernels.ragged import Ragged
 
-from .blocks import DoubleBlock, Norm, SingleBlock, Stream
+from .activation import Norm, input_dtype, norm
+from .blocks import DoubleBlock, Run, SingleBlock
 from .linear import Linear
 from .modulation import DOUBLE_VECTORS, FINAL_VECTORS, SINGLE_VECTORS, Embedder, sinusoidal_embedding
 from .packing import PackedBatch
 from .params import TransformerParams
+from .workspace import Workspace
 
 Observer = Callable[[str, Tensor, Ragged], None]
 """Called with a name (``double.0.img``, ``double.0.txt``, ``single.0``, ``velocity``), a packed tensor and its layout."""
@@ -52,11 +56,13 @@ class Transformer(nn.Module):
 
     Args:
         params: its sizes.
+        attention_backend: a backend of `uso_kernels.attention` for every block, or "auto": the default of each batch.
     """
 
-    def __init__(self, params: TransformerParams) -> None:
+    def __init__(self, params: TransformerParams, *, attention_backend: str = "auto") -> None:
         super().__init__()
         self.params = params
+        self.attention_backend = attention_backend
         width = params.hidden_size
         self.img_in = Linear(params.in_channels, width)
         self.time_in = Embedder(256, width)
@@ -105,40 +111,64 @@ class Transformer(nn.Module):
         table[:, row:] = self.final_layer.adaLN_modulation(activated)
         return table
 
-    def forward(self, batch: PackedBatch, latents: Tensor, modulation: Tensor, observer: Observer | None = None) -> Tensor:
+    def attention_backends(self, batch: PackedBatch) -> tuple[str, ...]:
+        """The attention backends that compute a batch: one, or two if the last block's fewer queries get another.
+
+        Raises:
+            BackendUnavailable: the one asked for cannot run here.
+        """
+        x = batch.text_tokens
+        chosen = (resolve_backend(self.attention_backend, x, layout, batch.joint) for layout in (batch.joint, batch.output))
+        return tuple(dict.fromkeys(chosen))
+
+    def forward(
+        self,
+        batch: PackedBatch,
+        latents: Tensor,
+        modulation: Tensor,
+        observer: Observer | None = None,
+        workspace: Workspace | None = None,
+    ) -> Tensor:
         """Predict the velocity of every image in a packed batch.
 
         Args:
             batch: the sequences.
             latents: [T_out, in_channels], packed latents in output order, the weights' dtype.
             modulation: [S, vectors, C], each sequence's row of its modulation table for this step.
-            observer: sees intermediate tensors.
+            observer: sees intermediate tensors, which nothing overwrites later.
+            workspace: buffers kept from step to step; not used under autograd or with an observer.
 
         Returns:
             [T_out, in_channels], velocity in output order.
         """
+        if workspace is None or observer is not None or torch.is_grad_enabled():
+            workspace = Workspace(reuse=False)
+        run = Run(batch, workspace, self.attention_backend)
+        doubles, singles = _blocks(self.double_blocks, DoubleBlock), _blocks(self.single_blocks, SingleBlock)
         double, single, final = self._split_modulation(modulation)
-        image_x, text_x = batch.image_stream(self.img_in(latents)), batch.text_tokens
-        text_norm, image_norm = DoubleBlock.first_norms(double[0])
-        text = Stream(text_x, layer_norm_modulate(text_x, *text_norm, batch.text.tile_sequence))
-        image = Stream(image_x, layer_norm_modulate(image_x, *image_norm, batch.image.tile_sequence))
-        for i, block in enumerate(self.double_blocks):
-            following = DoubleBlock.first_norms(double[i + 1]) if i + 1 < len(double) else None
-            text, image = block(text, image, double[i], batch, following)
+        text_norm, image_norm = doubles[0].first_norms(double[0])
+        text = norm(batch.text_tokens, text_norm, batch.text.tile_sequence, workspace, "text")
+        image_x = batch.image_stream(self.img_in(latents))
+        image = norm(image_x, image_norm, batch.image.tile_sequence, workspace, "image")
+        for i, block in enumerate(doubles):
+            following = doubles[i + 1].first_norms(double[i + 1]) if i + 1 < len(doubles) else None
+            text, image = block(text, image, double[i], run, following)
             if observer is not None:
                 observer(f"double.{i}.txt", text.x, batch.text)
                 observer(f"double.{i}.img", image.x, batch.image)
-        joint_x = batch.merge(text.x, image.x)
-        joint = Stream(joint_x, layer_norm_modulate(joint_x, *SingleBlock.first_norm(single[0]), batch.joint.tile_sequence))
-        for i, block in enumerate(self.single_blocks):
-            if i + 1 < len(single):
-                joint = block(joint, single[i], batch, SingleBlock.first_norm(single[i + 1]))
-            else:
-                joint = block.forward_output_rows(joint, single[i], batch, Norm(final[:, 0], final[:, 1]))  # type: ignore[operator]
+        # The last block computes fewer rows than it is given and takes floats, to pick them.
+        norms = [block.first_norm(vectors) for block, vectors in zip(singles, single, strict=True)]
+        norms[-1] = norms[-1]._replace(dtype=None)
+        joint = norm(batch.merge(text.x, image.x), norms[0], batch.joint.tile_sequence, workspace, "joint")
+        for i, single_block in enumerate(singles[:-1]):
+            joint = single_block(joint, single[i], run, norms[i + 1])
             if observer is not None:
-                observer(f"single.{i}", joint.x, batch.joint if i + 1 < len(single) else batch.output)
-        velocity: Tensor = self.final_layer.linear(joint.normed)
+                observer(f"single.{i}", joint.x, batch.joint)
+        last_norm = Norm(final[:, 0], final[:, 1], input_dtype(self.final_layer.linear))
+        output = singles[-1].forward_output_rows(joint, single[-1], run, last_norm)
+        velocity: Tensor = self.final_layer.linear(output.normed)
         if observer is not None:
+            observer(f"single.{len(singles) - 1}", output.x, batch.output)
             observer("velocity", velocity, batch.output)
         return velocity
 
@@ -147,3 +177,11 @@ class Transformer(nn.Module):
         doubles, singles = DOUBLE_VECTORS * self.params.depth, SINGLE_VECTORS * self.params.depth_single_blocks
         double, single, final = modulation.split((doubles, singles, FINAL_VECTORS), dim=1)
         return double.split(DOUBLE_VECTORS, dim=1), single.split(SINGLE_VECTORS, dim=1), final
+
+
+Block = TypeVar("Block", DoubleBlock, SingleBlock)
+
+
+def _blocks(modules: nn.ModuleList, kind: type[Block]) -> list[Block]:
+    """The blocks of a list, typed."""
+    return [module for module in modules if isinstance(module, kind)]

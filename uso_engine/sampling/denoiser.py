@@ -19,6 +19,8 @@ from uso_engine.model.packing import PackedBatch
 from uso_engine.model.rope import Grid
 from uso_engine.model.sequence import Sequence
 from uso_engine.model.transformer import Observer, Transformer
+from uso_engine.model.workspace import Workspace
+from uso_kernels.euler_update import euler_update, guide_reference
 from uso_kernels.ragged import TILE_ROWS, round_up_to_tile
 
 from .latents import pack_latent, unpack_latent
@@ -113,9 +115,10 @@ class Denoiser:
         self._latents = self._latents.to(weight.device, self._model_dtype if reference_numerics else torch.float32)
         sigmas = torch.tensor([job.sigmas for job in jobs], dtype=torch.float64)
         row_job = layout.tile_sequence[: rows // TILE_ROWS].cpu().repeat_interleave(TILE_ROWS)
-        # [steps, T_pos, 1]: the step width of each row, so that images may have schedules of their own.
-        self._deltas = sigmas.diff(dim=1).t()[:, row_job, None].float().contiguous().to(weight.device)
-        self._guided_rows, self._guided_scale = self._guided_tables()
+        # [steps, T_pos]: the step width of each row, so that images may have schedules of their own.
+        self._deltas = sigmas.diff(dim=1).t()[:, row_job].float().contiguous().to(weight.device)
+        self._guided_rows, self._negative_rows, self._guidance = self._guided_tables()
+        self._workspace = Workspace()
         self.index = 0
 
     @property
@@ -138,17 +141,32 @@ class Denoiser:
         starts = self._batch.output.starts
         return starts[len(self._jobs)] if len(starts) > len(self._jobs) else self._batch.output.rows
 
-    def _guided_tables(self) -> tuple[Tensor | None, Tensor | None]:
-        """Rows of the images under true CFG, in the order of their negative sequences, and the scale of each row."""
+    @property
+    def attention_backends(self) -> tuple[str, ...]:
+        """The attention backends that compute this batch."""
+        return self._transformer.attention_backends(self._batch)
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes of the buffers kept from step to step."""
+        return self._workspace.size_bytes
+
+    def _guided_tables(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """What true CFG needs: the rows to evaluate again under the negative prompts; each row's negative row, -1 where there
+        is none; each row's scale. All None where no image has a negative prompt.
+        """
         if not self._guided:
-            return None, None
-        layout, device = self._batch.output, self._latents.device
-        rows, scales = [], []
+            return None, None, None
+        layout, device, rows = self._batch.output, self._latents.device, self._positive_rows
+        guided, negative, scales = [], torch.full((rows,), -1), torch.ones(rows)
+        following = rows
         for i in self._guided:
-            size = round_up_to_tile(layout.lengths[i])
-            rows.append(torch.arange(layout.starts[i], layout.starts[i] + size))
-            scales.append(torch.full((size, 1), self._jobs[i].true_cfg_scale))
-        return torch.cat(rows).to(device), torch.cat(scales).to(device)
+            span = slice(layout.starts[i], layout.starts[i] + round_up_to_tile(layout.lengths[i]))
+            guided.append(torch.arange(span.start, span.stop))
+            negative[span] = torch.arange(following, following + span.stop - span.start)
+            scales[span] = self._jobs[i].true_cfg_scale
+            following += span.stop - span.start
+        return torch.cat(guided).to(device), negative.to(device), scales.to(device)
 
     @torch.no_grad()
     def step(self, observer: Observer | None = None) -> Step:
@@ -168,9 +186,11 @@ class Denoiser:
         velocity = self._velocity(observer)
         delta = self._deltas[self.index]
         if self._rounds_each_operation:
-            self._latents += (velocity * delta).to(self._latents.dtype)
+            if self._negative_rows is not None:
+                velocity = guide_reference(velocity, self._positive_rows, self._negative_rows, self._guidance)
+            self._latents += (velocity * delta[:, None]).to(self._latents.dtype)
         else:
-            self._latents.addcmul_(velocity.float(), delta)
+            velocity = euler_update(self._latents, velocity, delta, self._negative_rows, self._guidance)
         self.index += 1
         return self._report(velocity)
 
@@ -189,18 +209,13 @@ class Denoiser:
         return [unpack_latent(self._latents[layout.span(i)].float(), job.sequence.grid) for i, job in enumerate(self._jobs)]
 
     def _velocity(self, observer: Observer | None) -> Tensor:
-        """Velocity of the images [T_pos, 64], true CFG applied."""
+        """Velocity of all sequences [T_out, 64]: the images' rows, then those of their negative prompts."""
         latents = self._latents.to(self._model_dtype)
         if self._guided_rows is not None:
             latents = torch.cat((latents, latents.index_select(0, self._guided_rows)))
         rows = [sequence.modulation[self.index] for sequence in self._sequences]
         modulation = rows[0][None] if len(rows) == 1 else torch.stack(rows)
-        velocity = self._transformer(self._batch, latents, modulation, observer)
-        if self._guided_rows is None or self._guided_scale is None:
-            return velocity
-        positive, negative = velocity.float().split((self._positive_rows, len(self._guided_rows)))
-        guided = torch.lerp(negative, positive.index_select(0, self._guided_rows), self._guided_scale)
-        return positive.index_copy(0, self._guided_rows, guided)
+        return self._transformer(self._batch, latents, modulation, observer, self._workspace)
 
     def _report(self, velocity: Tensor) -> Step:
         layout = self._batch.output
