@@ -10,7 +10,7 @@ from rich.table import Table
 
 from .app import app, console, reports_errors
 
-_PACKAGES = ("torch", "triton", "diffusers", "transformers", "optimum-quanto", "xformers", "onnxruntime-gpu", "onnxruntime")
+_PACKAGES = ("uso-engine", "torch", "triton", "diffusers", "transformers", "optimum-quanto", "xformers", "onnxruntime-gpu", "onnxruntime")
 
 
 @app.command()
@@ -19,10 +19,7 @@ def info() -> None:
     """Show GPU, packages, kernels, attention backends and configurations of this machine."""
     import torch
 
-    import uso_engine
-
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_row("uso-engine", uso_engine.__version__)
     table.add_row("python", platform.python_version())
     for name in _PACKAGES:
         table.add_row(name, _version(name))
