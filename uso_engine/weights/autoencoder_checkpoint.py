@@ -74,7 +74,7 @@ def _empty(params: AutoencoderParams) -> nn.Module:
             layers_per_block=params.num_res_blocks,
             act_fn="silu",
             latent_channels=params.z_channels,
-            norm_num_groups=32,
+            norm_num_groups=params.norm_groups,
             sample_size=params.resolution,
             scaling_factor=params.scale_factor,
             shift_factor=params.shift_factor,

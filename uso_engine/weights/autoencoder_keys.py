@@ -11,7 +11,7 @@ class AutoencoderParams:
     """Sizes of the autoencoder; the defaults are FLUX.1's.
 
     Args:
-        ch: channels of the first level, a multiple of 32.
+        ch: channels of the first level.
         ch_mult: channels of every level, in multiples of ``ch``.
         num_res_blocks: residual blocks of an encoder level; a decoder level has one more.
         z_channels: channels of the latent.
@@ -20,6 +20,8 @@ class AutoencoderParams:
         in_channels: of the image that is encoded.
         out_ch: of the image that is decoded.
         resolution: side in pixels that it was trained on; changes no weight.
+        norm_groups: groups of every group normalisation; divides every level's channels. FLUX.1's 32 would normalise single
+            channels in a small autoencoder, and a channel without its mean cannot carry a flat colour.
 
     Raises:
         ValueError: a size is not possible.
@@ -34,13 +36,17 @@ class AutoencoderParams:
     in_channels: int = 3
     out_ch: int = 3
     resolution: int = 256
+    norm_groups: int = 32
 
     def __post_init__(self) -> None:
-        sizes = (self.ch, *self.ch_mult, self.num_res_blocks, self.z_channels, self.in_channels, self.out_ch, self.resolution)
+        channels = (self.z_channels, self.in_channels, self.out_ch)
+        sizes = (self.ch, *self.ch_mult, self.num_res_blocks, *channels, self.resolution, self.norm_groups)
         if not self.ch_mult or min(sizes) < 1:
             raise ValueError(f"every size of the autoencoder must be at least 1, got {self}")
-        if any(self.ch * m % 32 for m in self.ch_mult):
-            raise ValueError(f"ch * ch_mult must be multiples of 32, the number of norm groups; got {self.ch} * {self.ch_mult}")
+        if any(self.ch * m % self.norm_groups for m in self.ch_mult):
+            raise ValueError(
+                f"ch * ch_mult must be multiples of {self.norm_groups}, the number of norm groups; got {self.ch} * {self.ch_mult}"
+            )
         if not self.scale_factor > 0:
             raise ValueError(f"scale_factor must be above 0, got {self.scale_factor}")
 

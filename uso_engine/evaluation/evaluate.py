@@ -1,0 +1,245 @@
+"""The ruler: how often a person would find the object kept, the style applied and the place that was asked for.
+
+Held-out triplets are generated and read by classifiers that only ever saw drawings. Every row says what was changed: references
+dropped or exchanged for another triplet's, fewer steps, another precision tier. A lossy option is judged against fewer steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+
+from uso_engine.evaluation.captions import PLACE_WORDS
+from uso_engine.evaluation.classifiers import Classifiers, load_classifiers, read_picture
+from uso_engine.evaluation.drawings import KINDS, PLACE_NAMES, STYLE_NAMES, Triplet, draw_triplet, render
+
+if TYPE_CHECKING:
+    from uso_engine.engine import USOEngine
+
+Item = TypeVar("Item")
+
+GIVEN, DROPPED, SWAPPED = "given", "dropped", "swapped"
+ASPECTS = ("content", "style", "prompt")
+CHANCE = {"content": 1 / len(KINDS), "style": 1 / len(STYLE_NAMES), "prompt": 1 / len(PLACE_NAMES)}
+STEPS = 28
+FEWER_STEPS = (14, 7, 4)
+
+Progress = Callable[[str, int, int], None]
+"""Called with a row's name, the picture just made and how many the row has."""
+
+
+@dataclass(frozen=True)
+class Variation:
+    """One row of the report.
+
+    Args:
+        name: what it is called.
+        steps: denoising steps.
+        content: GIVEN, DROPPED or SWAPPED (the next triplet's content image).
+        style: the same for the style image.
+        prompt: the same for the place in the prompt.
+    """
+
+    name: str
+    steps: int = STEPS
+    content: str = GIVEN
+    style: str = GIVEN
+    prompt: str = GIVEN
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came of a variation.
+
+    Args:
+        variation: what was run.
+        tier: precision tier of the engine.
+        accuracy: share of pictures in which the classifier sees the triplet's object, style and place, by aspect.
+        psnr_db: mean PSNR to the first row's pictures, the same seeds; None for the first row.
+        pictures: the generated pictures.
+    """
+
+    variation: Variation
+    tier: str
+    accuracy: dict[str, float]
+    psnr_db: float | None
+    pictures: tuple[Image.Image, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Accuracy of every row on the same triplets.
+
+    Args:
+        triplets: the held-out triplets.
+        drawings: content, style and true target picture of each.
+        drawn: accuracy of the classifiers on the true targets: what a perfect model would get.
+        rows: the variations.
+    """
+
+    triplets: tuple[Triplet, ...]
+    drawings: tuple[tuple[Image.Image, Image.Image, Image.Image], ...] = field(repr=False)
+    drawn: dict[str, float]
+    rows: tuple[Row, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """Plain data, without the pictures."""
+        rows = [
+            {
+                "name": row.variation.name,
+                "tier": row.tier,
+                "steps": row.variation.steps,
+                **{aspect: round(row.accuracy[aspect], 4) for aspect in ASPECTS},
+                "psnr_db": None if row.psnr_db is None else round(row.psnr_db, 2),
+            }
+            for row in self.rows
+        ]
+        chance = {aspect: round(share, 4) for aspect, share in CHANCE.items()}
+        return {"triplets": len(self.triplets), "chance": chance, "true_drawings": self.drawn, "rows": rows}
+
+    def to_table(self) -> str:
+        """A Markdown table."""
+        lines = ["| run | tier | steps | content | style | prompt | PSNR to the first row |", "|---|---|---|---|---|---|---|"]
+        for row in self.rows:
+            shares = " | ".join(f"{100 * row.accuracy[aspect]:.0f} %" for aspect in ASPECTS)
+            psnr = "" if row.psnr_db is None else f"{row.psnr_db:.1f} dB"
+            lines.append(f"| {row.variation.name} | {row.tier} | {row.variation.steps} | {shares} | {psnr} |")
+        drawn = " | ".join(f"{100 * self.drawn[aspect]:.0f} %" for aspect in ASPECTS)
+        chance = " | ".join(f"{100 * CHANCE[aspect]:.0f} %" for aspect in ASPECTS)
+        return "\n".join([*lines, f"| the true drawings | | | {drawn} | |", f"| chance | | | {chance} | |"])
+
+    def to_grid(self, columns: int = 10) -> Image.Image:
+        """Content, style and target drawings over every row's pictures, one triplet a column."""
+        count = min(columns, len(self.triplets))
+        lines = [[drawing[i] for drawing in self.drawings[:count]] for i in range(3)]
+        lines += [list(row.pictures[:count]) for row in self.rows]
+        side = self.drawings[0][0].width
+        gap = 4
+        grid = Image.new("RGB", (count * (side + gap) - gap, len(lines) * (side + gap) + gap), "white")
+        for y, line in enumerate(lines):
+            for x, picture in enumerate(line):
+                fitted = picture if picture.width == side else picture.resize((side, side))
+                grid.paste(fitted, (x * (side + gap), y * (side + gap) + (2 * gap if y >= 3 else 0) - (gap if y >= 3 else 0)))
+        return grid
+
+
+def standard_variations(steps: int = STEPS, fewer: Sequence[int] = FEWER_STEPS) -> tuple[Variation, ...]:
+    """Everything given; each input dropped and exchanged; plain fewer steps."""
+    changed = [
+        Variation(f"{aspect} {change}", steps, **{aspect: change}) for aspect in ASPECTS for change in (DROPPED, SWAPPED)
+    ]
+    return (Variation("everything given", steps), *changed, *(Variation("fewer steps", n) for n in fewer))
+
+
+def draw_held_out(count: int, seed: int = 0) -> tuple[Triplet, ...]:
+    """Triplets that training never saw: its seeds begin at a million.
+
+    Raises:
+        ValueError: seeds that reach into the training set's.
+    """
+    if not 0 <= seed <= seed + count <= 1_000_000 or count < 2:
+        raise ValueError(f"held-out triplets are at least 2 with seeds from 0 to 999999, got {count} from seed {seed}")
+    return tuple(draw_triplet(np.random.default_rng(seed + i)) for i in range(count))
+
+
+def evaluate(
+    engines: Sequence[tuple[str, USOEngine]],
+    *,
+    count: int = 48,
+    seed: int = 0,
+    variations: Sequence[Variation] | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Evaluates engines on held-out triplets.
+
+    Args:
+        engines: name of the precision tier and the engine; the first one runs every variation, the others "everything given"
+            and fewer steps. Each generates at its configuration's default size and guidance.
+        count: triplets, at least 2.
+        seed: of the first triplet.
+        variations: rows to run, the standard ones by default; the first is what the others' PSNR is taken against.
+        progress: told after each picture.
+
+    Returns:
+        The report; the same engines give the same one.
+
+    Raises:
+        ValueError: no engine, or too few triplets.
+    """
+    if not engines:
+        raise ValueError("nothing to evaluate: expected at least one engine, got none")
+    triplets = draw_held_out(count, seed)
+    drawings = tuple((render(t.content), render(t.style), render(t.target)) for t in triplets)
+    classifiers = load_classifiers()
+    wanted = tuple(variations) if variations is not None else standard_variations()
+    rows: list[Row] = []
+    for i, (tier, engine) in enumerate(engines):
+        for variation in wanted:
+            plain = replace(variation, name="", steps=STEPS) == Variation("")
+            if i == 0 or plain:
+                pictures = _generate(engine, variation, triplets, drawings, progress)
+                base = rows[0].pictures if rows else None
+                accuracy = _accuracy(classifiers, pictures, triplets)
+                rows.append(Row(variation, tier, accuracy, _mean_psnr(pictures, base), pictures))
+    drawn = _accuracy(classifiers, tuple(target for _, _, target in drawings), triplets)
+    return Report(triplets, drawings, drawn, tuple(rows))
+
+
+def _generate(
+    engine: USOEngine,
+    variation: Variation,
+    triplets: Sequence[Triplet],
+    drawings: Sequence[tuple[Image.Image, Image.Image, Image.Image]],
+    progress: Progress | None,
+) -> tuple[Image.Image, ...]:
+    pictures = []
+    for i in range(len(triplets)):
+        content = _choose(variation.content, i, [drawing[0] for drawing in drawings], [t.content.kind for t in triplets])
+        style = _choose(variation.style, i, [drawing[1] for drawing in drawings], [str(t.style.style) for t in triplets])
+        place = _choose(variation.prompt, i, [t.target.place for t in triplets], [t.target.place for t in triplets])
+        prompt = "the object" if place is None else f"the object {PLACE_WORDS[place][0]}"
+        images = [content] if style is None else [content, style]
+        result = engine.generate(
+            prompt=prompt, images=images, seed=i + 1, num_inference_steps=variation.steps, enable_safety_checker=False
+        )
+        pictures.append(result.images[0])
+        if progress is not None:
+            progress(variation.name, i + 1, len(triplets))
+    return tuple(pictures)
+
+
+def _choose(change: str, index: int, items: Sequence[Item], labels: Sequence[str]) -> Item | None:
+    """The triplet's own item, none, or that of the next triplet with another label."""
+    if change == DROPPED:
+        return None
+    if change == GIVEN:
+        return items[index]
+    others = [j % len(items) for j in range(index + 1, index + len(items)) if labels[j % len(items)] != labels[index]]
+    if not others:
+        raise ValueError(f"nothing to exchange: all {len(items)} triplets have {labels[index]}; evaluate more of them")
+    return items[others[0]]
+
+
+def _accuracy(classifiers: Classifiers, pictures: Sequence[Image.Image], triplets: Sequence[Triplet]) -> dict[str, float]:
+    right = dict.fromkeys(ASPECTS, 0)
+    for picture, triplet in zip(pictures, triplets, strict=True):
+        reading = read_picture(classifiers, picture)
+        right["content"] += reading.kind == triplet.target.kind
+        right["style"] += reading.style == triplet.target.style
+        right["prompt"] += reading.place == triplet.target.place
+    return {aspect: count / len(triplets) for aspect, count in right.items()}
+
+
+def _mean_psnr(pictures: Sequence[Image.Image], base: Sequence[Image.Image] | None) -> float | None:
+    if base is None:
+        return None
+    values = []
+    for picture, other in zip(pictures, base, strict=True):
+        a, b = (torch.from_numpy(np.array(image)).float() for image in (picture, other))
+        values.append(float(10 * torch.log10(255**2 / (a - b).square().mean().clamp_min(1e-3))))
+    return sum(values) / len(values)
