@@ -1,8 +1,9 @@
 """Fetching from the hub: what is asked for, and what is said when it is refused. No network is used."""
 
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
-import httpx
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
@@ -11,7 +12,7 @@ from uso_engine.config import load_config
 from uso_engine.download import download, missing_parts, parts
 from uso_engine.errors import FetchError
 
-Call = tuple[str, str, object]
+Call = tuple[str, str, tuple[Any, str | None]]
 
 
 @pytest.fixture
@@ -34,21 +35,17 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
 def test_every_part_of_the_real_model_is_asked_for(calls: list[Call]) -> None:
     said: list[str] = []
     download(load_config("uso-flux-dev"), token="secret", report=said.append)
-    files = [(repository, detail[0]) for kind, repository, detail in calls if kind == "file"]  # type: ignore[index]
+    files = [(repository, detail[0]) for kind, repository, detail in calls if kind == "file"]
     assert ("black-forest-labs/FLUX.1-dev", "flux1-dev.safetensors") in files
     assert ("bytedance-research/USO", "uso_flux_v1.0/dit_lora.safetensors") in files
     assert ("bytedance-research/USO", "uso_flux_v1.0/projector.safetensors") in files
     assert ("black-forest-labs/FLUX.1-dev", "ae.safetensors") in files
-    folders = {repository: detail[0] for kind, repository, detail in calls if kind == "folder"}  # type: ignore[index]
+    folders = {repository: detail[0] for kind, repository, detail in calls if kind == "folder"}
     assert {"openai/clip-vit-large-patch14", "google/siglip-so400m-patch14-384"} <= set(folders)
-    wanted = [
-        pattern
-        for kind, repository, detail in calls
-        if repository.endswith("FLUX.1-dev") and kind == "folder"
-        for pattern in detail[0]
-    ]  # type: ignore[index]
+    of_flux = [detail[0] for kind, repository, detail in calls if repository.endswith("FLUX.1-dev") and kind == "folder"]
+    wanted = [pattern for patterns in of_flux for pattern in patterns]
     assert {pattern.split("/")[0] for pattern in wanted} == {"text_encoder_2", "tokenizer_2"}
-    assert all(detail[1] == "secret" for _, _, detail in calls)  # type: ignore[index]
+    assert all(detail[1] == "secret" for _, _, detail in calls)
     assert len(said) == len(list(parts(load_config("uso-flux-dev"))))
 
 
@@ -65,8 +62,7 @@ def test_what_is_missing_is_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 def test_gated_models_say_where_to_accept(monkeypatch: pytest.MonkeyPatch) -> None:
-    request = httpx.Request("GET", "https://example.invalid")
-    refused = GatedRepoError("gated", response=httpx.Response(403, request=request))
+    refused = GatedRepoError("gated", response=Mock(status_code=403))
 
     def refuse(*arguments: object, **options: object) -> str:
         raise refused

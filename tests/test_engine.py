@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from uso_engine.errors import BackendError, EngineClosedError, ImageError, Missi
 from uso_engine.sampling.denoiser import Step
 from uso_engine.sampling.latents import draw_noise
 
-SMALL = {"image_size": {"width": 64, "height": 64}, "num_inference_steps": 2}
+SMALL: dict[str, Any] = {"image_size": {"width": 64, "height": 64}, "num_inference_steps": 2}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def style() -> Image.Image:
 
 
 def test_a_request_and_its_fields_are_the_same(engine: USOEngine, content: Image.Image, style: Image.Image) -> None:
-    fields = {"prompt": "a red fish", "images": [content, style], "seed": 7, "num_inference_steps": 2}
+    fields: dict[str, Any] = {"prompt": "a red fish", "images": [content, style], "seed": 7, "num_inference_steps": 2}
     request = GenerationRequest(**fields)
     first, second = engine.generate(request), engine.generate(**fields)
     assert first.images[0].tobytes() == second.images[0].tobytes()
@@ -47,7 +48,7 @@ def test_a_request_and_its_fields_are_the_same(engine: USOEngine, content: Image
 
 
 def test_num_images_does_not_change_an_image(engine: USOEngine, content: Image.Image, style: Image.Image) -> None:
-    fields = {"prompt": "a house", "images": [content, style], **SMALL}
+    fields: dict[str, Any] = {"prompt": "a house", "images": [content, style], **SMALL}
     four = engine.generate(num_images=4, seed=20, **fields)
     assert four.seeds == (20, 21, 22, 23)
     assert len({image.tobytes() for image in four.images}) == 4
@@ -57,8 +58,8 @@ def test_num_images_does_not_change_an_image(engine: USOEngine, content: Image.I
 
 
 def test_every_input_changes_the_image(engine: USOEngine, content: Image.Image, style: Image.Image) -> None:
-    base = {"prompt": "a cup", "images": [content, style], "seed": 3, "negative_prompt": "", **SMALL}
-    changes: list[dict[str, object]] = [
+    base: dict[str, Any] = {"prompt": "a cup", "images": [content, style], "seed": 3, "negative_prompt": "", **SMALL}
+    changes: list[dict[str, Any]] = [
         {},
         {"prompt": "a tree at night"},
         {"images": [style, style]},
@@ -87,7 +88,7 @@ def test_keep_size_takes_the_content_images_shape(engine: USOEngine, content: Im
 
 
 def test_tokens_are_counted_over_steps_and_sequences(engine: USOEngine, content: Image.Image, style: Image.Image) -> None:
-    base = {"prompt": "a cup", "images": [content, style], "seed": 3, **SMALL}
+    base: dict[str, Any] = {"prompt": "a cup", "images": [content, style], "seed": 3, **SMALL}
     params = engine.config.projector
     assert params is not None
     assert engine.config.t5 is not None
@@ -141,6 +142,8 @@ def test_latents_go_in_and_out(engine: USOEngine) -> None:
     full = engine.generate(prompt="x", seed=5, **SMALL)
     given = ResearchOptions(latents=draw_noise(64, 64, 5)[None])
     again = engine.generate(prompt="x", seed=999, research=given, **SMALL)
+    assert full.latents is not None
+    assert again.latents is not None
     assert torch.equal(full.latents, again.latents)
     custom = engine.generate(prompt="x", seed=5, research=ResearchOptions(sigmas=(1.0, 0.3, 0.1, 0.0)), **SMALL)
     assert custom.tokens_used == 3 * (16 + 32)
