@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,17 @@ def train(rank: int, options: argparse.Namespace) -> None:
             data.refresh()
 
 
+def start_processes(work: Callable[[int, argparse.Namespace], None], options: argparse.Namespace) -> None:
+    """Runs `work` in as many processes as `options.ranks` says."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    options.meeting = options.out / "meeting"
+    options.meeting.unlink(missing_ok=True)
+    if options.ranks == 1:
+        work(0, options)
+    else:
+        torch.multiprocessing.spawn(work, (options,), nprocs=options.ranks)
+
+
 def main() -> None:
     """Starts the processes."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -140,14 +152,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="images per process and step")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    options.meeting = options.out / "meeting"
-    options.meeting.unlink(missing_ok=True)
-    if options.ranks == 1:
-        train(0, options)
-    else:
-        torch.multiprocessing.spawn(train, (options,), nprocs=options.ranks)
+    start_processes(train, parser.parse_args())
 
 
 if __name__ == "__main__":
