@@ -10,6 +10,7 @@ import torch
 from small_encoders import TINY, copied, edit_json, edit_weights, fill
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
+from uso_engine.conditioning.prompt_tokenizer import PromptTokenizer
 from uso_engine.conditioning.text import TextEncoders
 from uso_engine.embedded.corpus import captions
 from uso_engine.errors import CheckpointError, MissingFileError, PromptError
@@ -149,6 +150,13 @@ def test_identity_depends_on_weights_tokenizer_and_length(encoders: TextEncoders
     (clip_folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
     other_words = TextEncoders.from_folders(TINY / "t5", clip_folder, t5_max_length=32, dtype=torch.float32)
     assert len({x.identity for x in (encoders, shorter, other_weights, other_words)}) == 4
+
+
+def test_a_tokenizer_that_was_used_is_still_the_same_tokenizer() -> None:
+    tokenizer = T5Tokenizer.from_pretrained(TINY / "t5")
+    fresh = PromptTokenizer("T5", tokenizer, 32, 2000)
+    fresh.tokenize(LONG)
+    assert PromptTokenizer("T5", tokenizer, 32, 2000).definition == fresh.definition
 
 
 def test_loads_the_text_half_of_a_whole_clip(encoders: TextEncoders, tmp_path: Path, clip_folder: Path) -> None:
