@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from uso_engine.errors import CheckpointError, MissingFileError
+from uso_engine.errors import BackendError, CheckpointError, MissingFileError
 from uso_engine.verification.measure import Check, bound_for, relative_error
 from uso_engine.verification.run import VerifyOptions, verify
 
@@ -122,3 +122,15 @@ def test_bounds_are_those_of_the_references() -> None:
     assert (bound_for("velocity.0", "int4", 3), bound_for("unpacked", "int4", 3)) == (0.16, 0.11)
     assert bound_for("latents.2", "int8", 3) is None
     assert bound_for("noise", "bf16", 3) == 5e-6
+
+
+@pytest.mark.parametrize("attention", ["dense", "chunked"])
+def test_every_attention_that_runs_on_a_cpu_is_within_bounds(cases: Path, tmp_path: Path, attention: str) -> None:
+    alone(cases, "three_contents", tmp_path)
+    assert [check for check in run(tmp_path, attention=attention, tier="float32") if not check.is_within] == []
+
+
+def test_attention_that_cannot_run_is_an_error(cases: Path, tmp_path: Path) -> None:
+    alone(cases, "offset_rows_only", tmp_path)
+    with pytest.raises(BackendError, match="'flash' cannot run on cpu: there is no such backend; these can: auto, dense"):
+        run(tmp_path, attention="flash")

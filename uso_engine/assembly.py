@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from uso_kernels.attention import available_backends
+
 from .conditioning.content import Autoencoder
 from .conditioning.style import StyleEncoder
 from .conditioning.text import TextEncoders
@@ -53,22 +55,35 @@ def resolve(text: str, what: str, config: EngineConfig) -> Path:
 
 
 def load_transformer(
-    config: EngineConfig, *, device: torch.device | str, tier: Tier, progress: LoadProgress | None = None
+    config: EngineConfig,
+    *,
+    device: torch.device | str,
+    tier: Tier,
+    attention: str = "auto",
+    progress: LoadProgress | None = None,
 ) -> LoadedTransformer:
     """Load the transformer and merge the configured LoRAs.
+
+    Args:
+        config: what to load.
+        device: where to.
+        tier: of its weights.
+        attention: attention backend by name; "auto" chooses for every batch.
+        progress: told the bytes read and to be read.
 
     Raises:
         MissingFileError: a file is not there.
         CheckpointError: a file does not fit the model.
-        BackendError: a tier that cannot be computed here.
+        BackendError: a tier or an attention backend that cannot be computed here.
     """
     dtype = tier_dtype(tier)
+    check_attention(attention, device)
     params = config.transformer.params
     source = open_transformer_checkpoint(resolve(config.transformer.checkpoint, "transformer checkpoint", config), params)
     try:
         loras = read_loras([(entry.path, entry.weight) for entry in config.loras], config)
         with torch.device("meta"):
-            module = Transformer(params)
+            module = Transformer(params, attention_backend=attention)
         load_parameters(
             module, source, device=device, dtype=dtype, loras=loras, progress=_part_progress(progress, "transformer")
         )
@@ -186,7 +201,7 @@ def load_pipeline(
     check_device(device)
     tier = config.precision.tier if tier is None else tier
     report = progress if progress is not None else _no_progress
-    loaded = load_transformer(config, device=device, tier=tier, progress=progress)
+    loaded = load_transformer(config, device=device, tier=tier, attention=attention, progress=progress)
     dtype = loaded.module.img_in.weight.dtype
     report("style encoder", 0, 0)
     style = load_style_encoder(config, device=device, dtype=dtype)
@@ -229,6 +244,21 @@ def check_device(device: torch.device | str) -> torch.device:
     if found.type == "cuda" and found.index is not None and found.index >= torch.cuda.device_count():
         raise BackendError(f"device {device!r} was asked for, but there are only {torch.cuda.device_count()} GPUs")
     return found
+
+
+def check_attention(attention: str, device: torch.device | str) -> None:
+    """Check that an attention backend exists and can run on a device.
+
+    Raises:
+        BackendError: it does not or cannot; says which can.
+    """
+    if attention == "auto":
+        return
+    found = available_backends(device)
+    if attention not in found or found[attention] is not None:
+        reason = found.get(attention, "there is no such backend")
+        runnable = ", ".join(name for name, missing in found.items() if missing is None)
+        raise BackendError(f"attention backend {attention!r} cannot run on {device}: {reason}; these can: auto, {runnable}")
 
 
 def _part_progress(progress: LoadProgress | None, part: str) -> Callable[[int, int], None] | None:

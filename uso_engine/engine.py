@@ -179,6 +179,7 @@ class USOEngine:
             parameters=checked.parameters(seed=checked.seed, width=width, height=height),
             output_format=checked.output_format,
             model=self.config.model_name,
+            attention=made.denoised.attention,
             warnings=tuple(str(entry) for entry in made.text.truncated),
             latents=None if any(flags) else made.denoised.latents,
         )

@@ -75,11 +75,13 @@ class Denoised:
         latents: [n, 16, h / 8, w / 8], float32.
         steps: steps taken (fewer than asked for where `on_step` stopped it).
         tokens: transformer tokens, summed over the steps taken.
+        attention: the attention backends that computed it.
     """
 
     latents: Tensor
     steps: int
     tokens: int
+    attention: tuple[str, ...]
 
 
 class Pipeline:
@@ -207,7 +209,12 @@ class Pipeline:
         ]
         denoiser = Denoiser(self.transformer, jobs, reference_numerics=settings.reference_numerics)
         denoiser.run(on_step, observer)
-        return Denoised(torch.stack(denoiser.latents()), denoiser.index, denoiser.index * denoiser.tokens_per_step)
+        return Denoised(
+            torch.stack(denoiser.latents()),
+            denoiser.index,
+            denoiser.index * denoiser.tokens_per_step,
+            self.transformer.attention_backends(denoiser.batch),
+        )
 
     def decode(self, latents: Tensor) -> Tensor:
         """Turn latents [n, 16, h / 8, w / 8] into pixels [n, 3, h, w] around -1..1."""

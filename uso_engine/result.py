@@ -39,6 +39,7 @@ class GenerationResult:
         parameters: what made the images, plain JSON.
         output_format: what the request asked for.
         model: name of the model, for the files' metadata.
+        attention: the attention backends that computed it.
         warnings: what a caller should know, such as where the prompt was cut.
         latents: [n, 16, h / 8, w / 8] float32, the last latents; withheld where the safety checker objected to any image.
 
@@ -58,6 +59,7 @@ class GenerationResult:
     parameters: Mapping[str, object] = field(repr=False)
     output_format: OutputFormat = "png"
     model: str = "bytedance/uso"
+    attention: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     latents: Tensor | None = field(default=None, repr=False, compare=False)
 

@@ -163,7 +163,11 @@ def _run(engine: USOEngine, fields: dict[str, object], outputs: Outputs) -> None
     for path, flagged in zip(paths, [*result.has_nsfw_concepts, False], strict=False):
         note = " [yellow](withheld by the safety checker)[/]" if flagged else ""
         console.print(f"{path}{note}", highlight=False, soft_wrap=True)
-    errors.print(f"seed {result.seed}, {result.width}x{result.height}; {stages}", highlight=False, soft_wrap=True)
+    errors.print(
+        f"seed {result.seed}, {result.width}x{result.height}, attention {'+'.join(result.attention)}; {stages}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _write_response(result: GenerationResult, image: Path, paths: list[Path]) -> None:

@@ -10,7 +10,17 @@ from rich.table import Table
 
 from .app import app, console, reports_errors
 
-_PACKAGES = ("uso-engine", "torch", "triton", "diffusers", "transformers", "optimum-quanto", "xformers", "onnxruntime-gpu", "onnxruntime")
+_PACKAGES = (
+    "uso-engine",
+    "torch",
+    "triton",
+    "diffusers",
+    "transformers",
+    "optimum-quanto",
+    "xformers",
+    "onnxruntime-gpu",
+    "onnxruntime",
+)
 
 
 @app.command()
@@ -19,6 +29,8 @@ def info() -> None:
     """Show GPU, packages, kernels, attention backends and configurations of this machine."""
     import torch
 
+    from uso_kernels.attention import available_backends
+
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_row("python", platform.python_version())
     for name in _PACKAGES:
@@ -26,6 +38,8 @@ def info() -> None:
     table.add_row("device", _device(torch.cuda.is_available()))
     table.add_row("CPU", f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
     table.add_row("kernels", _kernels(torch.cuda.is_available()))
+    for name, missing in available_backends("cuda" if torch.cuda.is_available() else "cpu").items():
+        table.add_row(f"attention {name}", "can run" if missing is None else missing)
     console.print(table)
 
 
