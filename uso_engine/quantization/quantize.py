@@ -95,6 +95,9 @@ def _quantized_weight(
     try:
         tensors = CLASSES[kind].quantize_weight(weight)
     except ValueError as error:
+        names = [lora.name for lora, strength in loras if strength and key in lora.updates]
+        if names:
+            raise LoRAError(f"{key} with {', '.join(names)} cannot be quantised to {kind}: {error}") from error
         raise CheckpointError(f"{source.describe()}: {key} cannot be quantised to {kind}: {error}") from error
     for name, tensor in tensors.items():
         yield f"{key.removesuffix('weight')}{name}", tensor
