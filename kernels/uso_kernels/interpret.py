@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch._library.custom_ops import CustomOpDef
 
 from . import (
     euler_update,
@@ -37,6 +38,12 @@ LAUNCHES = (
     (euler_update.euler_update_op, euler_update._launch),
     (triton_attention.triton_attention_op, triton_attention._launch),
 )
+
+
+def mutated_arguments(operation: CustomOpDef) -> frozenset[str]:
+    """Names of the arguments that an operation writes to."""
+    arguments = operation._opoverload._schema.arguments
+    return frozenset(a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write)
 
 
 def interpreted(launch: Callable[..., None], mutated: frozenset[str]) -> Callable[..., None]:
@@ -75,6 +82,4 @@ def register_cpu_launches() -> None:
     if not is_interpreting():
         raise TritonUnavailable("set TRITON_INTERPRET=1 before triton is first imported, then call register_cpu_launches()")
     for operation, launch in LAUNCHES:
-        schema = operation._opoverload._schema
-        mutated = frozenset(a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write)
-        operation.register_kernel("cpu")(interpreted(launch, mutated))
+        operation.register_kernel("cpu")(interpreted(launch, mutated_arguments(operation)))

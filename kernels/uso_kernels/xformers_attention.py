@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from functools import lru_cache
 
@@ -22,15 +23,15 @@ def xformers_attention_missing(device: torch.device) -> str | None:
 @lru_cache(maxsize=32)
 def _mask(query_lengths: tuple[int, ...], key_lengths: tuple[int, ...], device: torch.device) -> object:
     """The mask of a batch, made once: it copies lengths to the device."""
-    from xformers.ops.fmha.attn_bias import BlockDiagonalMask
-
-    return BlockDiagonalMask.from_seqlens(list(query_lengths), list(key_lengths), device=device)
+    # By name, because it is never a dependency: this package imports torch and triton only.
+    bias = importlib.import_module("xformers.ops.fmha.attn_bias")
+    mask: object = bias.BlockDiagonalMask.from_seqlens(list(query_lengths), list(key_lengths), device=device)
+    return mask
 
 
 def xformers_attention(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged, out: Tensor | None) -> Tensor:
     """Attend within all sequences in one launch; operands as `uso_kernels.attention.attention` has checked them."""
-    from xformers.ops import memory_efficient_attention
-
+    attend = importlib.import_module("xformers.ops").memory_efficient_attention
     tokens = (take_tokens(x, layout)[None] for x, layout in ((q, queries), (k, keys), (v, keys)))
     mask = _mask(queries.lengths, keys.lengths, q.device)
-    return place_tokens(memory_efficient_attention(*tokens, attn_bias=mask)[0], queries, out)
+    return place_tokens(attend(*tokens, attn_bias=mask)[0], queries, out)

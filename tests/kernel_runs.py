@@ -1,0 +1,54 @@
+"""Run a kernel where this machine can: natively on a GPU, through Triton's interpreter on a CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from uso_kernels.interpret import LAUNCHES, interpreted, mutated_arguments
+
+# The interpreter rounds neither bfloat16 nor float8 as a GPU does; those are for a GPU.
+PLACES = [
+    pytest.param(("cpu", torch.float32), id="interpreter-float32"),
+    pytest.param(("cpu", torch.float16), id="interpreter-float16"),
+    pytest.param(("cuda", torch.bfloat16), id="gpu-bfloat16", marks=pytest.mark.gpu),
+    pytest.param(("cuda", torch.float32), id="gpu-float32", marks=pytest.mark.gpu),
+]
+HALF_PLACES = [PLACES[0], PLACES[1], PLACES[2]]
+
+
+def run_kernel(operation: Any, *arguments: object) -> None:
+    """Launch an operation's Triton kernel; a CPU tensor goes through the interpreter without registering anything."""
+    if any(isinstance(argument, Tensor) and argument.is_cuda for argument in arguments):
+        operation(*arguments)
+        return
+    launch = next(launch for known, launch in LAUNCHES if known is operation)
+    interpreted(launch, mutated_arguments(operation))(*arguments)
+
+
+def poisoned(*shape: int, dtype: torch.dtype, device: str = "cpu") -> Tensor:
+    """A tensor that shows every element nobody wrote."""
+    if dtype.is_floating_point and dtype.itemsize > 1:
+        return torch.full(shape, float("nan"), dtype=dtype, device=device)
+    return torch.full(shape, -77, dtype=torch.int8, device=device).view(dtype)
+
+
+def drawn(*shape: int, seed: int, place: tuple[str, torch.dtype], mean: float = 0.5) -> Tensor:
+    """Normal numbers with a mean that is not zero."""
+    numbers = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + mean
+    return numbers.to(place[1]).to(place[0])
+
+
+def relative_error(result: Tensor, truth: Tensor) -> float:
+    """Norm of the difference over norm of the truth, in float64; infinite if anything is not finite."""
+    difference = (result.double() - truth.double()).norm() / truth.double().norm()
+    return float(difference) if torch.isfinite(difference) else float("inf")
+
+
+def check_error(result: Tensor, eager: Tensor, truth: Tensor) -> None:
+    """At most twice the error of plain PyTorch in the same type, or a few roundings of float32 where that is exact."""
+    limit = max(2 * relative_error(eager, truth), 2e-7)
+    assert relative_error(result, truth) <= limit

@@ -1,0 +1,59 @@
+"""Every kernel and configuration compiles for six generations of GPU, without spilling, within shared memory."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from uso_kernels.ahead_of_time import compile_launch, standard_launches
+from uso_kernels.launch import COMPUTE_CAPABILITIES, TritonUnavailable, is_interpreting
+
+Record = dict[str, str | int | bool]
+STACK_LIMIT_BYTES = {"attention": 64}
+ATTENTION = "attention"
+
+
+@pytest.fixture(scope="module")
+def records(repository: Path) -> list[Record]:
+    """All of them, compiled in a process whose Triton compiles; Triton's own cache makes a second run short."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(repository / "kernels")
+    command = [sys.executable, str(repository / "benchmarks" / "compile_kernels.py")]
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr[-4000:]
+    return [json.loads(line) for line in answer.stdout.splitlines()]
+
+
+def test_every_kernel_compiles_for_every_generation(records: list[Record]) -> None:
+    for generation in COMPUTE_CAPABILITIES:
+        compiled = [record["name"] for record in records if record["generation"] == generation]
+        assert compiled
+        assert sorted(compiled, key=str) == sorted(name for name, _ in standard_launches(generation))
+
+
+def test_nothing_spills(records: list[Record]) -> None:
+    spilling = [r for r in records if int(r["stack_bytes"]) > STACK_LIMIT_BYTES.get(str(r["kernel"]), 0)]
+    assert spilling == []
+
+
+def test_shared_memory_fits_and_nothing_needs_scratch(records: list[Record]) -> None:
+    assert [r for r in records if int(r["shared_bytes"]) > int(r["shared_limit_bytes"])] == []
+    assert [r for r in records if r["scratch_bytes"]] == []
+
+
+def test_attention_on_hopper_uses_what_hopper_has(records: list[Record]) -> None:
+    hopper = [r for r in records if r["generation"] == "hopper" and r["kernel"] == ATTENTION]
+    assert all(r["has_wgmma"] for r in hopper)
+    by_descriptor = {str(r["name"]): r["has_bulk_tensor_copy"] for r in hopper}
+    assert by_descriptor == {name: "strided" not in name for name in by_descriptor}
+    assert len(by_descriptor) == 4
+
+
+@pytest.mark.skipif(not is_interpreting(), reason="Triton compiles in this process")
+def test_an_interpreting_process_says_that_it_compiles_nothing() -> None:
+    name, launch = next(standard_launches("hopper"))
+    with pytest.raises(TritonUnavailable, match="TRITON_INTERPRET"):
+        compile_launch(name, launch, "hopper")

@@ -1,0 +1,190 @@
+"""One attention function, every backend that runs here, against float64 and each other on ragged lengths."""
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from kernel_runs import HALF_PLACES, check_error, drawn, poisoned, relative_error, run_kernel
+from torch import Tensor
+
+from uso_kernels.attention import BACKENDS, BackendUnavailable, attention, available_backends, choose_backend, resolve_backend
+from uso_kernels.ragged import Ragged
+from uso_kernels.triton_attention import attention_reference, triton_attention_op
+
+Place = tuple[str, torch.dtype]
+# One token, one more and one less than a tile of rows and than a block of keys, several blocks.
+LENGTHS = ([1], [17, 1, 40], [128], [129, 15], [300])
+
+
+def operands(lengths: Sequence[int], place: Place, heads: int = 2, head_dim: int = 64) -> tuple[Tensor, Tensor, Tensor, Ragged]:
+    """q, k and v with padding rows that would poison every result they reached."""
+    layout = Ragged.pack(lengths, place[0])
+    q, k, v = (drawn(layout.rows, heads, head_dim, seed=seed, place=place) for seed in range(3))
+    if layout.token_rows is not None:
+        padding = torch.ones(layout.rows, dtype=torch.bool, device=place[0])
+        padding[layout.token_rows] = False
+        for x in (q, k, v):
+            x[padding] = float("nan")
+    return q, k, v, layout
+
+
+def truth(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged) -> Tensor:
+    """By the definition, in float64."""
+    out = torch.zeros(q.shape, dtype=torch.float64, device=q.device)
+    for i in range(len(queries)):
+        rows, key_rows = queries.span(i), keys.span(i)
+        scores = torch.einsum("qhd,khd->hqk", q[rows].double(), k[key_rows].double()) / math.sqrt(q.shape[2])
+        out[rows] = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v[key_rows].double())
+    return out
+
+
+def launch(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged, out: Tensor) -> None:
+    layouts = (queries.bounds_tensor, queries.lengths_tensor, keys.bounds_tensor, keys.lengths_tensor)
+    run_kernel(triton_attention_op, q, k, v, *layouts, queries.max_capacity, out)
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize("place", HALF_PLACES)
+def test_kernel(place: Place, lengths: list[int], head_dim: int) -> None:
+    if place == ("cuda", torch.float32):
+        pytest.skip("16-bit types on a GPU")
+    q, k, v, layout = operands(lengths, place, head_dim=head_dim)
+    out = poisoned(*q.shape, dtype=place[1], device=place[0])
+    launch(q, k, v, layout, layout, out)
+    expected = truth(q, k, v, layout, layout)
+    check_error(out, attention_reference(q, k, v, layout, layout), expected)
+    if layout.has_padding:
+        assert not out[expected.abs().sum(dim=(1, 2)) == 0].any()
+
+
+@pytest.mark.parametrize("place", HALF_PLACES)
+def test_kernel_with_fewer_queries_and_strided_rows(place: Place) -> None:
+    """The last single block's case: q picks rows; q, k and v are parts of wider tensors, the result of a wider one too."""
+    _, _, _, keys = operands([150, 40], place)
+    queries = Ragged.pack([33, 5], place[0])
+    wide = drawn(keys.rows, 3, 2, 64, seed=5, place=place)
+    q, k, v = wide[: queries.rows, 0], wide[:, 1], wide[:, 2]
+    target = poisoned(queries.rows, 5, 64, dtype=place[1], device=place[0])
+    launch(q, k, v, queries, keys, target[:, 1:3])
+    check_error(target[:, 1:3], attention_reference(q, k, v, queries, keys), truth(q, k, v, queries, keys))
+    assert target[:, 0].isnan().all()
+    assert target[:, 3:].isnan().all()
+
+
+def test_kernel_without_descriptors() -> None:
+    """Heads that are not side by side, and a misaligned start, take the pointer variant."""
+    q, k, v, layout = operands([150], ("cpu", torch.float32))
+    spread = torch.zeros(layout.rows, 2, 128)
+    spread[:, :, :64] = q
+    flat = torch.empty(k.numel() + 1)
+    misaligned = flat[1:].view(k.shape).copy_(k)
+    out = poisoned(*q.shape, dtype=q.dtype)
+    launch(spread[:, :, :64], misaligned, v, layout, layout, out)
+    check_error(out, attention_reference(q, k, v, layout, layout), truth(q, k, v, layout, layout))
+
+
+def test_a_neighbours_nan_stays_with_the_neighbour() -> None:
+    q, k, v, layout = operands([40, 70], ("cpu", torch.float32))
+    for x in (q, k, v):
+        x[layout.span(1)] = float("nan")
+    out = poisoned(*q.shape, dtype=q.dtype)
+    launch(q, k, v, layout, layout, out)
+    assert torch.isfinite(out[:48]).all()
+    assert out[layout.span(1)].isnan().all()
+
+
+# Relative to float64; the largest seen over these lengths, doubled. "chunked" rounds scores and weights to 16 bits.
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2.5e-2, torch.float16: 4e-3}
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize("lengths", [*LENGTHS, [48, 48, 48], [40, 40]], ids=str)
+def test_every_backend_that_runs_here(lengths: list[int], dtype: torch.dtype) -> None:
+    q, k, v, layout = operands(lengths, ("cpu", dtype))
+    expected = truth(q, k, v, layout, layout)
+    ran = 0
+    for name, reason in available_backends("cpu").items():
+        if reason is not None or name == "triton" or (name == "dense_batched" and len(set(lengths)) > 1):
+            continue
+        ran += 1
+        target = poisoned(layout.rows, 5, 64, dtype=dtype)[:, 1:3]
+        for out in (None, target):
+            result = attention(q, k, v, layout, layout, backend=name, out=out)
+            assert relative_error(result, expected) < TOLERANCE[dtype], name
+        assert torch.equal(attention(q, k, v, layout, layout, backend=name), target), name
+    assert ran >= 2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("lengths", [*LENGTHS, [48, 48, 48], [4608], [5824, 700]], ids=str)
+def test_every_backend_that_runs_on_this_gpu(lengths: list[int]) -> None:
+    q, k, v, layout = operands(lengths, ("cuda", torch.bfloat16), heads=4, head_dim=128)
+    expected = truth(q, k, v, layout, layout)
+    for name, reason in available_backends("cuda").items():
+        if reason is None and not (name == "dense_batched" and len(set(lengths)) > 1):
+            result = attention(q, k, v, layout, layout, backend=name)
+            assert relative_error(result, expected) < TOLERANCE[torch.bfloat16], name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_default_gives_the_same_bits_in_any_company(dtype: torch.dtype) -> None:
+    lengths = [33, 700, 16, 100]
+    q, k, v, together = operands(lengths, ("cpu", dtype))
+    result = attention(q, k, v, together, together)
+    for i, length in enumerate(lengths):
+        alone = Ragged.pack([length])
+        rows = slice(together.starts[i], together.starts[i] + alone.rows)
+        single = attention(q[rows], k[rows], v[rows], alone, alone)
+        assert torch.equal(single[:length], result[together.span(i)])
+
+
+def test_choice_and_refusal() -> None:
+    cpu = torch.device("cpu")
+    layout, equal = Ragged.pack([40, 17]), Ragged.pack([32, 32])
+    assert choose_backend(cpu, torch.float32, equal, equal) == "dense"
+    assert choose_backend(cpu, torch.bfloat16, layout, layout) == "chunked"
+    q = torch.empty(layout.rows, 2, 64)
+    for name in ("varlen", "xformers"):
+        assert available_backends("cpu")[name] is not None
+        with pytest.raises(BackendUnavailable, match=f"'{name}' cannot run.*dense"):
+            resolve_backend(name, q, layout, layout)
+    with pytest.raises(BackendUnavailable, match="equal"):
+        resolve_backend("dense_batched", q, layout, layout)
+    with pytest.raises(ValueError, match="must be one of"):
+        resolve_backend("flash", q, layout, layout)
+    assert set(available_backends("cpu")) == set(BACKENDS)
+
+
+def test_gradients_flow_through_the_default() -> None:
+    q, k, v, layout = operands([32], ("cpu", torch.bfloat16))
+    leaf = k.clone().requires_grad_()
+    attention(q, leaf, v, layout, layout).float().square().sum().backward()
+    assert leaf.grad is not None
+    assert leaf.grad.abs().sum() > 0
+
+
+def test_operation_keeps_torchs_rules() -> None:
+    q, k, v, layout = operands([32], ("cpu", torch.float32))
+    layouts = (layout.bounds_tensor, layout.lengths_tensor) * 2
+    torch.library.opcheck(triton_attention_op, (q, k, v, *layouts, layout.max_capacity, torch.empty_like(q)))
+
+
+def test_bad_operands_are_refused() -> None:
+    q, k, v, layout = operands([32], ("cpu", torch.float32))
+    with pytest.raises(ValueError, match="one float dtype"):
+        attention(q, k.half(), v, layout, layout)
+    with pytest.raises(ValueError, match="rows"):
+        attention(q[:16], k, v, layout, layout)
+    with pytest.raises(ValueError, match="as many sequences"):
+        attention(q, k, v, Ragged.pack([16, 16]), layout)
+    with pytest.raises(ValueError, match="contiguous heads"):
+        attention(q.transpose(1, 2).contiguous().transpose(1, 2), k, v, layout, layout)
+    with pytest.raises(ValueError, match="out must be"):
+        attention(q, k, v, layout, layout, out=torch.empty(1))
+    with pytest.raises(ValueError, match="at least one token"):
+        Ragged.pack([32, 0])
+    small = torch.empty(32, 2, 32)
+    with pytest.raises(ValueError, match=r"\(64, 128\) have kernels, got 32"):
+        launch(small, small, small, layout, layout, small.clone())
