@@ -19,7 +19,6 @@ from uso_engine.evaluation.drawings import render
 from uso_engine.evaluation.evaluate import (
     ASPECTS,
     CHANCE,
-    DROPPED,
     SWAPPED,
     Report,
     Variation,
@@ -79,7 +78,7 @@ def test_a_perfect_engine_scores_what_the_true_drawings_score() -> None:
 def test_rows_change_exactly_the_input_they_name() -> None:
     engine = PerfectEngine(6)
     triplets = draw_held_out(6)
-    run(engine, Variation(""), *(Variation("", **{aspect: change}) for aspect in ASPECTS for change in (DROPPED, SWAPPED)))
+    run(engine, *standard_variations(fewer=()))
     rows = [engine.requests[i : i + 6] for i in range(0, len(engine.requests), 6)]
     given, no_content, other_content, no_style, other_style, no_prompt, other_prompt = rows
     for i, triplet in enumerate(triplets):

@@ -7,6 +7,8 @@ PyTorch; `tests/test_training_batched.py` holds the two together.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -130,13 +132,13 @@ def predict_velocity(
     if style is not None:
         text_x = torch.cat((style.to(text_x.dtype), text_x), dim=1)
     image_x = model.embed_latents(latents if content is None else torch.cat((latents, content), dim=1))
-    for block in model.double_blocks:
+    for block in cast(Iterable[DoubleBlock], model.double_blocks):
         text_x, image_x = _double(block, text_x, image_x, block.modulation_vectors(activated), cos, sin)
     x = torch.cat((text_x, image_x), dim=1)
     last = slice(text_x.shape[1], text_x.shape[1] + latents.shape[1])
-    for i, block in enumerate(model.single_blocks):
+    for i, single in enumerate(cast(Iterable[SingleBlock], model.single_blocks)):
         rows = last if i + 1 == len(model.single_blocks) else slice(0, x.shape[1])
-        x = _single(block, x, block.modulation_vectors(activated), cos, sin, rows)
+        x = _single(single, x, single.modulation_vectors(activated), cos, sin, rows)
     shift, scale = model.final_layer.adaLN_modulation(activated).unbind(1)
     velocity: Tensor = model.final_layer.linear(_norm(x, shift, scale))
     return velocity

@@ -37,7 +37,7 @@ def write_levels(data: Path, vision: Path) -> None:
     samples = read_samples(data)
     tower = build_vision()
     tower.load_state_dict(torch.load(vision / "average.pt")["vision"])
-    tower.eval().requires_grad_(False)
+    tower.train(False).requires_grad_(False)
     levels = np.lib.format.open_memmap(
         data / "levels.npy", mode="w+", dtype=np.float16, shape=(len(samples.modes), 3, (IMAGE_SIZE // 8) ** 2, 64)
     )

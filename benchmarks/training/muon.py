@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +84,7 @@ class Muon(torch.optim.Optimizer):
         if not state:
             state.update(step=0, mean=torch.zeros_like(parameter), square=torch.zeros_like(parameter))
         state["step"] += 1
-        first, second = group["betas"]  # type: ignore[misc]
+        first, second = cast(tuple[float, float], group["betas"])
         state["mean"].lerp_(parameter.grad, 1 - first)
         state["square"].lerp_(parameter.grad.square(), 1 - second)
         mean = state["mean"] / (1 - first ** state["step"])

@@ -101,7 +101,7 @@ class Run:
 
     def save(self) -> None:
         """Writes the state, the running average in a file of its own."""
-        state = {name: part.state_dict() for name, part in self.parts.items()}
+        state: dict[str, object] = {name: part.state_dict() for name, part in self.parts.items()}
         state |= {"optimizer": self.optimizer.state_dict(), "step": self.step, "spent": self.spent}
         for name, what in (("state.pt", state), ("average.pt", self.average)):
             torch.save(what, self.folder / f"{name}.partial")

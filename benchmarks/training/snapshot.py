@@ -59,7 +59,7 @@ def main() -> None:
     ]
     with torch.no_grad():
         content = model.encode(to_pixels(drawn[0])).latent_dist.mean
-        levels = torch.stack(read_levels(tower.eval(), to_pixels(shrink(drawn[1], IMAGE_SIZE))), dim=1)
+        levels = torch.stack(read_levels(tower.train(False), to_pixels(shrink(drawn[1], IMAGE_SIZE))), dim=1)
     packed = pack_latent((content - latents["shift_factor"]) * latents["scale_factor"])
     t5_ids, clip_ids = tokenize([f"the object {PLACE_WORDS[t.target.place][0]}" for t in triplets])
     noise = torch.randn(len(triplets), 64, 64, generator=torch.Generator().manual_seed(0))

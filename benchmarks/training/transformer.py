@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 
 from benchmarks.training.conditions import has_content, has_style
 from benchmarks.training.muon import Muon
@@ -139,7 +140,7 @@ def start_processes(work: Callable[[int, argparse.Namespace], None], options: ar
     if options.ranks == 1:
         work(0, options)
     else:
-        torch.multiprocessing.spawn(work, (options,), nprocs=options.ranks)
+        spawn(work, (options,), nprocs=options.ranks)
 
 
 def main() -> None:
