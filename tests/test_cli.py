@@ -1,6 +1,8 @@
 """The command line as a person types it, mistakes included."""
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,3 +186,17 @@ def test_verify_needs_cases(tmp_path: Path) -> None:
     code, printed = run("verify", str(tmp_path / "nowhere"))
     assert code == 1
     assert "no folder" in printed
+
+
+@pytest.mark.parametrize("attention", ["triton", "dense"])
+def test_verify_runs_the_triton_kernels_under_their_interpreter(repository: Path, tmp_path: Path, attention: str) -> None:
+    shutil.copy(repository / "tests" / "reference" / "offset_rows_only.safetensors", tmp_path)
+    code = "from uso_engine.cli import main; main()"
+    arguments = ["verify", str(tmp_path), "--kernels", "triton", "--attention", attention]
+    paths = os.pathsep.join([str(repository), str(repository / "kernels")])
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {"PYTHONPATH": paths}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 over their bound" in done.stdout
