@@ -57,9 +57,7 @@ def test_wheel_holds_the_packages_with_all_their_data(repository: Path, members:
     assert expected - members == set()
 
 
-def test_wheel_holds_the_demonstration_model(repository: Path, members: set[str]) -> None:
-    if not (repository / "uso_engine/embedded/uso-tiny").exists():
-        pytest.skip("the demonstration model is not written yet")
+def test_wheel_holds_the_demonstration_model(members: set[str]) -> None:
     assert "uso_engine/configs/uso-tiny.toml" in members
     assert any(name.startswith("uso_engine/embedded/uso-tiny/") for name in members)
 
