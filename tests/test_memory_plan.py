@@ -1,0 +1,291 @@
+"""Memory plans: sizes from meta tensors, phases against counted bytes, and layers that are streamed."""
+
+import weakref
+from dataclasses import replace
+
+import pytest
+import torch
+from random_models import SMALL, drawn_conditions, drawn_sequence, small_transformer
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from uso_engine.model.packing import PackedBatch
+from uso_engine.model.params import TransformerParams
+from uso_engine.quantization.engine_sizes import (
+    AUTOENCODER_DECODE_BYTES_PER_PIXEL,
+    AUTOENCODER_ENCODE_BYTES_PER_PIXEL,
+    ROW_WIDTHS,
+    EngineSizes,
+    PublicModels,
+    TextPrecision,
+    Workload,
+    engine_sizes,
+    transformer_sizes,
+)
+from uso_engine.quantization.layer_kinds import RULES, QuantizedTier, layer_kinds
+from uso_engine.quantization.layer_stream import LayerStream, place_transformer, stream_layers
+from uso_engine.quantization.memory_plan import GIB, MODULATION, MemoryPlan, describe_plans, plan_memory
+
+FLUX = TransformerParams()
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors that operations have made and that are still alive."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.alive = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = function(*args, **(kwargs or {}))
+        given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        for tensor in tree_leaves(result):
+            if not isinstance(tensor, Tensor) or tensor.untyped_storage()._cdata in given | self._known:
+                continue
+            storage = tensor.untyped_storage()
+            self._known.add(storage._cdata)
+            self.alive += storage.nbytes()
+            self.peak = max(self.peak, self.alive)
+            weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
+        return result
+
+    def _forget(self, storage: int, size_bytes: int) -> None:
+        self._known.discard(storage)
+        self.alive -= size_bytes
+
+
+@pytest.mark.parametrize("sequences", [1, 3])
+def test_activations_are_what_a_run_keeps_alive(sequences: int) -> None:
+    module = small_transformer(dtype=torch.bfloat16)
+    conditions = drawn_conditions(SMALL, seed=1, text=64, contents=((16, 16),))
+    batch = PackedBatch.form([drawn_sequence(module, (16, 16), conditions)] * sequences)
+    latents = torch.zeros(batch.output.rows, SMALL.in_channels, dtype=torch.bfloat16)
+    modulation = torch.zeros(sequences, module.modulation_vectors, SMALL.hidden_size, dtype=torch.bfloat16)
+    with torch.no_grad(), LiveBytes() as counted:
+        module(batch, latents, modulation)
+    widths = counted.peak / (2 * batch.joint.rows * SMALL.hidden_size)
+    assert 0.7 * ROW_WIDTHS < widths <= 1.04 * ROW_WIDTHS
+
+
+def test_autoencoder_activations_per_pixel() -> None:
+    from diffusers import AutoencoderKL
+
+    with torch.device("meta"):
+        module = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            latent_channels=16,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        )
+    assert sum(parameter.numel() for parameter in module.parameters()) == PublicModels().autoencoder
+    with torch.no_grad(), LiveBytes() as decoding:
+        module.decode(torch.empty(1, 16, 128, 128, device="meta"))
+    assert decoding.peak / 1024**2 == pytest.approx(AUTOENCODER_DECODE_BYTES_PER_PIXEL, rel=0.02)
+    with torch.no_grad(), LiveBytes() as encoding:
+        module.encode(torch.empty(1, 3, 512, 512, device="meta"))
+    assert encoding.peak / 512**2 == pytest.approx(AUTOENCODER_ENCODE_BYTES_PER_PIXEL, rel=0.02)
+
+
+def test_sizes_of_the_public_models() -> None:
+    """Built on the meta device from the published configurations."""
+    from transformers import (
+        CLIPTextConfig,
+        CLIPTextModel,
+        SiglipVisionConfig,
+        SiglipVisionModel,
+        T5Config,
+        T5EncoderModel,
+        ViTConfig,
+        ViTForImageClassification,
+    )
+
+    def count(module: nn.Module) -> int:
+        return sum(parameter.numel() for parameter in module.parameters())
+
+    with torch.device("meta"):
+        t5 = T5EncoderModel(T5Config(
+            d_model=4096, d_kv=64, num_heads=64, d_ff=10240, num_layers=24, vocab_size=32128, feed_forward_proj="gated-gelu",
+        ))  # fmt: skip
+        clip = CLIPTextModel(
+            CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+        )
+        vision = SiglipVisionModel(SiglipVisionConfig(
+            hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16,
+            image_size=384, patch_size=14,
+        ))  # fmt: skip
+        # The classifier has two labels, as a configuration has by default.
+        safety = ViTForImageClassification(ViTConfig())
+    sizes = PublicModels()
+    matrices = [layer.weight for layer in t5.modules() if isinstance(layer, nn.Linear)]
+    assert sum(weight.numel() for weight in matrices) == sizes.t5_matrices
+    assert sum(weight.shape[0] for weight in matrices) == sizes.t5_outputs
+    assert count(t5) == sizes.t5_matrices + sizes.t5_others
+    assert count(t5.encoder.block[1]) == sizes.t5_block
+    assert (count(clip), count(clip.encoder.layers[0])) == (sizes.clip, sizes.clip_block)
+    assert (count(vision), count(vision.encoder.layers[0])) == (sizes.vision, sizes.vision_block)
+    assert (count(safety), count(safety.vit.layers[0])) == (sizes.safety, sizes.safety_block)
+
+
+def flux(tier: str, text_encoder: TextPrecision = "int8") -> EngineSizes:
+    kinds = {name: layer_kinds(FLUX, name) for name in RULES}
+    return engine_sizes(FLUX, {} if tier == "bf16" else kinds[tier], text_encoder=text_encoder)  # type: ignore[index]
+
+
+def test_sizes_of_the_transformer_add_up() -> None:
+    whole = transformer_sizes(FLUX, {})
+    assert whole.total == 2 * 11_901_408_320
+    assert sum(whole.modulation) == pytest.approx(2 * 3.247e9, rel=1e-3)
+    assert (len(whole.double_blocks), len(whole.single_blocks), len(whole.modulation)) == (19, 38, 2 * 19 + 38 + 1)
+    limits: dict[QuantizedTier, float] = {"fp8": 9.1e9, "int4": 4.9e9}
+    for tier, most in limits.items():
+        assert transformer_sizes(FLUX, layer_kinds(FLUX, tier)).without_modulation <= most
+    assert Workload().rows == 5824
+
+
+@pytest.mark.parametrize("budget_gib", [24, 16, 12, 8])
+@pytest.mark.parametrize("tier", ["fp8", "int8", "int4"])
+def test_every_tier_has_a_plan_for_every_usual_card(tier: str, budget_gib: int) -> None:
+    sizes = flux(tier)
+    plan = plan_memory(budget_gib * GIB, sizes)
+    assert plan.fits
+    assert plan.peak_bytes <= budget_gib * GIB
+    # Everything is somewhere, once.
+    blocks = sum(sizes.transformer.double_blocks[i] for i in plan.streamed_double_blocks)
+    blocks += sum(sizes.transformer.single_blocks[i] for i in plan.streamed_single_blocks)
+    everything = sizes.transformer.total + sum(part.weight_bytes for part in sizes.components.values())
+    assert sum(plan.resident.values()) + sum(plan.streamed.values()) + blocks == everything
+    assert 37 not in plan.streamed_single_blocks
+    if tier == "int4":
+        assert not plan.streamed_single_blocks
+    text = str(plan)
+    assert f"budget {budget_gib}.0 GiB: fits" in text
+    assert f"{plan.transfer_s:.1f} s" in text
+
+
+def test_plans_get_better_with_the_budget() -> None:
+    sizes = flux("fp8")
+    plans = [plan_memory(budget * GIB, sizes) for budget in (8, 10, 12, 14, 16, 20, 24, 32, 80)]
+    streamed = [len(plan.streamed_single_blocks) + len(plan.streamed_double_blocks) for plan in plans]
+    assert streamed == sorted(streamed, reverse=True)
+    assert plans[-1].streamed == {}
+    assert (plans[-1].moved_bytes, plans[-1].tile_side) == (0, None)
+
+
+def test_transfers_are_counted_per_step_and_per_style_image() -> None:
+    sizes = flux("fp8")
+    plan = plan_memory(8 * GIB, sizes)
+    per_step = sum(sizes.transformer.single_blocks[i] for i in plan.streamed_single_blocks)
+    per_step += sum(sizes.transformer.double_blocks[i] for i in plan.streamed_double_blocks)
+    once = sum(plan.streamed.values())
+    # The autoencoder comes twice: for the content image and for the result.
+    twice = plan.streamed.get("autoencoder", 0)
+    assert plan.moved_bytes == 28 * per_step + once + twice
+    assert plan.transfer_s == pytest.approx(plan.moved_bytes / 25e9)
+    assert plan_memory(8 * GIB, sizes, pcie_bytes_per_s=50e9).transfer_s == pytest.approx(plan.transfer_s / 2)
+    more = plan_memory(8 * GIB, sizes, Workload(styles=2))
+    assert more.fits and more.moved_bytes > plan.moved_bytes
+
+
+def test_budget_too_small_says_why() -> None:
+    plan = plan_memory(2 * GIB, flux("fp8"))
+    assert not plan.fits
+    text = str(plan)
+    assert "budget 2.0 GiB: too small" in text
+    assert "denoising needs" in text and "even with everything streamed" in text
+    big = plan_memory(8 * GIB, flux("int4"), Workload(width=2048, height=2048, images=4))
+    assert [problem.split()[0] for problem in big.problems] == ["denoising"]
+    for wrong in (0, -1):
+        with pytest.raises(ValueError, match="positive"):
+            plan_memory(wrong, flux("int4"))
+
+
+def test_description_has_a_plan_for_each_budget() -> None:
+    text = describe_plans(flux("int4"), (24, 2))
+    assert text.startswith("transformer 4.83 GB without modulation linears (3.25 GB)")
+    assert "budget 24.0 GiB: fits" in text and "budget 2.0 GiB: too small" in text
+
+
+def plan_of(module: nn.Module, **changes: object) -> MemoryPlan:
+    plan = plan_memory(80 * GIB, engine_sizes(SMALL, {}))
+    return replace(plan, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+@pytest.mark.parametrize("modulation", [False, True])
+def test_streamed_transformer_computes_the_same(blocks: bool, modulation: bool) -> None:
+    params = replace(SMALL, depth=2, depth_single_blocks=4)
+    module, same = small_transformer(params), small_transformer(params)
+    conditions = drawn_conditions(params, seed=1, text=16)
+    latents = torch.randn(16, params.in_channels)
+    plan = plan_of(
+        module,
+        streamed={MODULATION: 1} if modulation else {},
+        streamed_double_blocks=(1,) if blocks else (),
+        streamed_single_blocks=(0, 2) if blocks else (),
+    )
+    streams = place_transformer(module, plan, "cpu")
+    assert set(streams) == {name for name, used in (("blocks", blocks), (MODULATION, modulation)) if used}
+    answers = []
+    for transformer in (same, module):
+        sequence = drawn_sequence(transformer, (4, 4), conditions)
+        batch = PackedBatch.form([sequence])
+        answers.append([transformer(batch, latents, sequence.modulation[step][None]) for step in range(3)])
+    for a, b in zip(*answers, strict=True):
+        assert torch.equal(a, b)
+    if blocks:
+        stream = streams["blocks"]
+        # Three steps, and the first block on its way again at the end of the last.
+        sizes = [layer.host.nbytes for layer in stream._layers]
+        assert stream.moved_bytes == 3 * sum(sizes) + sizes[0]
+        assert stream.device_bytes == 2 * max(sizes)
+        stream.release()
+        assert stream.device_bytes == 0
+    if modulation:
+        stream = streams[MODULATION]
+        assert stream.moved_bytes == stream.host_bytes
+        assert stream.device_bytes == 0
+
+
+def test_layers_run_from_the_buffers_and_rest_on_the_host() -> None:
+    layers = [nn.Linear(8, 8) for _ in range(4)]
+    stream = LayerStream(layers, "cpu", repeats=True)
+    hosts = [layer.weight.data_ptr() for layer in layers]
+    seen: list[int] = []
+    for layer in layers:
+        layer.register_forward_pre_hook(lambda module, arguments: seen.append(module.weight.data_ptr()))
+    x = torch.randn(2, 8)
+    for layer in layers:
+        x = layer(x)
+    assert len(set(seen)) == 2 and not set(seen) & set(hosts)
+    assert [layer.weight.data_ptr() for layer in layers] == hosts
+    # A layer that fails leaves its tensors where they belong.
+    with pytest.raises(RuntimeError):
+        layers[0](torch.randn(2, 9))
+    assert layers[0].weight.data_ptr() == hosts[0]
+    stream.remove()
+    moved = stream.moved_bytes
+    layers[0](torch.randn(2, 8))
+    assert stream.moved_bytes == moved
+    with pytest.raises(ValueError, match="at least one layer"):
+        LayerStream([], "cpu")
+
+
+def test_streamed_text_encoder_computes_the_same() -> None:
+    from transformers import T5Config, T5EncoderModel
+
+    torch.manual_seed(0)
+    config = T5Config(d_model=32, d_kv=8, num_heads=4, d_ff=48, num_layers=3, vocab_size=50, feed_forward_proj="gated-gelu")
+    encoder = T5EncoderModel(config)
+    encoder.train(False)
+    tokens = torch.arange(12)[None]
+    with torch.no_grad():
+        expected = encoder(input_ids=tokens).last_hidden_state
+        stream = stream_layers(encoder, list(encoder.encoder.block), "cpu")
+        for _ in range(2):
+            assert torch.equal(encoder(input_ids=tokens).last_hidden_state, expected)
+    assert stream.moved_bytes == 2 * stream.host_bytes
