@@ -1,0 +1,148 @@
+"""The stages around the denoising loop, with encoders of full size and random weights made on the device."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+
+from uso_engine.sampling.admission import admit
+from uso_engine.sampling.denoiser import Denoiser, ImageJob
+from uso_engine.sampling.schedule import schedule
+
+from .measure import interleave
+from .workload import Workload, conditions, random_inputs, random_transformer
+
+Stage = Callable[[], object]
+
+
+def time_stages(workload: Workload, device: torch.device, dtype: torch.dtype, rounds: int = 3) -> dict[str, object]:
+    """Milliseconds of encoding, admission, denoising (all steps) and decoding, each measured apart.
+
+    Full-size workloads get full-size encoders; others get encoders of a thousandth.
+    """
+    results: dict[str, object] = {}
+    for make in (text_stages, style_stages, autoencoder_stages, denoising_stages):
+        for name, stage in make(workload, device, dtype):
+            with torch.no_grad():
+                results[name] = interleave({name: stage}, rounds=rounds, device=device)[name]
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return results
+
+
+def _filled(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """A module built without memory, given small random weights on the device."""
+    module = module.to(dtype).to_empty(device=device).requires_grad_(False).eval()
+    for parameter in module.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.5 / math.sqrt(parameter[0].numel()))
+        else:
+            nn.init.ones_(parameter)
+    for name, buffer in module.named_buffers():
+        # Position ids are the only buffers of these encoders.
+        buffer.copy_(torch.arange(buffer.shape[-1], device=device).expand_as(buffer)) if "position_ids" in name else None
+    return module
+
+
+def text_stages(workload: Workload, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Stage]]:
+    """T5 of 512 tokens and CLIP of 77."""
+    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+    is_full = workload.name == "full"
+    t5_config = T5Config(
+        vocab_size=32128 if is_full else 100,
+        d_model=4096 if is_full else 64,
+        d_kv=64 if is_full else 16,
+        d_ff=10240 if is_full else 128,
+        num_layers=24 if is_full else 2,
+        num_heads=64 if is_full else 4,
+        feed_forward_proj="gated-gelu",
+    )
+    clip_config = CLIPTextConfig(
+        vocab_size=49408 if is_full else 100,
+        hidden_size=768 if is_full else 64,
+        intermediate_size=3072 if is_full else 128,
+        num_hidden_layers=12 if is_full else 2,
+        num_attention_heads=12 if is_full else 4,
+    )
+    with torch.device("meta"):
+        t5, clip = T5EncoderModel(t5_config), CLIPTextModel(clip_config)
+    t5, clip = _filled(t5, device, dtype), _filled(clip, device, dtype)
+    t5_ids = torch.randint(0, 99, (1, workload.text), device=device)
+    clip_ids = torch.randint(0, 99, (1, 77), device=device)
+    yield "t5", lambda: t5(t5_ids)
+    yield "clip", lambda: clip(clip_ids)
+
+
+def style_stages(workload: Workload, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Stage]]:
+    """SigLIP in float32, as the authors run it."""
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    is_full = workload.name == "full"
+    config = SiglipVisionConfig(
+        hidden_size=1152 if is_full else 48,
+        intermediate_size=4304 if is_full else 96,
+        num_hidden_layers=27 if is_full else 21,
+        num_attention_heads=16 if is_full else 4,
+        image_size=384 if is_full else 56,
+        patch_size=14,
+    )
+    with torch.device("meta"):
+        module = SiglipVisionModel(config)
+    vision = _filled(module, device, torch.float32)
+    pixels = torch.randn(1, 3, config.image_size, config.image_size, device=device)
+    yield "siglip", lambda: vision(pixels, output_hidden_states=True)
+
+
+def autoencoder_stages(workload: Workload, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Stage]]:
+    """Encoding a content image in float32; decoding in float32, and in bfloat16 with channels last."""
+    from diffusers import AutoencoderKL
+
+    is_full = workload.name == "full"
+    channels = (128, 256, 512, 512) if is_full else (8, 8, 16, 16)
+    config = {
+        "block_out_channels": channels,
+        "layers_per_block": 2 if is_full else 1,
+        "latent_channels": 16,
+        "norm_num_groups": 32 if is_full else 4,
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+    }
+    with torch.device("meta"):
+        module = AutoencoderKL(**config)
+    autoencoder = _filled(module, device, torch.float32)
+    rows, columns = workload.grid
+    latent = torch.randn(1, 16, 2 * rows, 2 * columns, device=device)
+    if math.prod(workload.content):
+        pixels = torch.rand(1, 3, 16 * workload.content[0], 16 * workload.content[1], device=device) * 2 - 1
+        yield "autoencoder encode", lambda: autoencoder.encode(pixels)
+    yield "autoencoder decode float32", lambda: autoencoder.decode(latent)
+    if dtype == torch.bfloat16 and device.type == "cuda":
+        reference = autoencoder.decode(latent).sample
+        half = autoencoder.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        half_latent = latent.to(dtype).contiguous(memory_format=torch.channels_last)
+        error = (half.decode(half_latent).sample.float() - reference).norm() / reference.norm()
+        yield f"autoencoder decode bfloat16 channels-last (error {float(error):.1e})", lambda: half.decode(half_latent)
+
+
+def denoising_stages(workload: Workload, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Stage]]:
+    """Admission, and all denoising steps of one image."""
+    transformer = random_transformer(workload.params, device, dtype)
+    inputs = random_inputs(workload, device, dtype)
+    rows, columns = workload.grid
+    sigmas = schedule(workload.steps, 16 * columns, 16 * rows)
+    sequence = admit(transformer, conditions(inputs), inputs.grid, sigmas, inputs.guidance)
+    noise = torch.randn(16, 2 * rows, 2 * columns)
+
+    def denoise() -> None:
+        Denoiser(transformer, [ImageJob(sequence, noise, tuple(sigmas))]).run()
+
+    yield "admission", lambda: admit(transformer, conditions(inputs), inputs.grid, sigmas, inputs.guidance)
+    yield f"denoising, {workload.steps} steps", denoise

@@ -1,0 +1,152 @@
+"""Timing of variants against each other, and the record of the machine they ran on."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).resolve().parent / "results"
+Run = Callable[[], object]
+
+
+def interleave(
+    variants: Mapping[str, Run], *, rounds: int, device: torch.device, warmup_s: float = 0.0
+) -> dict[str, dict[str, float]]:
+    """Time variants in turn, so that what disturbs the machine disturbs all of them.
+
+    Args:
+        variants: what to run, by name.
+        rounds: how often each is timed.
+        device: a GPU is timed by events, a CPU by the clock.
+        warmup_s: each variant runs at least once and for this long before anything is timed.
+
+    Returns:
+        Median, p20 and p80 in milliseconds, by name.
+    """
+    for run in variants.values():
+        start = time.perf_counter()
+        run()
+        _finish(device)
+        while time.perf_counter() - start < warmup_s:
+            run()
+            _finish(device)
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(rounds):
+        for name, run in variants.items():
+            times[name].append(time_once(run, device))
+    return {name: summarise(values) for name, values in times.items()}
+
+
+def time_once(run: Run, device: torch.device) -> float:
+    """Milliseconds of one run."""
+    if device.type == "cuda":
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        run()
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end))
+    start = time.perf_counter()
+    run()
+    return (time.perf_counter() - start) * 1e3
+
+
+def summarise(values: list[float]) -> dict[str, float]:
+    """Median, p20 and p80 of milliseconds."""
+    ordered = sorted(values)
+    return {
+        "median_ms": statistics.median(ordered),
+        "p20_ms": ordered[int(0.2 * (len(ordered) - 1))],
+        "p80_ms": ordered[round(0.8 * (len(ordered) - 1))],
+    }
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def count_allocations(run: Run, device: torch.device) -> dict[str, float]:
+    """Allocations of one run: how many, and MiB in all.
+
+    On a GPU also how often memory was asked from the driver: after the first step that must be never.
+    """
+    if device.type == "cuda":
+        _finish(device)
+        before = torch.cuda.memory_stats(device)
+        run()
+        _finish(device)
+        after = torch.cuda.memory_stats(device)
+        keys = ("allocation.all.allocated", "allocated_bytes.all.allocated", "segment.all.allocated")
+        count, size, segments = (after[key] - before[key] for key in keys)
+        return {"allocations": count, "allocated_mib": size / 2**20, "driver_allocations": segments}
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    sizes = [event.cpu_memory_usage for event in profiler.events() if event.name == "[memory]"]
+    positive = [size for size in sizes if size > 0]
+    return {"allocations": len(positive), "allocated_mib": sum(positive) / 2**20}
+
+
+def machine() -> dict[str, object]:
+    """What a record says about where it was taken."""
+    record: dict[str, object] = {
+        "taken": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()),
+        "commit": _output("git", "rev-parse", "--short", "HEAD"),
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "python": platform.python_version(),
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+    }
+    if torch.cuda.is_available():
+        record["gpu"] = torch.cuda.get_device_name()
+        query = "driver_version,clocks.sm,clocks.mem,power.limit"
+        record["gpu_state"] = _output("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader")
+    return record
+
+
+def machine_name() -> str:
+    """The file that this machine's records go to."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
+    return "-".join(name.lower().replace("/", " ").replace("(r)", "").split())
+
+
+def write_record(benchmark: str, record: Mapping[str, object], path: Path | None = None) -> Path:
+    """Append one JSON line to a file, by default this machine's.
+
+    Returns:
+        The file.
+    """
+    path = RESULTS / f"{machine_name()}.jsonl" if path is None else path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps({"benchmark": benchmark, **record, "machine": machine()}) + "\n")
+    return path
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, cwd=RESULTS.parent).stdout.strip()
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _version(module: str) -> str:
+    try:
+        return str(__import__(module).__version__)
+    except ModuleNotFoundError:
+        return "none"
+
+
+def _cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

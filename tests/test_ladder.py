@@ -1,0 +1,61 @@
+"""The ladder's first rung is the authors' way, and every rung computes the same velocity."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import ladder
+from benchmarks.authors_way import AuthorsWay
+from benchmarks.workload import WORKLOADS, merge, random_inputs, random_lora, random_transformer
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
+    out = tmp_path_factory.mktemp("ladder") / "records.jsonl"
+    records = ladder.run(WORKLOADS["tiny"], CPU, torch.float32, 1, out)
+    assert [json.loads(line)["rung"] for line in out.read_text().splitlines()] == [record["rung"] for record in records]
+    return records
+
+
+def test_every_rung_computes_the_authors_velocity(records: list[dict[str, object]]) -> None:
+    differences = {str(record["rung"]): float(str(record["difference"])) for record in records}
+    assert len(differences) >= 5
+    # Merging LoRA moves float32 by a rounding; what the engine does beyond that is order of summation.
+    assert max(differences.values()) < 5e-6
+    assert differences["+ fixed work hoisted"] < 1e-6
+
+
+def test_engine_allocates_less_than_the_authors_way(records: list[dict[str, object]]) -> None:
+    allocations = {str(record["rung"]): int(str(record["allocations"])) for record in records}
+    assert allocations["+ attention chosen (auto)"] < allocations["authors' way"] / 2
+
+
+def test_a_rung_that_computes_something_else_is_not_timed() -> None:
+    right, wrong = torch.ones(3), torch.full((3,), 1.1)
+    with pytest.raises(SystemExit, match="do not compute"):
+        ladder.check({"first": lambda: right, "second": lambda: wrong}, torch.float32)
+
+
+def test_lora_matters_to_the_first_rung() -> None:
+    """Without its LoRA the authors' way gives another velocity, and with it merged the same."""
+    workload = WORKLOADS["tiny"]
+    transformer = random_transformer(workload.params, CPU, torch.float32)
+    inputs = random_inputs(workload, CPU, torch.float32)
+    lora = random_lora(transformer, workload.lora_rank)
+    latents = torch.randn(48, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        with_lora = AuthorsWay(transformer, inputs, lora=lora).velocity(latents, 0.5)
+        without = AuthorsWay(transformer, inputs).velocity(latents, 0.5)
+        merge(transformer, lora)
+        merged = AuthorsWay(transformer, inputs).velocity(latents, 0.5)
+    assert (with_lora - without).norm() > 0.01 * with_lora.norm()
+    assert (with_lora - merged).norm() < 5e-6 * with_lora.norm()
+
+
+def test_stages_run_at_small_size() -> None:
+    results = ladder.time_stages(WORKLOADS["tiny"], CPU, torch.float32, rounds=1)
+    assert {"t5", "clip", "siglip", "autoencoder encode", "admission"} <= set(results)
+    assert any(name.startswith("denoising") for name in results)
