@@ -63,7 +63,7 @@ def test_neither_the_last_layer_nor_the_head_is_run() -> None:
     model = vision_model()
     run: list[str] = []
     for name, part in model.named_modules():
-        part.register_forward_hook(lambda *_, name=name: run.append(name))  # type: ignore[misc]
+        part.register_forward_hook(lambda *_, name=name: run.append(name))
     StyleEncoder(model, projector()).encode(pixels())
     layers = {name for name in run if re.fullmatch(r".*layers\.\d+", name)}
     assert layers == {f"encoder.layers.{index}" for index in range(20)}

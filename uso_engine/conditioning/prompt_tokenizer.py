@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,10 +72,8 @@ class PromptTokenizer:
         self._encoder, self._tokenizer, self.limit = encoder, tokenizer, limit
         # A fast tokenizer keeps its truncation and padding settings in itself and refuses a second borrower.
         self._lock = threading.Lock()
-        content = json.loads(tokenizer.backend_tokenizer.to_str())
-        # Settings of the last call rather than of the tokenizer.
-        lasting = {key: value for key, value in content.items() if key not in ("padding", "truncation")}
-        self.definition = json.dumps(lasting, sort_keys=True)
+        # Taken after the probe, which leaves neither truncation nor padding of an earlier call in the tokenizer.
+        self.definition: str = tokenizer.backend_tokenizer.to_str()
         """All that decides its answers, as text."""
 
     @property

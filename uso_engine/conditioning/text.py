@@ -185,6 +185,11 @@ class TextEncoders:
         )
         return cls(t5_model, t5_words, clip_model, clip_words, t5_max_length=t5_max_length, clip_max_length=clip_max_length)
 
+    @property
+    def t5(self) -> T5EncoderModel:
+        """The T5 encoder itself, for whoever keeps it in fewer bits."""
+        return self._t5
+
     def to(self, device: torch.device | str) -> TextEncoders:
         """Move both encoders."""
         encoders: tuple[nn.Module, ...] = (self._t5, self._clip)
