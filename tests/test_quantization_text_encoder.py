@@ -1,6 +1,7 @@
 """T5 in 8 bits: its error on a small T5, and what is refused."""
 
 import copy
+from typing import Literal
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from transformers import T5Config, T5EncoderModel
 from uso_engine.errors import CheckpointError
 from uso_engine.quantization.int8_linear import Int8WeightLinear
 from uso_engine.quantization.text_encoder import quantize_text_encoder
+
+Precision = Literal["int8", "fp8"]
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +34,12 @@ def encode(module: nn.Module) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("precision", "least", "most"), [("int8", 0.008, 0.025), ("fp8", 0.03, 0.08)])
-def test_error_of_an_encoded_prompt(encoder: T5EncoderModel, precision, least, most, dtype: torch.dtype) -> None:  # type: ignore[no-untyped-def]
+def test_error_of_an_encoded_prompt(
+    encoder: T5EncoderModel, precision: Precision, least: float, most: float, dtype: torch.dtype
+) -> None:
     """Four layers of random weights; bf16 alone gives 1 %."""
     truth = encode(encoder).double()
-    quantized = quantize_text_encoder(copy.deepcopy(encoder).to(dtype), precision)
+    quantized = quantize_text_encoder(nn.Module.to(copy.deepcopy(encoder), dtype), precision)
     answer = encode(quantized)
     assert answer.dtype == dtype
     assert least < float((answer.double() - truth).norm() / truth.norm()) < most
@@ -55,7 +60,7 @@ def test_every_matrix_is_replaced_and_nothing_else(encoder: T5EncoderModel) -> N
 
 def test_what_is_refused_leaves_the_encoder_as_it_was(encoder: T5EncoderModel, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = copy.deepcopy(encoder)
-    broken.encoder.block[2].layer[1].DenseReluDense.wo.weight[1, 1] = float("inf")
+    broken.get_parameter("encoder.block.2.layer.1.DenseReluDense.wo.weight")[1, 1] = float("inf")
     with pytest.raises(CheckpointError, match=r"1 matrices hold values .*block\.2\.layer\.1\.DenseReluDense\.wo"):
         quantize_text_encoder(broken, "int8")
     assert not any(isinstance(layer, Int8WeightLinear) for layer in broken.modules())

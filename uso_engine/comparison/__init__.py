@@ -1,0 +1,1 @@
+"""Comparing two ways to run the engine on the same requests."""
