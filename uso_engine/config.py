@@ -146,9 +146,18 @@ class CacheConfig(Section):
 
 
 class PrecisionConfig(Section):
-    """How the transformer's weights are kept and multiplied."""
+    """How weights are kept and multiplied.
+
+    `keep` names the transformer's sensitive layers, which a quantised tier keeps in a higher precision; `int8_activations`
+    makes the int8 tier multiply in int8; `text_encoder` is T5's precision; `check_contents` compares every tensor of a
+    quantised file with its hash when it is loaded.
+    """
 
     tier: Tier = "bf16"
+    keep: tuple[str, ...] | None = None
+    int8_activations: bool = False
+    text_encoder: Literal["bf16", "int8", "fp8"] = "bf16"
+    check_contents: bool = True
 
 
 class EngineConfig(Section):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 
 from . import generation
-from .assembly import LoadProgress, check_device, load_pipeline, load_safety_checker, read_loras
+from .assembly import check_device, load_pipeline, load_safety_checker
 from .conditioning.cache import CacheStatistics
 from .conditioning.style import StyleTokens
 from .conditioning.text import TextEmbedding
@@ -28,6 +28,7 @@ from .request import GenerationRequest, RequestDefaults, request_model
 from .research import ResearchOptions
 from .result import GenerationResult
 from .sampling.denoiser import OnStep, Step
+from .transformer_loading import LoadProgress, read_loras
 
 if TYPE_CHECKING:
     from PIL.Image import Image

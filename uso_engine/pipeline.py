@@ -16,6 +16,7 @@ from .conditioning.text import TextEmbedding, TextEncoders
 from .errors import BackendError
 from .model.rope import PositionOffset
 from .model.transformer import Observer, Transformer
+from .quantization.loaded_quantized import LoadedQuantizedTransformer
 from .sampling.admission import Conditions, admit
 from .sampling.denoiser import Denoiser, ImageJob, OnStep
 from .sampling.latents import draw_noise, token_grid
@@ -97,7 +98,7 @@ class Pipeline:
 
     def __init__(
         self,
-        loaded: LoadedTransformer,
+        loaded: LoadedTransformer | LoadedQuantizedTransformer,
         *,
         text: TextEncoders | None = None,
         style: StyleEncoder | None = None,

@@ -45,7 +45,8 @@ class AutoencoderParams:
             raise ValueError(f"every size of the autoencoder must be at least 1, got {self}")
         if any(self.ch * m % self.norm_groups for m in self.ch_mult):
             raise ValueError(
-                f"ch * ch_mult must be multiples of {self.norm_groups}, the number of norm groups; got {self.ch} * {self.ch_mult}"
+                f"ch * ch_mult must be multiples of {self.norm_groups}, the number of norm groups; "
+                f"got {self.ch} * {self.ch_mult}"
             )
         if not self.scale_factor > 0:
             raise ValueError(f"scale_factor must be above 0, got {self.scale_factor}")

@@ -1,0 +1,167 @@
+"""The transformer of a configuration: in floating point, quantised on the way, or from a quantised file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+
+from uso_kernels.attention import available_backends
+
+from .config import EMBEDDED_PREFIX, EngineConfig, Tier
+from .errors import BackendError, ConfigError, MissingFileError
+from .model.transformer import Transformer
+from .quantization.checkpoint import load_quantized, open_originals
+from .quantization.layer_kinds import Kind, QuantizedTier, check_tier, layer_kinds
+from .quantization.loaded_quantized import LoadedQuantizedTransformer
+from .quantization.quantize import quantize
+from .quantization.quantized_file import is_quantized_file
+from .weights.loaded_transformer import LoadedTransformer
+from .weights.loading import load_parameters
+from .weights.lora import read_lora
+from .weights.low_rank import LoRA
+from .weights.paths import resolve_path
+from .weights.transformer_checkpoint import open_transformer_checkpoint
+
+LoadProgress = Callable[[str, int, int], None]
+"""Called with the part that is being loaded, the bytes read so far and the bytes to read in all (0 where unknown)."""
+
+AnyTransformer = LoadedTransformer | LoadedQuantizedTransformer
+FLOAT_TIERS: dict[str, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16}
+
+
+def resolve(text: str, what: str, config: EngineConfig) -> Path:
+    """Find a file or folder that a configuration names.
+
+    Args:
+        text: a path, relative to the configuration's folder; a hub id, looked up in the local cache; or ``embedded:`` and a
+            path inside the package.
+        what: what it is, for messages.
+        config: which configuration says so.
+
+    Raises:
+        MissingFileError: it is not there.
+    """
+    if text.startswith(EMBEDDED_PREFIX):
+        text = str(Path(str(files("uso_engine"))) / "embedded" / text.removeprefix(EMBEDDED_PREFIX))
+    return resolve_path(text, what=what, base_dir=config.base_folder)
+
+
+def load_transformer(
+    config: EngineConfig,
+    *,
+    device: torch.device | str,
+    tier: Tier,
+    attention: str = "auto",
+    progress: LoadProgress | None = None,
+) -> AnyTransformer:
+    """Load the transformer and merge the configured LoRAs.
+
+    Args:
+        config: what to load.
+        device: where to.
+        tier: of its weights.
+        attention: attention backend by name; "auto" chooses for every batch.
+        progress: told the bytes read and to be read.
+
+    Raises:
+        MissingFileError: a file is not there.
+        CheckpointError: a file does not fit the model or, if it is quantised, the configuration.
+        BackendError: a tier or an attention backend that cannot be computed here.
+    """
+    check_tier(tier, torch.device(device))
+    check_attention(attention, device)
+    path = resolve(config.transformer.checkpoint, "transformer checkpoint", config)
+    report = None if progress is None else _of_transformer(progress)
+    if is_quantized_file(path):
+        loaded: AnyTransformer = _from_quantized_file(path, config, tier, device)
+    else:
+        loaded = _from_originals(path, config, tier, device, report)
+    loaded.module.attention_backend = attention
+    return loaded
+
+
+def read_loras(loras: Sequence[tuple[str, float]], config: EngineConfig) -> list[tuple[LoRA, float]]:
+    """Read LoRA files for a configuration's transformer.
+
+    Args:
+        loras: paths or hub ids, and the weight of each.
+        config: whose folder relative paths start in.
+
+    Raises:
+        MissingFileError: a file is not there.
+        LoRAError: a file that does not fit.
+    """
+    params = config.transformer.params
+    return [(read_lora(resolve(path, "LoRA", config), params), weight) for path, weight in loras]
+
+
+def kinds_of(config: EngineConfig, tier: QuantizedTier) -> dict[str, Kind]:
+    """The form of every matrix that a configuration's precision asks for."""
+    precision = config.precision
+    return layer_kinds(config.transformer.params, tier, keep=precision.keep, int8_activations=precision.int8_activations)
+
+
+def check_attention(attention: str, device: torch.device | str) -> None:
+    """Check that an attention backend exists and can run on a device.
+
+    Raises:
+        BackendError: it does not or cannot; says which can.
+    """
+    if attention == "auto":
+        return
+    found = available_backends(device)
+    if attention not in found or found[attention] is not None:
+        reason = found.get(attention, "there is no such backend")
+        runnable = ", ".join(name for name, missing in found.items() if missing is None)
+        raise BackendError(f"attention backend {attention!r} cannot run on {device}: {reason}; these can: auto, {runnable}")
+
+
+def _from_originals(
+    path: Path, config: EngineConfig, tier: Tier, device: torch.device | str, progress: Callable[[int, int], None] | None
+) -> AnyTransformer:
+    params = config.transformer.params
+    source = open_transformer_checkpoint(path, params)
+    try:
+        loras = read_loras([(entry.path, entry.weight) for entry in config.loras], config)
+        if tier == "float32" or tier == "bf16":
+            with torch.device("meta"):
+                module = Transformer(params)
+            load_parameters(module, source, device=device, dtype=FLOAT_TIERS[tier], loras=loras, progress=progress)
+            return LoadedTransformer(module.eval(), source, loras)
+        kinds = kinds_of(config, tier)
+        module = quantize(params, source, kinds, device=device, loras=loras, progress=progress)
+        return LoadedQuantizedTransformer(module, kinds, (source, loras))
+    except BaseException:
+        source.close()
+        raise
+
+
+def _from_quantized_file(
+    path: Path, config: EngineConfig, tier: Tier, device: torch.device | str
+) -> LoadedQuantizedTransformer:
+    if tier == "float32" or tier == "bf16":
+        raise ConfigError(f"{path} is a quantised transformer; set [precision] tier to its tier instead of {tier!r}")
+    module, description = load_quantized(path, device=device, check_contents=config.precision.check_contents)
+    description.require(
+        params=config.transformer.params,
+        tier=tier,
+        loras=[(_perhaps_missing(entry.path, config), entry.weight) for entry in config.loras],
+        kinds=kinds_of(config, tier),
+        path=path,
+    )
+    return LoadedQuantizedTransformer(module, description.kinds, lambda: open_originals(description))
+
+
+def _perhaps_missing(text: str, config: EngineConfig) -> Path:
+    """Where a LoRA is, or its name where it is not: a quantised file is loaded without its originals."""
+    try:
+        return resolve(text, "LoRA", config)
+    except MissingFileError:
+        return Path(text.replace(":", "/"))
+
+
+def _of_transformer(progress: LoadProgress) -> Callable[[int, int], None]:
+    return lambda done, total: progress("transformer", done, total)
