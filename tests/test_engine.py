@@ -15,6 +15,7 @@ from uso_engine.errors import BackendError, EngineClosedError, ImageError, Missi
 from uso_engine.sampling.denoiser import Step
 from uso_engine.sampling.latents import draw_noise
 
+TEXT_TOKENS, STYLE_TOKENS = 20, 4  # of configs/uso-tiny.toml
 SMALL: dict[str, Any] = {"image_size": {"width": 64, "height": 64}, "num_inference_steps": 2}
 
 
@@ -123,7 +124,7 @@ def test_on_step_sees_stops_and_previews(engine: USOEngine) -> None:
     assert [index for index, _ in seen] == [0, 1]
     assert seen[0][1] == 1.0
     assert previews[0].size == (128, 128)
-    assert result.tokens_used == 2 * (64 + 32)
+    assert result.tokens_used == 2 * (64 + TEXT_TOKENS)
 
 
 def test_raising_from_on_step_cancels_and_frees_the_engine(engine: USOEngine) -> None:
@@ -146,7 +147,7 @@ def test_latents_go_in_and_out(engine: USOEngine) -> None:
     assert again.latents is not None
     assert torch.equal(full.latents, again.latents)
     custom = engine.generate(prompt="x", seed=5, research=ResearchOptions(sigmas=(1.0, 0.3, 0.1, 0.0)), **SMALL)
-    assert custom.tokens_used == 3 * (16 + 32)
+    assert custom.tokens_used == 3 * (16 + TEXT_TOKENS)
     with pytest.raises(ValueError, match=r"latents must have shape \[1, 16, 8, 8\], got \[1, 16, 8, 9\]"):
         engine.generate(prompt="x", research=ResearchOptions(latents=torch.zeros(1, 16, 8, 9)), **SMALL)
     with pytest.raises(ValueError, match="finite"):
@@ -167,8 +168,8 @@ def test_conditions_are_saved_loaded_and_passed_in(engine: USOEngine, style: Ima
 def test_more_references_than_the_schema_takes(engine: USOEngine, content: Image.Image, style: Image.Image) -> None:
     research = ResearchOptions(content_images=(style, content), style_images=(content, style))
     result = engine.generate(prompt="x", images=[content, style], seed=2, research=research, **SMALL)
-    style_tokens = 3 * 3 * 8
-    assert result.tokens_used == 2 * (16 + 32 + style_tokens + 40 + 64 + 40)
+    style_tokens = 3 * 3 * STYLE_TOKENS
+    assert result.tokens_used == 2 * (16 + TEXT_TOKENS + style_tokens + 40 + 64 + 40)
 
 
 def test_posterior_sample_differs_from_its_mean(engine: USOEngine, content: Image.Image) -> None:

@@ -54,6 +54,7 @@ class Parts(nn.ModuleDict):
         )
         for name in ("transformer", "projector"):
             _start(self[name])
+        look_at_content(self["transformer"])  # type: ignore[arg-type]
         self.requires_grad_(True)
 
     def parameter_groups(self) -> list[dict[str, object]]:
@@ -77,6 +78,35 @@ def _start(module: nn.Module) -> None:
                 parameter.zero_()
             else:
                 parameter.normal_(std=1 / math.sqrt(parameter.shape[1]))
+
+
+def look_at_content(model: Transformer) -> None:
+    """Makes the last head of each double block's image stream look from every place to the same place in the content image.
+
+    Left to itself, no head had done so after 700 steps: exchanging the content image changed no loss. Queries and keys
+    get constants that the rotary embedding turns into a peak where the key lies one grid further down and to the right, where
+    USO puts content images. Training goes on from there.
+    """
+    params = model.params
+    first, *axes = params.axes_dim
+    shift = float(GRID[0])
+    query, key = torch.zeros(params.head_dim), torch.zeros(params.head_dim)
+    start = first
+    for width in axes:
+        for pair in range(3):
+            frequency = params.theta ** (-2 * pair / width)
+            at = start + 2 * pair
+            query[at] = 4.0
+            key[at], key[at + 1] = 4 * math.cos(shift * frequency), -4 * math.sin(shift * frequency)
+        start += width
+    size, last = params.hidden_size, (params.num_heads - 1) * params.head_dim
+    with torch.no_grad():
+        for block in model.double_blocks:
+            qkv: nn.Module = block.img_attn.qkv  # type: ignore[assignment, union-attr]
+            for part, constant in ((0, query), (1, key)):
+                rows = slice(part * size + last, part * size + last + params.head_dim)
+                qkv.weight[rows] *= 0.2  # type: ignore[operator, index]
+                qkv.bias[rows] = constant  # type: ignore[operator, index]
 
 
 @dataclass(frozen=True)
