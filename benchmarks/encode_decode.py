@@ -72,11 +72,11 @@ def text_stages(workload: Workload, device: torch.device, dtype: torch.dtype) ->
     )
     with torch.device("meta"):
         t5, clip = T5EncoderModel(t5_config), CLIPTextModel(clip_config)
-    t5, clip = _filled(t5, device, dtype), _filled(clip, device, dtype)
+    text_encoder, pooled_encoder = _filled(t5, device, dtype), _filled(clip, device, dtype)
     t5_ids = torch.randint(0, 99, (1, workload.text), device=device)
     clip_ids = torch.randint(0, 99, (1, 77), device=device)
-    yield "t5", lambda: t5(t5_ids)
-    yield "clip", lambda: clip(clip_ids)
+    yield "t5", lambda: text_encoder(t5_ids)
+    yield "clip", lambda: pooled_encoder(clip_ids)
 
 
 def style_stages(workload: Workload, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Stage]]:
@@ -84,18 +84,19 @@ def style_stages(workload: Workload, device: torch.device, dtype: torch.dtype) -
     from transformers import SiglipVisionConfig, SiglipVisionModel
 
     is_full = workload.name == "full"
+    side = 384 if is_full else 56
     config = SiglipVisionConfig(
         hidden_size=1152 if is_full else 48,
         intermediate_size=4304 if is_full else 96,
         num_hidden_layers=27 if is_full else 21,
         num_attention_heads=16 if is_full else 4,
-        image_size=384 if is_full else 56,
+        image_size=side,
         patch_size=14,
     )
     with torch.device("meta"):
         module = SiglipVisionModel(config)
     vision = _filled(module, device, torch.float32)
-    pixels = torch.randn(1, 3, config.image_size, config.image_size, device=device)
+    pixels = torch.randn(1, 3, side, side, device=device)
     yield "siglip", lambda: vision(pixels, output_hidden_states=True)
 
 
@@ -117,16 +118,16 @@ def autoencoder_stages(workload: Workload, device: torch.device, dtype: torch.dt
     }
     with torch.device("meta"):
         module = AutoencoderKL(**config)
-    autoencoder = _filled(module, device, torch.float32)
+    _filled(module, device, torch.float32)
     rows, columns = workload.grid
     latent = torch.randn(1, 16, 2 * rows, 2 * columns, device=device)
     if math.prod(workload.content):
         pixels = torch.rand(1, 3, 16 * workload.content[0], 16 * workload.content[1], device=device) * 2 - 1
-        yield "autoencoder encode", lambda: autoencoder.encode(pixels)
-    yield "autoencoder decode float32", lambda: autoencoder.decode(latent)
+        yield "autoencoder encode", lambda: module.encode(pixels)
+    yield "autoencoder decode float32", lambda: module.decode(latent)
     if dtype == torch.bfloat16 and device.type == "cuda":
-        reference = autoencoder.decode(latent).sample
-        half = autoencoder.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        reference = module.decode(latent).sample
+        half = module.to(dtype=dtype, memory_format=torch.channels_last)
         half_latent = latent.to(dtype).contiguous(memory_format=torch.channels_last)
         error = (half.decode(half_latent).sample.float() - reference).norm() / reference.norm()
         yield f"autoencoder decode bfloat16 channels-last (error {float(error):.1e})", lambda: half.decode(half_latent)

@@ -25,7 +25,7 @@ from uso_kernels.attention import available_backends
 
 from .authors_way import AuthorsWay, Inputs
 from .encode_decode import time_stages
-from .measure import count_allocations, interleave, write_record
+from .measure import Clock, count_allocations, interleave, write_record
 from .roofline import GPUS, Tokens, floor_ms, step_flops
 from .workload import WORKLOADS, Workload, conditions, merge, random_inputs, random_lora, random_transformer
 
@@ -95,11 +95,13 @@ def check(ladder: dict[str, Evaluate], dtype: torch.dtype) -> dict[str, float]:
 
 
 @torch.no_grad()
-def run(workload: Workload, device: torch.device, dtype: torch.dtype, rounds: int, out: Path | None) -> list[dict[str, object]]:
+def run(
+    workload: Workload, device: torch.device, dtype: torch.dtype, rounds: int, out: Path | None, clock: Clock = "wall"
+) -> list[dict[str, object]]:
     """Check, time, print and record every rung."""
     ladder = rungs(workload, device, dtype)
     differences = check(ladder, dtype)
-    times = interleave(ladder, rounds=rounds, device=device)
+    times = interleave(ladder, rounds=rounds, device=device, clock=clock)
     tokens = Tokens(
         workload.text, workload.style, workload.grid[0] * workload.grid[1], workload.content[0] * workload.content[1]
     )
@@ -114,6 +116,7 @@ def run(workload: Workload, device: torch.device, dtype: torch.dtype, rounds: in
             "dtype": str(dtype).removeprefix("torch."),
             "tokens": tokens.all,
             "rounds": rounds,
+            "clock": clock,
             **timing,
             "speedup": first / timing["median_ms"],
             "tflops": flops / timing["median_ms"] / 1e9,
@@ -135,11 +138,15 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--clock", choices=("wall", "process"), default="wall", help="of a CPU")
+    parser.add_argument("--threads", type=int, default=None, help="of a CPU")
     parser.add_argument("--stages", action="store_true", help="also time encoding, the whole denoising and decoding")
     parser.add_argument("--out", type=Path, default=None, help="file of JSON lines; by default this machine's")
     options = parser.parse_args()
     workload, device, dtype = WORKLOADS[options.workload], torch.device(options.device), getattr(torch, options.dtype)
-    run(workload, device, dtype, options.rounds, options.out)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    run(workload, device, dtype, options.rounds, options.out, options.clock)
     if options.stages:
         record = {"workload": workload.name, "device": device.type, **time_stages(workload, device, dtype)}
         write_record("stages", record, options.out)

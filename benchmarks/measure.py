@@ -9,15 +9,17 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 RESULTS = Path(__file__).resolve().parent / "results"
 Run = Callable[[], object]
+Clock = Literal["wall", "process"]
 
 
 def interleave(
-    variants: Mapping[str, Run], *, rounds: int, device: torch.device, warmup_s: float = 0.0
+    variants: Mapping[str, Run], *, rounds: int, device: torch.device, warmup_s: float = 0.0, clock: Clock = "wall"
 ) -> dict[str, dict[str, float]]:
     """Time variants in turn, so that what disturbs the machine disturbs all of them.
 
@@ -25,14 +27,17 @@ def interleave(
         variants: what to run, by name.
         rounds: how often each is timed.
         device: a GPU is timed by events, a CPU by the clock.
-        warmup_s: each variant runs at least once and for this long before anything is timed.
+        warmup_s: each variant runs for this long before anything is timed; once if it is a GPU's.
+        clock: of a CPU: "process" counts the processor time of this process, which is what to compare on a machine that others
+            use too, with one thread.
 
     Returns:
         Median, p20 and p80 in milliseconds, by name.
     """
     for run in variants.values():
         start = time.perf_counter()
-        run()
+        if device.type == "cuda":
+            run()
         _finish(device)
         while time.perf_counter() - start < warmup_s:
             run()
@@ -40,11 +45,11 @@ def interleave(
     times: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name, run in variants.items():
-            times[name].append(time_once(run, device))
+            times[name].append(time_once(run, device, clock))
     return {name: summarise(values) for name, values in times.items()}
 
 
-def time_once(run: Run, device: torch.device) -> float:
+def time_once(run: Run, device: torch.device, clock: Clock = "wall") -> float:
     """Milliseconds of one run."""
     if device.type == "cuda":
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -53,9 +58,10 @@ def time_once(run: Run, device: torch.device) -> float:
         end.record()
         end.synchronize()
         return float(begin.elapsed_time(end))
-    start = time.perf_counter()
+    now = time.process_time if clock == "process" else time.perf_counter
+    start = now()
     run()
-    return (time.perf_counter() - start) * 1e3
+    return (now() - start) * 1e3
 
 
 def summarise(values: list[float]) -> dict[str, float]:
@@ -89,8 +95,8 @@ def count_allocations(run: Run, device: torch.device) -> dict[str, float]:
         return {"allocations": count, "allocated_mib": size / 2**20, "driver_allocations": segments}
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
-    sizes = [event.cpu_memory_usage for event in profiler.events() if event.name == "[memory]"]
-    positive = [size for size in sizes if size > 0]
+    events = profiler.profiler.kineto_results.events()
+    positive = [event.nbytes() for event in events if event.name() == "[memory]" and event.nbytes() > 0]
     return {"allocations": len(positive), "allocated_mib": sum(positive) / 2**20}
 
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.roofline [--text 512] [--style 192] [--image 4096] [--content 1024]
 
-Counts what the engine computes: content and text come embedded, modulation is a table, and the last single block computes queries,
-MLP and output for the image rows alone.
+Counts what the engine computes: content and text come embedded, modulation is a table, and the last single block computes
+queries, MLP and output for the image rows alone.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import torch
 
 from benchmarks import ladder
 from benchmarks.authors_way import AuthorsWay
+from benchmarks.encode_decode import time_stages
 from benchmarks.workload import WORKLOADS, merge, random_inputs, random_lora, random_transformer
 
 CPU = torch.device("cpu")
@@ -56,6 +57,6 @@ def test_lora_matters_to_the_first_rung() -> None:
 
 
 def test_stages_run_at_small_size() -> None:
-    results = ladder.time_stages(WORKLOADS["tiny"], CPU, torch.float32, rounds=1)
+    results = time_stages(WORKLOADS["tiny"], CPU, torch.float32, rounds=1)
     assert {"t5", "clip", "siglip", "autoencoder encode", "admission"} <= set(results)
     assert any(name.startswith("denoising") for name in results)

@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# The whole GPU campaign, in stages of under nine minutes each:   benchmarks/gpu_run.sh [STAGE]...
+#
+# Stages, in order: check kernels ladder step stages report. Without arguments all of them. Each appends its records to
+# benchmarks/results/ and stops at the first thing that is wrong: a speed-up is never reported on a red gate.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export PYTHONPATH="$PWD:$PWD/kernels"
+PYTHON=${PYTHON:-python}
+LIMIT=540
+
+stage_check() { # kernels natively in bfloat16 against float64, attention backends against each other
+    timeout $LIMIT $PYTHON -m pytest -q -m gpu tests/test_uso_kernels_norms.py tests/test_uso_kernels_rows.py \
+        tests/test_uso_kernels_qk_norm_rope.py tests/test_attention.py
+}
+
+stage_kernels() { # each kernel against eager and torch.compile, with its share of a measured ceiling
+    timeout $LIMIT $PYTHON -m pytest -q benchmarks/kernels/bench_kernels.py -p no:cacheprovider \
+        -o python_files='bench_*.py' -o python_functions='bench_*' --benchmark-columns=median,rounds
+}
+
+stage_ladder() { # every rung at full size, L = 5824
+    timeout $LIMIT $PYTHON -m benchmarks.ladder --workload full --rounds 20
+    timeout $LIMIT $PYTHON -m benchmarks.ladder --workload small --rounds 50
+}
+
+stage_step() { # ours against diffusers, eager, same tokens and weights
+    timeout $LIMIT $PYTHON -m benchmarks.step_benchmark --workload full --rounds 10
+    timeout $LIMIT $PYTHON -m benchmarks.step_benchmark --workload small --rounds 50
+}
+
+stage_stages() { # encoders, admission, 28 steps and decoding, each apart, at full size
+    timeout $LIMIT $PYTHON -m benchmarks.ladder --workload full --rounds 3 --stages
+}
+
+stage_report() { # tables of docs/performance.md from the records
+    $PYTHON -m benchmarks.report
+}
+
+if [ $# -eq 0 ]; then
+    set -- check kernels ladder step stages report
+fi
+for stage in "$@"; do
+    echo "== $stage"
+    start=$SECONDS
+    "stage_$stage"
+    echo "== $stage done in $((SECONDS - start)) s"
+done

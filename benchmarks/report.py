@@ -1,0 +1,166 @@
+"""Write the tables of docs/performance.md from the records in benchmarks/results: numbers are never typed.
+
+python -m benchmarks.report            rewrite what stands between the markers
+python -m benchmarks.report --check    fail if that would change anything
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from uso_engine.model.params import TransformerParams
+
+from .measure import RESULTS
+from .roofline import GPUS, Tokens, floor_ms, memory_bytes, step_flops
+
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
+Record = dict[str, Any]
+
+
+def load(folder: Path = RESULTS) -> list[Record]:
+    """Every record of every machine, oldest first in each file."""
+    lines = [line for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines() if line.strip()]
+    return [record for record in map(json.loads, lines) if "benchmark" in record]
+
+
+def latest(records: list[Record], benchmark: str, *keys: str) -> list[Record]:
+    """The last record of each combination of machine and keys, in the order in which they first appear."""
+    found: dict[tuple[object, ...], Record] = {}
+    for record in records:
+        if record["benchmark"] == benchmark:
+            found[(hardware(record), *(record[key] for key in keys))] = record
+    return list(found.values())
+
+
+def hardware(record: Record) -> str:
+    machine = record["machine"]
+    return str(machine.get("gpu") or machine["cpu"])
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def roofline_table(records: list[Record]) -> str:
+    params, rows = TransformerParams(), []
+    for name, tokens in (
+        ("text only", Tokens()),
+        ("content", Tokens(content=1024)),
+        ("content + 1 style", Tokens(style=192, content=1024)),
+    ):
+        floors = [floor_ms(params, tokens, gpu) for gpu in GPUS.values()]
+        cells = [f"{floor['floor']:.0f} + {floor['elementwise']:.0f}" for floor in floors]
+        rows.append([f"{name}, L = {tokens.all}", f"{step_flops(params, tokens) / 1e12:.1f}", *cells])
+    return table(["1024 x 1024, bf16", "TFLOP a step", *(f"{name}, ms" for name in GPUS)], rows)
+
+
+def memory_table(records: list[Record]) -> str:
+    params, tokens = TransformerParams(), Tokens(style=192, content=1024)
+    rows = []
+    for tier, size in (("bf16", 2.0), ("fp8, int8", 1.0), ("int4", 0.5625)):
+        for keeps in (True, False):
+            memory = memory_bytes(params, tokens, bytes_per_weight=size, keeps_modulation=keeps)
+            cells = [f"{memory[name] / 1e9:.2f}" for name in ("weights", "modulation_table", "activations")]
+            rows.append([tier, "yes" if keeps else "no", *cells, f"{sum(memory.values()) / 1e9:.2f}"])
+    header = ["weights", "modulation linears stay", "weights, GB", "table, GB", "activations, GB", "sum, GB"]
+    return table(header, rows)
+
+
+def ladder_table(records: list[Record]) -> str:
+    rows = [
+        [
+            hardware(r),
+            f"{r['workload']}, L = {r['tokens']}, {r['dtype']}",
+            r["rung"],
+            f"{r['median_ms']:.0f}",
+            f"{r['p20_ms']:.0f} to {r['p80_ms']:.0f}",
+            f"{r['speedup']:.2f}",
+            f"{r['allocations']:.0f}",
+            f"{r['difference']:.1e}",
+        ]
+        for r in latest(records, "ladder", "workload", "dtype", "rung")
+    ]
+    header = ["machine", "workload", "rung", "ms (median)", "p20 to p80", "times the first", "allocations", "difference"]
+    return table([*header], rows) + clock_note(records, "ladder") if rows else "Not measured yet."
+
+
+def clock_note(records: list[Record], benchmark: str) -> str:
+    on_cpu = [r for r in records if r["benchmark"] == benchmark and r.get("clock") == "process"]
+    if not on_cpu:
+        return ""
+    threads = sorted({r["machine"]["threads"] for r in on_cpu})
+    return f"\n\nCPU rows: processor time of {threads} thread(s), since the machine was shared with other work."
+
+
+def step_table(records: list[Record]) -> str:
+    rows = [
+        [
+            hardware(r),
+            f"{r['workload']}, L = {r['tokens']}, {r['dtype']}",
+            f"{r['ours_ms']['median_ms']:.0f}",
+            f"{r['diffusers_ms']['median_ms']:.0f}",
+            f"{r['ratio']:.2f}",
+            f"{r['flops'] / 1e12:.2f}",
+            f"{r['ours_allocations']['allocations']:.0f} / {r['diffusers_allocations']['allocations']:.0f}",
+            f"{r['difference']:.1e}",
+        ]
+        for r in latest(records, "step", "workload", "dtype")
+    ]
+    header = ["machine", "workload", "ours, ms", "diffusers, ms", "ratio", "TFLOP", "allocations, ours / theirs", "difference"]
+    return table(header, rows) + clock_note(records, "step") if rows else "Not measured yet."
+
+
+def kernel_table(records: list[Record]) -> str:
+    rows = []
+    for r in latest(records, "kernel", "kernel", "rows", "width"):
+        compiled = r["times"].get("torch.compile")
+        rate = f"{r['tflops']:.0f} TFLOP/s" if r["tflops"] else f"{r['gbs']:.0f} GB/s"
+        cells = [f"{r['times'][name]['median_ms'] * 1e3:.0f}" for name in ("ours", "eager")]
+        cells.append(f"{compiled['median_ms'] * 1e3:.0f}" if compiled else "")
+        rows.append([hardware(r), r["kernel"], *cells, rate, f"{100 * r['share_of_ceiling']:.0f} %"])
+    header = ["machine", "kernel", "ours, us", "eager, us", "torch.compile, us", "rate", "of the ceiling"]
+    return table(header, rows) if rows else "Not measured yet: no GPU was to be had."
+
+
+TABLES: dict[str, Callable[[list[Record]], str]] = {
+    "roofline": roofline_table,
+    "memory": memory_table,
+    "ladder": ladder_table,
+    "step": step_table,
+    "kernels": kernel_table,
+}
+
+
+def rewrite(text: str, records: list[Record]) -> str:
+    """The document with every table made anew.
+
+    Raises:
+        SystemExit: a table of ours has no place in it.
+    """
+    for name, make in TABLES.items():
+        place = re.search(rf"<!-- table {name} -->\n(.*?)<!-- end {name} -->", text, re.DOTALL)
+        if place is None:
+            raise SystemExit(f"{DOCUMENT.name} has no place for the table {name!r}")
+        text = f"{text[: place.start(1)]}{make(records)}\n{text[place.end(1) :]}"
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    before = DOCUMENT.read_text()
+    after = rewrite(before, load())
+    if options.check and after != before:
+        raise SystemExit(f"{DOCUMENT.name} differs from its records; run python -m benchmarks.report")
+    DOCUMENT.write_text(after)
+
+
+if __name__ == "__main__":
+    main()

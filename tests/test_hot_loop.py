@@ -1,0 +1,141 @@
+"""What a step may not do: answer otherwise with kept buffers, overwrite what a caller keeps, ask the device, lose gradients."""
+
+import pytest
+import torch
+from random_models import SIGMAS, SMALL, drawn_conditions, drawn_sequence, small_transformer
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from uso_engine.model.packing import PackedBatch
+from uso_engine.model.transformer import Transformer
+from uso_engine.model.workspace import Workspace
+from uso_engine.sampling.denoiser import Denoiser, ImageJob
+from uso_engine.sampling.latents import draw_noise
+from uso_kernels.attention import BackendUnavailable
+from uso_kernels.ragged import Ragged
+
+
+def formed(dtype: torch.dtype = torch.float32) -> tuple[Transformer, PackedBatch, Tensor, Tensor]:
+    """A transformer and a batch of two sequences with padding rows."""
+    transformer = small_transformer(dtype=dtype)
+    sequences = [
+        drawn_sequence(transformer, (3, 5), drawn_conditions(SMALL, seed=1, text=10, style=4, contents=((4, 2),))),
+        drawn_sequence(transformer, (4, 4), drawn_conditions(SMALL, seed=2, text=17)),
+    ]
+    batch = PackedBatch.form(sequences)
+    latents = torch.randn(batch.output.rows, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return transformer, batch, latents, torch.stack([sequence.modulation[0] for sequence in sequences])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@torch.no_grad()
+def test_kept_buffers_change_no_bit(dtype: torch.dtype) -> None:
+    transformer, batch, latents, modulation = formed(dtype)
+    text = batch.text_tokens.clone()
+    expected = transformer(batch, latents, modulation)
+    workspace = Workspace()
+    first = transformer(batch, latents, modulation, workspace=workspace)
+    size = workspace.size_bytes
+    transformer(batch, latents * 2, modulation, workspace=workspace)
+    again = transformer(batch, latents, modulation, workspace=workspace)
+    assert torch.equal(first, expected)
+    assert torch.equal(again, expected)
+    assert workspace.size_bytes == size > 0
+    assert torch.equal(batch.text_tokens, text)
+
+
+@torch.no_grad()
+def test_what_an_observer_keeps_is_not_overwritten() -> None:
+    transformer, batch, latents, modulation = formed()
+    kept: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def observe(name: str, tensor: Tensor, layout: Ragged) -> None:
+        kept[name] = (tensor, tensor.clone())
+
+    transformer(batch, latents, modulation, observe, Workspace())
+    assert len(kept) == 2 * SMALL.depth + SMALL.depth_single_blocks + 1
+    for name, (tensor, copy) in kept.items():
+        assert torch.equal(tensor, copy), name
+
+
+@pytest.mark.parametrize("backend", ["dense", "chunked"])
+@torch.no_grad()
+def test_attention_backends_agree_through_the_model(backend: str) -> None:
+    transformer, batch, latents, modulation = formed()
+    expected = transformer(batch, latents, modulation)
+    transformer.attention_backend = backend
+    assert transformer.attention_backends(batch) == (backend,)
+    result = transformer(batch, latents, modulation, workspace=Workspace())
+    assert float((result - expected).norm() / expected.norm()) < 2e-6
+
+
+@torch.no_grad()
+def test_a_backend_that_cannot_run_is_an_error() -> None:
+    transformer, batch, latents, modulation = formed()
+    transformer.attention_backend = "xformers"
+    with pytest.raises(BackendUnavailable, match="xformers"):
+        transformer.attention_backends(batch)
+    with pytest.raises(BackendUnavailable, match="xformers"):
+        transformer(batch, latents, modulation)
+
+
+def test_training_gets_gradients_of_every_weight_that_a_step_reads() -> None:
+    transformer, batch, latents, modulation = formed()
+    transformer.requires_grad_(True)
+    modulation = modulation.clone().requires_grad_()
+    transformer(batch, latents, modulation, workspace=Workspace()).square().mean().backward()
+    assert modulation.grad is not None
+    # Text projections of the last single block's MLP rows and everything made at admission have no part in a step.
+    at_admission = ("time_in", "guidance_in", "vector_in", "txt_in", "_mod.", "modulation", "adaLN")
+    for name, parameter in transformer.named_parameters():
+        if any(part in name for part in at_admission):
+            assert parameter.grad is None, name
+        else:
+            assert parameter.grad is not None, name
+            assert torch.isfinite(parameter.grad).all(), name
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    transformer, batch, latents, modulation = formed()
+    leaf = latents.clone().requires_grad_()
+    weights = torch.randn(batch.output.rows, 64, generator=torch.Generator().manual_seed(5))
+    (transformer(batch, leaf, modulation) * weights).sum().backward()
+    direction = torch.randn(leaf.shape, generator=torch.Generator().manual_seed(6))
+    assert leaf.grad is not None
+    with torch.no_grad():
+        ahead, behind = (transformer(batch, latents + step * direction, modulation) for step in (1e-2, -1e-2))
+    expected = float(((ahead - behind).double() * weights).sum() / 2e-2)
+    assert float((leaf.grad * direction).sum()) == pytest.approx(expected, rel=2e-3)
+
+
+class Synchronisations(TorchDispatchMode):
+    """Counts operations that would make a host wait for a GPU."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal", "_to_copy")
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        name = function.overloadpacket.__name__
+        # A copy is one if it changes the device.
+        if name in self.WAITING and (name != "_to_copy" or (kwargs or {}).get("device") is not None):
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_asks_the_device_nothing() -> None:
+    transformer = small_transformer()
+    sequence = drawn_sequence(transformer, (3, 5), drawn_conditions(SMALL, seed=1, text=10))
+    negative = drawn_sequence(transformer, (3, 5), drawn_conditions(SMALL, seed=2, text=12))
+    denoiser = Denoiser(transformer, [ImageJob(sequence, draw_noise(80, 48, 1), SIGMAS, negative, 2.0)])
+    denoiser.step()
+    with Synchronisations() as mode:
+        denoiser.step()
+    assert mode.found == []
+    assert denoiser.workspace_bytes > 0
+    assert denoiser.attention_backends == ("dense",)
+    with Synchronisations() as mode:
+        torch.ones(2).sum().item()
+    assert mode.found == ["_local_scalar_dense"]
