@@ -1,0 +1,21 @@
+"""The benchmarks of kernels run at small size: every kernel, checked against its reference before it is timed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+COMMAND = ["-o", "python_files=bench_*.py", "-o", "python_functions=bench_*", "-p", "no:cacheprovider", "-q"]
+
+
+def test_every_kernel_benchmark_runs(repository: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": f"{repository}:{repository / 'kernels'}", "OMP_NUM_THREADS": "1"}
+    environment.pop("TRITON_INTERPRET", None)
+    bench = repository / "benchmarks" / "kernels" / "bench_kernels.py"
+    answer = subprocess.run(
+        [sys.executable, "-m", "pytest", str(bench), *COMMAND, "--rows", "64", "--width", "128"],
+        env=environment, capture_output=True, text=True, check=False, cwd=repository,
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stdout[-3000:]
+    for kernel in ("gated_residual_layer_norm_modulate", "qk_norm_rope", "gelu_concat", "attention chunked"):
+        assert kernel in answer.stdout

@@ -1,0 +1,81 @@
+"""A process may run every kernel interpreted on CPU tensors: the model then gives the reference's answer by way of Triton."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from uso_kernels.interpret import LAUNCHES, interpreted, mutated_arguments
+from uso_kernels.launch import TritonUnavailable, generation_of
+from uso_kernels.quantize_rows import new_quantized, quantize_rows_op, quantize_rows_reference
+
+PROGRAM = """
+import torch
+from random_models import SIGMAS, SMALL, drawn_conditions, drawn_sequence, small_transformer
+from uso_engine.sampling.denoiser import Denoiser, ImageJob
+from uso_engine.sampling.latents import draw_noise
+from uso_kernels import triton_attention
+from uso_kernels.interpret import register_cpu_launches
+
+def run(dtype):
+    transformer = small_transformer(dtype=dtype)
+    transformer.attention_backend = "triton"
+    sequence = drawn_sequence(transformer, (3, 5), drawn_conditions(SMALL, seed=1, text=10, style=4, contents=((4, 2),)))
+    negative = drawn_sequence(transformer, (3, 5), drawn_conditions(SMALL, seed=2, text=17))
+    denoiser = Denoiser(transformer, [ImageJob(sequence, draw_noise(80, 48, 1), SIGMAS, negative, 2.0)])
+    denoiser.step()
+    return denoiser.latents()[0]
+
+types = (torch.float32, torch.bfloat16)
+before = [run(dtype) for dtype in types]
+launched = []
+kernel_run = triton_attention.Launch.run
+triton_attention.Launch.run = lambda self: (launched.append(self.name), kernel_run(self))[1]
+register_cpu_launches()
+after = [run(dtype) for dtype in types]
+print(*(float((a - b).norm() / b.norm()) for a, b in zip(after, before, strict=True)))
+print(*sorted(set(launched)))
+"""
+
+
+def test_the_model_through_interpreted_kernels(repository: Path) -> None:
+    paths = f"{repository}:{repository / 'kernels'}:{repository / 'tests'}"
+    environment = {**os.environ, "PYTHONPATH": paths, "TRITON_INTERPRET": "1"}
+    answer = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr[-3000:]
+    errors, names = answer.stdout.splitlines()
+    float32_error, bfloat16_error = map(float, errors.split())
+    assert 0 < float32_error < 1e-6
+    assert 0 < bfloat16_error < 1e-2
+    assert names.split() == [
+        "attention", "euler_update", "gated_residual", "gelu_concat", "layer_norm_modulate", "qk_norm_rope", "split_streams",
+    ]  # fmt: skip
+
+
+def test_without_the_interpreter_it_is_refused(repository: Path) -> None:
+    program = "from uso_kernels.interpret import register_cpu_launches as register; register()"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(repository / "kernels")
+    answer = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert answer.returncode == 1
+    assert "TritonUnavailable: set TRITON_INTERPRET=1" in answer.stderr
+
+
+def test_types_that_the_interpreter_cannot_round_are_rounded_by_torch() -> None:
+    """124.3 in float8 is 128; the interpreter alone says 64."""
+    x = torch.tensor([[448.0, 124.3, 7.95]])
+    values, scales = new_quantized(1, 3, torch.float8_e4m3fn, x.device)
+    launch = next(launch for operation, launch in LAUNCHES if operation is quantize_rows_op)
+    interpreted(launch, mutated_arguments(quantize_rows_op))(x, values, scales)
+    assert values.float().tolist() == [[448.0, 128.0, 8.0]]
+    assert torch.equal(values.float(), quantize_rows_reference(x, torch.float8_e4m3fn)[0].float())
+
+
+def test_kernels_refuse_what_they_have_no_type_for() -> None:
+    with pytest.raises(ValueError, match="float64"):
+        generation_of(torch.zeros(1, dtype=torch.float64))
+    with pytest.raises(TritonUnavailable, match="meta"):
+        generation_of(torch.zeros(1, device="meta"))
