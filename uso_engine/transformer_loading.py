@@ -13,7 +13,7 @@ from uso_kernels.attention import available_backends
 from .config import EMBEDDED_PREFIX, EngineConfig, Tier
 from .errors import BackendError, ConfigError, MissingFileError
 from .model.transformer import Transformer
-from .quantization.checkpoint import load_quantized, open_originals
+from .quantization.checkpoint import Description, RecordedFile, load_quantized, open_originals, save_quantized
 from .quantization.layer_kinds import Kind, QuantizedTier, check_tier, layer_kinds
 from .quantization.loaded_quantized import LoadedQuantizedTransformer
 from .quantization.quantize import quantize
@@ -81,6 +81,41 @@ def load_transformer(
         loaded = _from_originals(path, config, tier, device, report)
     loaded.module.attention_backend = attention
     return loaded
+
+
+def save_quantized_transformer(
+    config: EngineConfig, tier: QuantizedTier, path: Path, *, progress: LoadProgress | None = None
+) -> None:
+    """Quantise a configuration's transformer into a file, one layer at a time.
+
+    Args:
+        config: whose transformer and LoRAs.
+        tier: of the file.
+        path: of the file.
+        progress: told the bytes read and to be read.
+
+    Raises:
+        MissingFileError: a file is not there.
+        CheckpointError, LoRAError: a file that does not fit or is not finite; nothing is left behind.
+        OutputError: the file cannot be written; nothing is left behind.
+    """
+    params = config.transformer.params
+    origin = resolve(config.transformer.checkpoint, "transformer checkpoint", config)
+    source = open_transformer_checkpoint(origin, params)
+    try:
+        loras = read_loras([(entry.path, entry.weight) for entry in config.loras], config)
+        recorded = [RecordedFile.of(resolve(entry.path, "LoRA", config), entry.weight) for entry in config.loras]
+        description = Description(
+            tier=tier,
+            params=params,
+            kinds=kinds_of(config, tier),
+            dtype=torch.bfloat16,
+            source=RecordedFile.of(origin),
+            loras=tuple(recorded),
+        )
+        save_quantized(path, description, source, loras, progress=None if progress is None else _of_transformer(progress))
+    finally:
+        source.close()
 
 
 def read_loras(loras: Sequence[tuple[str, float]], config: EngineConfig) -> list[tuple[LoRA, float]]:

@@ -82,7 +82,7 @@ def _options(verbose: bool = typer.Option(False, "--verbose", "-v", help="Say wh
 
 def main() -> None:
     """Entry point of ``uso-engine``."""
-    from . import configs, evaluate, generate, info, verify  # noqa: F401  each adds its commands
+    from . import compare, configs, evaluate, generate, info, quantize, verify  # noqa: F401  each adds its commands
 
     app(prog_name="uso-engine")
     sys.exit(0)

@@ -36,7 +36,7 @@ def evaluate(
     engines: list[tuple[str, USOEngine]] = []
     try:
         for name in dict.fromkeys(part.strip() for part in tiers.split(",")):
-            precision = PrecisionConfig.model_validate({"tier": name})
+            precision = PrecisionConfig.model_validate({**loaded.precision.model_dump(), "tier": name})
             engines.append((name, USOEngine.from_config(loaded.model_copy(update={"precision": precision}), device=device)))
         with console.status("evaluating") as status:
             report = run(

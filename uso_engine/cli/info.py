@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import platform
+from typing import Annotated
 
+import typer
 from rich.table import Table
 
 from .app import app, console, reports_errors
@@ -25,8 +27,17 @@ _PACKAGES = (
 
 @app.command()
 @reports_errors
-def info() -> None:
-    """Show GPU, packages, kernels, attention backends and configurations of this machine."""
+def info(
+    config: Annotated[str | None, typer.Argument(help="A configuration: show what GPU memory each tier of it needs.")] = None,
+    budget: Annotated[list[float] | None, typer.Option(help="GPU memory in GiB to plan for; repeat.")] = None,
+    width: Annotated[int, typer.Option(help="Width of the image to plan for.")] = 1024,
+    height: Annotated[int, typer.Option(help="Height of the image to plan for.")] = 1024,
+    num_images: Annotated[int, typer.Option(help="Images at once to plan for.")] = 1,
+) -> None:
+    """Show GPU, packages, kernels and attention backends of this machine; with a configuration, its memory plans."""
+    if config is not None:
+        _plans(config, budget or [24.0, 16.0, 12.0, 8.0], (width, height, num_images))
+        return
     import torch
 
     from uso_kernels.attention import available_backends
@@ -41,6 +52,24 @@ def info() -> None:
     for name, missing in available_backends("cuda" if torch.cuda.is_available() else "cpu").items():
         table.add_row(f"attention {name}", "can run" if missing is None else missing)
     console.print(table)
+
+
+def _plans(config: str, budgets: list[float], size: tuple[int, int, int]) -> None:
+    """Print a configuration's memory plans; computed from sizes alone, so that no weights are needed."""
+    from uso_engine.config import load_config
+    from uso_engine.quantization.engine_sizes import Workload, engine_sizes
+    from uso_engine.quantization.memory_plan import describe_plans
+    from uso_engine.transformer_loading import kinds_of
+
+    settings = load_config(config)
+    if min(budgets) <= 0:
+        raise ValueError(f"--budget must be positive, got {min(budgets)}")
+    workload = Workload(width=size[0], height=size[1], images=size[2], steps=settings.defaults.steps)
+    tier = settings.precision.tier
+    kinds = {} if tier == "bf16" or tier == "float32" else kinds_of(settings, tier)
+    sizes = engine_sizes(settings.transformer.params, kinds, text_encoder=settings.precision.text_encoder)
+    console.print(f"{settings.name}, tier {tier}, {size[2]} x {size[0]}x{size[1]}", highlight=False)
+    console.print(describe_plans(sizes, budgets, workload), highlight=False, markup=False, soft_wrap=True)
 
 
 def _version(package: str) -> str:

@@ -1,0 +1,54 @@
+"""``uso-engine quantize``: a configuration's transformer in fewer bits, as one file."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .app import app, console, errors, fail, reports_errors
+from .progress import LoadingProgress
+
+
+class QuantizedTierName(StrEnum):
+    """Tiers that quantise."""
+
+    FP8 = "fp8"
+    INT8 = "int8"
+    INT4 = "int4"
+
+
+@app.command()
+@reports_errors
+def quantize(
+    config: Annotated[str, typer.Argument(help="A name, or a path to a TOML file.")],
+    tier: Annotated[QuantizedTierName, typer.Option(help="Precision of the weights.")],
+    out: Annotated[Path, typer.Option(help="Folder that the file goes to; made if it is not there.")],
+) -> None:
+    """Merge a configuration's LoRAs, quantise its transformer one layer at a time, and write it to one file."""
+    from uso_engine.config import config_folder, list_configs, load_config
+    from uso_engine.errors import OutputError
+
+    toml = config_folder() / f"{config}.toml" if config in list_configs() else Path(config)
+
+    settings = load_config(config)
+    with LoadingProgress(errors) as progress:
+        from uso_engine.transformer_loading import save_quantized_transformer
+
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot make the folder {out}: {error.strerror}") from error
+        path = out / f"{settings.name}-{tier.value}.safetensors"
+        if path.exists():
+            raise fail(f"{path} is there already; remove it, or name another folder")
+        save_quantized_transformer(settings, tier.value, path, progress=progress)
+    console.print(f"{path}  {path.stat().st_size / 1e9:.3f} GB", highlight=False, soft_wrap=True)
+    console.print(
+        f'To use it, write checkpoint = "{path.resolve()}" under \\[transformer] and tier = "{tier.value}" under \\[precision] '
+        f"of a copy of {toml}, and give that copy as --config.",
+        highlight=False,
+        soft_wrap=True,
+    )
