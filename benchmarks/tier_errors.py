@@ -39,6 +39,7 @@ from uso_kernels.quantize_rows import quantize_rows
 
 DEFAULT_OUT = RESULTS / "quantization.jsonl"
 STEPS = 4
+OUTPUTS = 768
 
 
 @dataclass(frozen=True)
@@ -160,10 +161,10 @@ def product_errors() -> Iterator[dict[str, object]]:
     """One record per kind, width and input: the error of one product against float64."""
     for width in (3072, 15360):
         generator = torch.Generator().manual_seed(width)
-        weight = torch.randn(3072, width, generator=generator) / width**0.5
+        weight = torch.randn(OUTPUTS, width, generator=generator) / width**0.5
         x = torch.randn(64, width, generator=generator)
         for kind, layer_class in CLASSES.items():
-            layer = layer_class(width, 3072, bias=False, dtype=torch.bfloat16, device="meta")
+            layer = layer_class(width, OUTPUTS, bias=False, dtype=torch.bfloat16, device="meta")
             layer.assign(layer_class.quantize_weight(weight))
             for name, make in INPUTS.items():
                 inputs = make(x).bfloat16()

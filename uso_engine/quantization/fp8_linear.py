@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from uso_engine.model.activation import QuantizedRows
 from uso_kernels.quantize_rows import quantize_rows
 from uso_kernels.scaled_matmul import scaled_matmul
 
-from .quantized_linear import QuantizedLinear, QuantizedRows, TensorLayout
+from .quantized_linear import QuantizedLinear, TensorLayout
 
 FP8 = torch.float8_e4m3fn
 

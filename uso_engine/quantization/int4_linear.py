@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from uso_engine.model.activation import QuantizedRows
 from uso_kernels.int4_matmul import int4_dequantize, int4_matmul, pack_int4
 
 from . import quanto_values
-from .quantized_linear import QuantizedLinear, QuantizedRows, TensorLayout
+from .quantized_linear import QuantizedLinear, TensorLayout
 
 GROUP = 128
 

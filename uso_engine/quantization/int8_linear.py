@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from uso_engine.model.activation import QuantizedRows
 from uso_kernels.int8_matmul import int8_matmul
 from uso_kernels.quantize_rows import quantize_rows
 
 from . import quanto_values
-from .quantized_linear import QuantizedLinear, QuantizedRows, TensorLayout
+from .quantized_linear import QuantizedLinear, TensorLayout
 
 
 class Int8Linear(QuantizedLinear):

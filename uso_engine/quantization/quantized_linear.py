@@ -9,6 +9,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from uso_engine.model.activation import QuantizedRows
+
 
 class TensorLayout(NamedTuple):
     """Shape and type of one stored tensor."""
@@ -20,13 +22,6 @@ class TensorLayout(NamedTuple):
     def size_bytes(self) -> int:
         """Bytes of its values."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
-
-
-class QuantizedRows(NamedTuple):
-    """Activations that some kernel has quantised already: values [M, K] and their float32 row scales [M]."""
-
-    values: Tensor
-    scale: Tensor
 
 
 class QuantizedLinear(nn.Module, abc.ABC):
