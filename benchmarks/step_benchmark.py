@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from diffusers import FluxTransformer2DModel
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
-TIME = 0.75
+# 1000 times this is a bfloat16 number: diffusers rounds it there, the engine does not.
+TIME = 0.5
 
 
 def diffusers_twin(transformer: Transformer) -> FluxTransformer2DModel:

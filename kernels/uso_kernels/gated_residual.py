@@ -31,8 +31,8 @@ def gated_residual_reference(x: Tensor, y: Tensor, gate: Tensor, tile_sequence: 
     rows, width = x.shape
     wide = wide_dtype(x.dtype)
     tile_gate = gate.index_select(0, tile_sequence).to(wide)[:, None]
-    tiles = x.reshape(-1, TILE_ROWS, width).to(wide)
-    return tiles.addcmul(tile_gate, y.reshape(-1, TILE_ROWS, width).to(wide)).view(rows, width).to(x.dtype)
+    tiles = y.reshape(-1, TILE_ROWS, width).to(wide) * tile_gate
+    return tiles.add_(x.reshape(-1, TILE_ROWS, width)).view(rows, width).to(x.dtype)
 
 
 @jit

@@ -19,13 +19,17 @@ from .operands import check_matrix, check_row_index
 HEAD_DIMS = (64, 128)
 
 
-def _norm_rope(x: Tensor, scale: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
-    """RMSNorm over the head dimension, then the rotation. x [T, H, D]; cos, sin [T, 1, D/2]."""
+def _norm_rope(x: Tensor, scale: Tensor, turn: Tensor, eps: float) -> Tensor:
+    """RMSNorm over the head dimension, then the rotation. x [T, H, D]; turn complex [T, 1, D/2], cos + i sin.
+
+    A pair of columns is a complex number: one multiplication instead of six passes over every second column.
+    """
     wide = wide_dtype(x.dtype)
     y = x.to(wide)
-    y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps) * scale.to(wide)
-    even, odd = y[..., 0::2], y[..., 1::2]
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)
+    y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)
+    y.mul_(scale.to(wide))
+    torch.view_as_complex(y.unflatten(-1, (-1, 2))).mul_(turn)
+    return y.to(x.dtype)
 
 
 def qk_norm_rope_reference(
@@ -45,8 +49,8 @@ def qk_norm_rope_reference(
     parts = qkv.view(qkv.shape[0], 3, heads, width)
     row_cos, row_sin = (cos, sin) if rows is None else (cos.index_select(0, rows), sin.index_select(0, rows))
     wide = wide_dtype(qkv.dtype)
-    row_cos, row_sin = row_cos.to(wide)[:, None], row_sin.to(wide)[:, None]
-    new = (_norm_rope(parts[:, 0], q_scale, row_cos, row_sin, eps), _norm_rope(parts[:, 1], k_scale, row_cos, row_sin, eps))
+    turn = torch.complex(row_cos.to(wide), row_sin.to(wide))[:, None]
+    new = (_norm_rope(parts[:, 0], q_scale, turn, eps), _norm_rope(parts[:, 1], k_scale, turn, eps))
     for target, source in zip((q, k, v), (*new, parts[:, 2]), strict=True):
         if rows is None:
             target.copy_(source)

@@ -111,12 +111,11 @@ class DoubleBlock(nn.Module):
         """
         batch = run.batch
         q, k, v = _joint_buffers(run, image.x, self.heads, self.head_dim)
-        for stream, layer, joint_rows in (
-            (text, self.txt_attn, batch.text_joint_rows),
-            (image, self.img_attn, batch.image_joint_rows),
-        ):
+        for stream, layer, place in ((text, self.txt_attn, batch.text_place), (image, self.img_attn, batch.image_place)):
             scales = layer.norm.query_norm.scale, layer.norm.key_norm.scale
-            qk_norm_rope(layer.qkv(stream.normed), *scales, batch.cos, batch.sin, joint_rows, q, k, v)
+            targets = (x[place.span] for x in (batch.cos, batch.sin, q, k, v))
+            cos, sin, stream_q, stream_k, stream_v = targets
+            qk_norm_rope(layer.qkv(stream.normed), *scales, cos, sin, place.rows, stream_q, stream_k, stream_v)
         out = run.workspace.take("attended", q.shape, q)
         attended = attention(q, k, v, batch.joint, batch.joint, backend=run.attention, out=out).flatten(1)
         text_attended, image_attended = self._split(attended, batch)

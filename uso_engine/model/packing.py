@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Sequences
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -31,6 +31,13 @@ class _IndexTables(TypedDict):
     output_joint_rows: Tensor
     image_sources: Tensor | None
     joint_sources: Tensor | None
+
+
+class Place(NamedTuple):
+    """Joint rows of a stream: a span, and the index of each of its rows within it, None where they are in order."""
+
+    span: slice
+    rows: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,20 @@ class PackedBatch:
     output_joint_rows: Tensor
     image_sources: Tensor | None
     joint_sources: Tensor | None
+
+    @property
+    def text_place(self) -> Place:
+        """Where the text stream's rows lie in joint order."""
+        if self.joint_sources is None:
+            return Place(slice(0, self.text.rows), None)
+        return Place(slice(None), self.text_joint_rows)
+
+    @property
+    def image_place(self) -> Place:
+        """Where the image stream's rows lie in joint order."""
+        if self.joint_sources is None:
+            return Place(slice(self.text.rows, None), None)
+        return Place(slice(None), self.image_joint_rows)
 
     @staticmethod
     def form(sequences: Sequences[Sequence]) -> PackedBatch:
