@@ -34,10 +34,11 @@ from uso_engine.weights.transformer_checkpoint import open_transformer_checkpoin
 
 
 def groups_of(params: TransformerParams) -> dict[str, list[str]]:
-    """Layers by group: each block, each role across blocks, all modulation linears, the embedders."""
+    """Layers by group: each block, each role across blocks, all modulation linears, the embedders but ``img_in``."""
     groups: dict[str, list[str]] = {}
     for name, layer in linears(params).items():
-        if layer.in_features % 16 or layer.out_features % 16:
+        # The model reads its own type from img_in, so that stays a floating-point layer.
+        if layer.in_features % 16 or layer.out_features % 16 or name == "img_in":
             continue
         parts = name.split(".")
         if is_modulation(name):

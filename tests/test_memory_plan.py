@@ -289,3 +289,4 @@ def test_streamed_text_encoder_computes_the_same() -> None:
         for _ in range(2):
             assert torch.equal(encoder(input_ids=tokens).last_hidden_state, expected)
     assert stream.moved_bytes == 2 * stream.host_bytes
+    assert encoder.shared.weight is encoder.encoder.embed_tokens.weight

@@ -143,6 +143,9 @@ class LayerStream:
                 size = max(layer.host.nbytes for layer in self._layers)
                 count = min(_BUFFERS, len(self._layers))
                 self._buffers = [_Buffer(size, self.device) for _ in range(count)]
+                if self._copies is not None:
+                    # The allocator may hand out memory that work already queued on this stream still reads.
+                    self._copies.wait_stream(torch.cuda.current_stream(self.device))
             buffer = self._buffer_with(index)
             if buffer.ready is not None:
                 torch.cuda.current_stream(self.device).wait_event(buffer.ready)
@@ -224,9 +227,14 @@ def place_transformer(transformer: Transformer, plan: MemoryPlan, device: torch.
 
 def _make_resident(module: nn.Module, streamed: Sequence[nn.Module], device: torch.device | str) -> None:
     left_out = {id(part) for layer in streamed for part in layer.modules()}
+    # A tensor that has two names (T5's embedding) stays one. The old one is kept too: a freed tensor's id is used again.
+    moved: dict[int, tuple[Tensor, Tensor]] = {}
     for part in module.modules():
         if id(part) in left_out:
             continue
         for name, tensor in [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]:
-            moved = tensor.to(device)
-            setattr(part, name, nn.Parameter(moved, requires_grad=False) if isinstance(tensor, nn.Parameter) else moved)
+            if id(tensor) not in moved:
+                there = tensor.to(device)
+                is_parameter = isinstance(tensor, nn.Parameter)
+                moved[id(tensor)] = tensor, nn.Parameter(there, requires_grad=False) if is_parameter else there
+            setattr(part, name, moved[id(tensor)][1])
