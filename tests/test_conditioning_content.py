@@ -94,6 +94,10 @@ def test_encoder_and_decoder_may_have_their_own_precision(tmp_path: Path) -> Non
     decoded = mixed.decode(latents())
     assert decoded.dtype == torch.float32
     assert 1e-5 < relative_error(decoded, full.decode(latents())) < 0.05
+    layouts = [
+        module._module.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last) for module in (mixed, full)
+    ]
+    assert layouts == [True, False]
 
 
 def test_tiles_change_only_large_images(module: AutoencoderKL, tmp_path: Path) -> None:

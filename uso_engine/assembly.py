@@ -83,7 +83,7 @@ def load_text_encoders(config: EngineConfig, *, device: torch.device | str, dtyp
 
 
 def load_autoencoder(section: AutoencoderConfig, path: Path, *, device: torch.device | str) -> Autoencoder:
-    """Load an autoencoder from a file or a diffusers folder; encoder and decoder in float32, as the authors run them."""
+    """Load an autoencoder from a file or a diffusers folder; the encoder in float32, as the authors run it."""
     sizes = section.params
     module = autoencoder_checkpoint.load_autoencoder(path, sizes, device=device, dtype=torch.float32)
     return Autoencoder(
@@ -91,6 +91,7 @@ def load_autoencoder(section: AutoencoderConfig, path: Path, *, device: torch.de
         scale_factor=sizes.scale_factor,
         shift_factor=sizes.shift_factor,
         device=device,
+        decode_dtype=torch.bfloat16 if section.decode_dtype == "bf16" else torch.float32,
         tile_side=section.tile_side,
     )
 

@@ -89,11 +89,16 @@ class TextEncoderConfig(Section):
 
 
 class AutoencoderConfig(Section):
-    """The autoencoder's checkpoint or diffusers folder."""
+    """The autoencoder's checkpoint or diffusers folder.
+
+    `tile_side` cuts larger images into overlapping tiles of so many pixels; `decode_dtype` "bf16" decodes in bfloat16
+    (channels last), which is lossy: the encoder stays in float32 as the authors run it.
+    """
 
     checkpoint: str
     params: Annotated[AutoencoderParams, BeforeValidator(sizes_of(AutoencoderParams))] = AutoencoderParams()
     tile_side: int | None = Field(None, ge=16)
+    decode_dtype: Literal["float32", "bf16"] = "float32"
 
 
 class ContentConfig(Section):
