@@ -1,6 +1,7 @@
 """What holds for every test: no network, Triton interpreted where there is no GPU, and where the repository is."""
 
 import ipaddress
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -50,6 +51,15 @@ def loopback_only() -> Iterator[None]:
         patch.setattr(socket.socket, "connect", guarded_connect)
         patch.setattr(socket.socket, "connect_ex", guarded_connect_ex)
         yield
+
+
+@pytest.fixture(autouse=True)
+def log_level_kept() -> Iterator[None]:
+    """The command line, run inside a test, sets how much is logged; the next test starts from where this one did."""
+    logger = logging.getLogger("uso_engine")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")
