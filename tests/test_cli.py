@@ -152,7 +152,15 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
         sys.executable, "-c", "from uso_engine.cli import main; main()", "generate", "--prompt", "x", "--steps", "50",
         "--size", "1024x1024", "--device", "cpu", "-o", "picture.png",
     ]  # fmt: skip
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test run that was itself started in the background would hand on that SIGINT is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     # Loading takes seconds and 50 steps of 1024x1024 much longer: this falls into one or the other.
     time.sleep(6)
     process.send_signal(signal.SIGINT)

@@ -74,10 +74,10 @@ def _escaped(text: str) -> str:
 
 @app.callback()
 def _options(verbose: bool = typer.Option(False, "--verbose", "-v", help="Say what is chosen and loaded.")) -> None:
-    level = logging.INFO if verbose else logging.WARNING
     handler = RichHandler(console=errors, show_time=False, show_path=False)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s")
-    logging.getLogger("uso_engine").setLevel(level)
+    if verbose:
+        logging.getLogger("uso_engine").setLevel(logging.INFO)
 
 
 def main() -> None:
