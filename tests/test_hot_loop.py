@@ -1,14 +1,20 @@
 """What a step may not do: answer otherwise with kept buffers, overwrite what a caller keeps, ask the device, lose gradients."""
 
+from collections import Counter
+
 import pytest
 import torch
 from random_models import SIGMAS, SMALL, drawn_conditions, drawn_sequence, small_transformer
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from uso_engine.model.linear import Linear
 from uso_engine.model.packing import PackedBatch
 from uso_engine.model.transformer import Transformer
 from uso_engine.model.workspace import Workspace
+from uso_engine.quantization.fp8_linear import Fp8Linear
+from uso_engine.quantization.int8_linear import Int8Linear
+from uso_engine.quantization.quantized_linear import QuantizedLinear
 from uso_engine.sampling.denoiser import Denoiser, ImageJob
 from uso_engine.sampling.latents import draw_noise
 from uso_kernels.attention import BackendUnavailable
@@ -139,3 +145,38 @@ def test_a_step_asks_the_device_nothing() -> None:
     with Synchronisations() as mode:
         torch.ones(2).sum().item()
     assert mode.found == ["_local_scalar_dense"]
+
+
+def quantise(transformer: Transformer, kind: type[QuantizedLinear]) -> list[QuantizedLinear]:
+    """Replace every matrix that a step multiplies by in the blocks."""
+    replaced = []
+    for name, layer in [(n, m) for n, m in transformer.named_modules() if isinstance(m, Linear) and "blocks" in n]:
+        if "_mod." in name or "modulation" in name:
+            continue
+        new = kind(layer.in_features, layer.out_features, bias=layer.bias is not None, dtype=layer.weight.dtype)
+        tensors = kind.quantize_weight(layer.weight.float())
+        new.assign({**tensors, **({} if layer.bias is None else {"bias": layer.bias.detach()})})
+        parent, _, child = name.rpartition(".")
+        transformer.get_submodule(parent).add_module(child, new)
+        replaced.append(new)
+    return replaced
+
+
+@pytest.mark.parametrize("kind", [Int8Linear, Fp8Linear])
+@torch.no_grad()
+def test_kernels_that_end_in_eight_bits_give_what_a_separate_pass_gives(kind: type[QuantizedLinear]) -> None:
+    """In float32 nothing is rounded in between, so the two agree but for values on the border between two numbers."""
+    transformer, batch, latents, modulation = formed()
+    plain = transformer(batch, latents, modulation)
+    layers = quantise(transformer, kind)
+    calls: Counter[str] = Counter()
+    for layer in layers:
+        layer.register_forward_pre_hook(lambda _, given: calls.update(["floats" if isinstance(given[0], Tensor) else "rows"]))
+    fused = transformer(batch, latents, modulation, workspace=Workspace())
+    # The last single block's first matrix takes floats, twice: it picks rows.
+    assert calls == {"rows": len(layers) - 1, "floats": 2}
+    for layer in layers:
+        layer.quantized_input = None
+    separate = transformer(batch, latents, modulation)
+    assert float((fused - separate).norm() / separate.norm()) < 5e-3
+    assert float((fused - plain).norm() / plain.norm()) > 5e-3
