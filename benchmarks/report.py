@@ -1,4 +1,4 @@
-"""Write the tables of docs/performance.md from the records in benchmarks/results: numbers are never typed.
+"""Write the tables of the documents from the records in benchmarks/results: numbers are never typed.
 
 python -m benchmarks.report            rewrite what stands between the markers
 python -m benchmarks.report --check    fail if that would change anything
@@ -18,7 +18,7 @@ from uso_engine.model.params import TransformerParams
 from .measure import RESULTS
 from .roofline import GPUS, Tokens, floor_ms, memory_bytes, step_flops
 
-DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
+ROOT = Path(__file__).resolve().parents[1]
 Record = dict[str, Any]
 
 
@@ -128,25 +128,42 @@ def kernel_table(records: list[Record]) -> str:
     return table(header, rows) if rows else "Not measured yet: no GPU was to be had."
 
 
+def faithfulness_table(records: list[Record]) -> str:
+    rows = [
+        [r["difference"], r["compared"], f"{r['relative_error']:.1e}", r["on"]]
+        for r in records
+        if r["benchmark"] == "faithfulness"
+    ]
+    return table(["difference", "compared", "relative error of the latent", "on"], rows) if rows else "Not measured yet."
+
+
 TABLES: dict[str, Callable[[list[Record]], str]] = {
     "roofline": roofline_table,
     "memory": memory_table,
     "ladder": ladder_table,
     "step": step_table,
     "kernels": kernel_table,
+    "faithfulness": faithfulness_table,
 }
+DOCUMENTS = {
+    "docs/performance.md": ("roofline", "memory", "ladder", "step", "kernels"),
+    "docs/faithfulness.md": ("faithfulness",),
+    "README.md": ("step", "ladder"),
+}
+"""Which tables stand in which document."""
 
 
-def rewrite(text: str, records: list[Record]) -> str:
-    """The document with every table made anew.
+def rewrite(document: str, text: str, records: list[Record]) -> str:
+    """A document's text with every table of it made anew.
 
     Raises:
         SystemExit: a table of ours has no place in it.
     """
-    for name, make in TABLES.items():
+    for name in DOCUMENTS[document]:
+        make = TABLES[name]
         place = re.search(rf"<!-- table {name} -->\n(.*?)<!-- end {name} -->", text, re.DOTALL)
         if place is None:
-            raise SystemExit(f"{DOCUMENT.name} has no place for the table {name!r}")
+            raise SystemExit(f"{document} has no place for the table {name!r}")
         text = f"{text[: place.start(1)]}{make(records)}\n{text[place.end(1) :]}"
     return text
 
@@ -155,11 +172,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
-    before = DOCUMENT.read_text()
-    after = rewrite(before, load())
-    if options.check and after != before:
-        raise SystemExit(f"{DOCUMENT.name} differs from its records; run python -m benchmarks.report")
-    DOCUMENT.write_text(after)
+    for document in DOCUMENTS:
+        path = ROOT / document
+        before = path.read_text()
+        after = rewrite(document, before, load())
+        if options.check and after != before:
+            raise SystemExit(f"{document} differs from its records; run python -m benchmarks.report")
+        path.write_text(after)
 
 
 if __name__ == "__main__":

@@ -2,24 +2,26 @@
 
 import pytest
 
-from benchmarks.report import DOCUMENT, TABLES, latest, load, rewrite
+from benchmarks.report import DOCUMENTS, ROOT, latest, load, rewrite
 
 
 def record(benchmark: str, median_ms: float, **values: object) -> dict[str, object]:
     return {"benchmark": benchmark, "median_ms": median_ms, "machine": {"cpu": "some CPU", "threads": 2}, **values}
 
 
-def test_the_document_says_what_the_records_say() -> None:
-    text = DOCUMENT.read_text()
-    assert rewrite(text, load()) == text
+@pytest.mark.parametrize("document", list(DOCUMENTS))
+def test_documents_say_what_the_records_say(document: str) -> None:
+    text = (ROOT / document).read_text()
+    assert rewrite(document, text, load()) == text
 
 
-def test_a_new_record_changes_the_document() -> None:
+@pytest.mark.parametrize("document", ["docs/performance.md", "README.md"])
+def test_a_new_record_changes_the_document(document: str) -> None:
     extra = record(
         "ladder", 12345.6, workload="small", tokens=2752, dtype="bfloat16", rung="authors' way", p20_ms=1.0, p80_ms=2.0,
         speedup=1.0, allocations=7, difference=0.0,
     )  # fmt: skip
-    text = rewrite(DOCUMENT.read_text(), [*load(), extra])
+    text = rewrite(document, (ROOT / document).read_text(), [*load(), extra])
     assert "| 12346 |" in text
     assert "some CPU" in text
 
@@ -29,8 +31,8 @@ def test_the_last_record_of_a_case_counts() -> None:
     assert [r["median_ms"] for r in latest(records, "ladder", "rung")] == [2.0]
 
 
-@pytest.mark.parametrize("name", list(TABLES))
-def test_a_table_without_a_place_is_an_error(name: str) -> None:
-    text = DOCUMENT.read_text().replace(f"<!-- table {name} -->", "")
+@pytest.mark.parametrize(("document", "name"), [(d, name) for d, names in DOCUMENTS.items() for name in names])
+def test_a_table_without_a_place_is_an_error(document: str, name: str) -> None:
+    text = (ROOT / document).read_text().replace(f"<!-- table {name} -->", "")
     with pytest.raises(SystemExit, match=name):
-        rewrite(text, load())
+        rewrite(document, text, load())
