@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole GPU campaign, in stages of under nine minutes each:   benchmarks/gpu_run.sh [STAGE]...
 #
-# Stages, in order: check kernels ladder step stages report. Without arguments all of them. Each appends its records to
+# Stages, in order: check cold kernels ladder step stages report. Without arguments all of them. Each appends its records to
 # benchmarks/results/ and stops at the first thing that is wrong: a speed-up is never reported on a red gate.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -12,6 +12,10 @@ LIMIT=540
 stage_check() { # kernels natively in bfloat16 against float64, attention backends against each other
     timeout $LIMIT $PYTHON -m pytest -q -m gpu tests/test_uso_kernels_norms.py tests/test_uso_kernels_rows.py \
         tests/test_uso_kernels_qk_norm_rope.py tests/test_attention.py
+}
+
+stage_cold() { # first step of a process with an empty Triton cache, and peak memory against the formula
+    TRITON_CACHE_DIR=$(mktemp -d) timeout $LIMIT $PYTHON -m benchmarks.cold_start --workload full
 }
 
 stage_kernels() { # each kernel against eager and torch.compile, with its share of a measured ceiling
@@ -38,7 +42,7 @@ stage_report() { # tables of docs/performance.md from the records
 }
 
 if [ $# -eq 0 ]; then
-    set -- check kernels ladder step stages report
+    set -- check cold kernels ladder step stages report
 fi
 for stage in "$@"; do
     echo "== $stage"
