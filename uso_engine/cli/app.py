@@ -32,7 +32,7 @@ app = typer.Typer(
 
 def fail(message: str, code: int = EXIT_FAILED) -> typer.Exit:
     """Print an error and make the exception that ends the command."""
-    errors.print(f"[bold red]error:[/] {_escaped(message)}", soft_wrap=True, highlight=False)
+    errors.print(f"[bold red]error:[/] {escaped(message)}", soft_wrap=True, highlight=False)
     return typer.Exit(code)
 
 
@@ -49,13 +49,13 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
         except USOError as error:
             raise fail(str(error)) from error
         except ValueError as error:
-            raise fail(_sentence(error), EXIT_USAGE) from error
+            raise fail(sentence(error), EXIT_USAGE) from error
 
     return wrapped
 
 
-def _sentence(error: ValueError) -> str:
-    """A ValueError's message; pydantic's own are many lines, one per problem is enough."""
+def sentence(error: Exception) -> str:
+    """An error's message in one line; pydantic's own are many lines, one sentence per problem is enough."""
     from pydantic import ValidationError
 
     if not isinstance(error, ValidationError):
@@ -68,7 +68,8 @@ def _sentence(error: ValueError) -> str:
     return "; ".join(problems)
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """Text that rich prints as it is."""
     return text.replace("[", r"\[")
 
 

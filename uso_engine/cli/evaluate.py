@@ -22,6 +22,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Seed of the first triplet; training used seeds from a million on.")] = 0,
     tiers: Annotated[str, typer.Option(help="Precision tiers, separated by commas; the first one runs every row.")] = "bf16",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    changes: Annotated[bool, typer.Option(help="Also drop and exchange every input.")] = True,
     output: Annotated[Path | None, typer.Option(help="Folder for report.json, report.md and grid.png.")] = None,
 ) -> None:
     """Judge a configuration on drawings it was not trained on, by classifiers that only ever saw drawings.
@@ -31,6 +32,7 @@ def evaluate(
     from uso_engine.config import PrecisionConfig, load_config
     from uso_engine.engine import USOEngine
     from uso_engine.evaluation.evaluate import evaluate as run
+    from uso_engine.evaluation.evaluate import standard_variations
 
     loaded = load_config(config)
     engines: list[tuple[str, USOEngine]] = []
@@ -43,6 +45,7 @@ def evaluate(
                 engines,
                 count=count,
                 seed=seed,
+                variations=standard_variations(changes=changes),
                 progress=lambda row, done, of: status.update(f"{row}: {done} of {of}"),
             )
     finally:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .app import app, console, errors, fail, reports_errors
+from .app import app, console, errors, escaped, fail, reports_errors, sentence
 from .arguments import check_output, parse_lora, parse_size, read_batch
 from .progress import GenerationProgress, LoadingProgress
 
@@ -141,9 +141,7 @@ def _run_all(engine: USOEngine, requests: list[dict[str, object]], outputs: Outp
             if not is_batch:
                 raise
             failed += 1
-            errors.print(
-                f"[bold red]request {number + 1}:[/] {str(error).replace('[', chr(92) + '[')}", highlight=False, soft_wrap=True
-            )
+            errors.print(f"[bold red]request {number + 1}:[/] {escaped(sentence(error))}", highlight=False, soft_wrap=True)
     return failed
 
 
@@ -152,7 +150,7 @@ def _run(engine: USOEngine, fields: dict[str, object], outputs: Outputs) -> None
     with GenerationProgress(errors) as progress:
         result = engine.generate(request, on_step=progress.on_step)
     for warning in result.warnings:
-        errors.print(f"[yellow]warning:[/] {warning.replace('[', chr(92) + '[')}", highlight=False, soft_wrap=True)
+        errors.print(f"[yellow]warning:[/] {escaped(warning)}", highlight=False, soft_wrap=True)
     paths = result.save(outputs.image, parameters=outputs.parameters)
     if outputs.response:
         _write_response(result, outputs.image, paths)
