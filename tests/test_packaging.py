@@ -76,8 +76,9 @@ def test_wheel_holds_the_licence(repository: Path, wheel: Path, members: set[str
     assert metadata["License-Expression"] == "Apache-2.0"
 
 
-def test_metadata_names_package_python_and_extras(wheel: Path, metadata: Message) -> None:
+def test_metadata_names_package_python_and_extras(repository: Path, wheel: Path, metadata: Message) -> None:
     assert metadata["Name"] == "uso-engine"
+    assert metadata.get_payload() == (repository / "README.md").read_text()
     assert metadata["Requires-Python"] == ">=3.11"
     assert set(metadata.get_all("Provides-Extra", [])) == EXTRAS
     required = metadata.get_all("Requires-Dist", [])
