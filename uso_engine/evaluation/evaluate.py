@@ -128,12 +128,10 @@ class Report:
         return grid
 
 
-def standard_variations(steps: int = STEPS, fewer: Sequence[int] = FEWER_STEPS) -> tuple[Variation, ...]:
-    """Everything given; each input dropped and exchanged; plain fewer steps."""
-    changed = [
-        Variation(f"{aspect} {change}", steps, **{aspect: change}) for aspect in ASPECTS for change in (DROPPED, SWAPPED)
-    ]
-    return (Variation("everything given", steps), *changed, *(Variation("fewer steps", n) for n in fewer))
+def standard_variations(*, changes: bool = True, fewer: Sequence[int] = FEWER_STEPS) -> tuple[Variation, ...]:
+    """Everything given; where `changes` is true each input dropped and exchanged; plain fewer steps."""
+    changed = [Variation(f"{aspect} {change}", **{aspect: change}) for aspect in ASPECTS for change in (DROPPED, SWAPPED)]  # type: ignore[arg-type]
+    return (Variation("everything given"), *(changed if changes else ()), *(Variation("fewer steps", n) for n in fewer))
 
 
 def draw_held_out(count: int, seed: int = 0) -> tuple[Triplet, ...]:
