@@ -142,17 +142,19 @@ class Launch:
     config: Config
 
     def run(self) -> None:
-        """Launch on the current stream."""
+        """Launch on the current stream of the tensors' device."""
         if 0 in self.grid:
             return
-        self.kernel[self.grid](  # type: ignore[index]
-            **self.arguments,
-            **self.config.blocks,
-            num_warps=self.config.num_warps,
-            num_stages=self.config.num_stages,
-            # Triton 3.10 changes the default; the checks were made with fused multiply-adds.
-            enable_fp_fusion=True,
-        )
+        # Triton launches on the current device, whatever the tensors' is; on a CPU this does nothing.
+        with torch.cuda.device_of(next(value for value in self.arguments.values() if isinstance(value, Tensor))):
+            self.kernel[self.grid](  # type: ignore[index]
+                **self.arguments,
+                **self.config.blocks,
+                num_warps=self.config.num_warps,
+                num_stages=self.config.num_stages,
+                # Triton 3.10 changes the default; the checks were made with fused multiply-adds.
+                enable_fp_fusion=True,
+            )
 
 
 def power_of_two(number: int) -> int:
