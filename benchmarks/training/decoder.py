@@ -24,15 +24,20 @@ NOISE = 0.03
 """Added to latents of spread one: what comes from the transformer is not exact either."""
 
 
-def main() -> None:
-    """Trains on crops of 8x8 latents, for the last part on whole pictures."""
+def read_options() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("data", "autoencoder", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=4000)
     parser.add_argument("--peak", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Trains on crops of 8x8 latents, for the last part on whole pictures."""
+    options = read_options()
     torch.manual_seed(options.seed)
     torch.set_num_threads(1)
     rng = np.random.default_rng(options.seed)

@@ -22,6 +22,7 @@ from uso_engine.weights.low_rank import LoRASet, LowRankUpdate
 from uso_engine.weights.tensor_source import TensorSource, shapes_of
 
 logger = logging.getLogger(__name__)
+_LARGEST = torch.finfo(torch.float32).max
 
 Progress = Callable[[int, int], None]
 """Called after each tensor with the bytes read so far and the bytes to read in all."""
@@ -187,6 +188,8 @@ def _recipes(loras: LoRASet) -> dict[str, _Recipe]:
         if strength == 0:
             continue
         for key, updates in lora.updates.items():
+            if any(abs(strength * update.scale) > _LARGEST for update in updates):
+                raise LoRAError(f"{lora.name} at strength {strength:g} overflows float32 at {key}")
             recipes[key] = recipes.get(key, ()) + tuple(_Term(update, float(strength), lora.name) for update in updates)
     return recipes
 
