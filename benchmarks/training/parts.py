@@ -106,7 +106,7 @@ def look_at_content(model: Transformer) -> None:
             for part, constant in ((0, query), (1, key)):
                 rows = slice(part * size + last, part * size + last + params.head_dim)
                 qkv.weight[rows] *= 0.2  # type: ignore[operator, index]
-                qkv.bias[rows] = constant  # type: ignore[operator, index]
+                qkv.bias[rows] = constant  # type: ignore[operator]
 
 
 @dataclass(frozen=True)
