@@ -8,6 +8,7 @@ from uso_engine.model.sequence import Sequence
 from uso_engine.model.transformer import Transformer
 from uso_engine.sampling.denoiser import Denoiser, ImageJob, Step
 from uso_engine.sampling.latents import draw_noise, unpack_latent
+from uso_kernels.attention import BackendUnavailable
 
 # Grid, text tokens, style tokens, content latents: aligned and padded, with and without references.
 SHAPES = [((4, 4), 32, 0, ()), ((3, 5), 21, 24, ((6, 10),)), ((1, 3), 5, 0, ((2, 2), (4, 6))), ((8, 6), 40, 3, ())]
@@ -163,3 +164,11 @@ def test_jobs_that_do_not_fit_are_refused() -> None:
         Denoiser(transformer, [ImageJob(entry.sequence, draw_noise(64, 32, 1), SIGMAS)])
     with pytest.raises(ValueError, match="negative sequence has grid"):
         Denoiser(transformer, [ImageJob(entry.sequence, entry.latent, SIGMAS, job(transformer, 2).sequence)])
+
+
+def test_a_backend_that_cannot_take_unequal_lengths_is_refused_before_the_first_step() -> None:
+    transformer = small_transformer()
+    transformer.attention_backend = "dense_batched"
+    denoiser = Denoiser(transformer, [job(transformer, 0), job(transformer, 1)])
+    with pytest.raises(BackendUnavailable, match="'dense_batched' cannot run"):
+        transformer.attention_backends(denoiser.batch)

@@ -268,6 +268,13 @@ def test_what_is_not_there_is_an_error() -> None:
         silent.generate(prompt="x", enable_safety_checker=False, **SMALL)
 
 
+def test_attention_backends_are_chosen_and_reported() -> None:
+    with USOEngine.from_config("uso-tiny", device="cpu", attention="dense_batched") as batched:
+        assert batched.generate(prompt="x", seed=1, num_images=2, **SMALL).attention == ("dense_batched",)
+    with pytest.raises(BackendError, match="these can: auto, dense"):
+        USOEngine.from_config("uso-tiny", device="cpu", attention="varlen")
+
+
 def test_an_operator_may_forbid_switching_the_checker_off() -> None:
     config = load_config("uso-tiny")
     assert config.safety is not None

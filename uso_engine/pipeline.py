@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
+from uso_kernels.attention import BackendUnavailable
+
 from .conditioning.cache import ByteCache, CacheStatistics, tensor_bytes
 from .conditioning.content import Autoencoder
 from .conditioning.style import StyleEncoder, StyleTokens, scale_style
@@ -180,6 +182,7 @@ class Pipeline:
 
         Raises:
             ValueError: sizes, sigmas or latents that do not fit.
+            BackendError: the attention backend that was asked for cannot compute these sequences.
         """
         if not settings.seeds:
             raise ValueError("expected at least one seed, got none")
@@ -209,12 +212,17 @@ class Pipeline:
             for start in starts
         ]
         denoiser = Denoiser(self.transformer, jobs, reference_numerics=settings.reference_numerics)
+        try:
+            # Asked for before the first step: whether a backend takes a batch depends on its lengths.
+            attention = self.transformer.attention_backends(denoiser.batch)
+        except BackendUnavailable as error:
+            raise BackendError(str(error)) from error
         denoiser.run(on_step, observer)
         return Denoised(
             torch.stack(denoiser.latents()),
             denoiser.index,
             denoiser.index * denoiser.tokens_per_step,
-            self.transformer.attention_backends(denoiser.batch),
+            attention,
         )
 
     def decode(self, latents: Tensor) -> Tensor:
