@@ -16,7 +16,7 @@ class LoadedTransformer:
 
     Args:
         module: with weights in place, `configured` merged.
-        source: the pristine weights, still mapped from disk.
+        source: the pristine weights, whose file stays open.
         configured: the LoRAs that the configuration names, USO's own among them.
     """
 
