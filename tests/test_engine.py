@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 from PIL import Image
 
 from uso_engine import GenerationRequest, ResearchOptions, USOEngine, load_config
+from uso_engine.assembly import check_text_widths
 from uso_engine.config import EngineConfig
-from uso_engine.errors import BackendError, EngineClosedError, ImageError, MissingFileError, SafetyError
+from uso_engine.errors import BackendError, CheckpointError, EngineClosedError, ImageError, MissingFileError, SafetyError
 from uso_engine.sampling.denoiser import Step
 from uso_engine.sampling.latents import draw_noise
 
@@ -266,6 +268,15 @@ def test_what_is_not_there_is_an_error() -> None:
         silent.generate(prompt="x", **SMALL)
     with pytest.raises(BackendError, match="no text encoders"):
         silent.generate(prompt="x", enable_safety_checker=False, **SMALL)
+
+
+def test_text_encoders_of_another_width_are_refused_at_loading() -> None:
+    config = load_config("uso-tiny")
+    assert config.clip is not None
+    params = replace(config.transformer.params, vec_in_dim=48)
+    other = config.model_copy(update={"transformer": config.transformer.model_copy(update={"params": params})})
+    with USOEngine.from_config("uso-tiny", device="cpu") as engine, pytest.raises(CheckpointError, match="CLIP gives width"):
+        check_text_widths(engine.pipeline.text, other)
 
 
 def test_attention_backends_are_chosen_and_reported() -> None:

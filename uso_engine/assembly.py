@@ -11,7 +11,8 @@ from .conditioning.content import Autoencoder
 from .conditioning.style import StyleEncoder
 from .conditioning.text import TextEncoders
 from .config import AutoencoderConfig, EngineConfig, Tier
-from .errors import BackendError
+from .download import missing_parts
+from .errors import BackendError, CheckpointError, MissingFileError
 from .model.projector import StyleProjector
 from .pipeline import MIB, CacheLimits, Pipeline
 from .quantization.text_encoder import quantize_text_encoder
@@ -119,6 +120,7 @@ def load_pipeline(
         BackendError: this machine cannot run what was asked for.
     """
     check_device(device)
+    require_parts(config)
     tier = config.precision.tier if tier is None else tier
     report = progress if progress is not None else _no_progress
     loaded = load_transformer(config, device=device, tier=tier, attention=attention, progress=progress)
@@ -127,6 +129,8 @@ def load_pipeline(
     style = load_style_encoder(config, device=device, dtype=dtype)
     report("text encoders", 0, 0)
     text = load_text_encoders(config, device=device, dtype=dtype)
+    if text is not None:
+        check_text_widths(text, config)
     autoencoder = None
     if config.autoencoder is not None:
         report("autoencoder", 0, 0)
@@ -136,6 +140,36 @@ def load_pipeline(
         *(int(size * MIB) for size in (config.cache.prompt_mib, config.cache.style_mib, config.cache.content_mib))
     )
     return Pipeline(loaded, text=text, style=style, autoencoder=autoencoder, limits=limits)
+
+
+def require_parts(config: EngineConfig) -> None:
+    """Check that everything a configuration names is on this machine, before minutes go into loading the first of it.
+
+    LoRAs are left to the transformer's loader: a quantised file does without them.
+
+    Raises:
+        MissingFileError: parts that are not there; all are named.
+    """
+    missing = [part for part in missing_parts(config) if part.what != "LoRA"]
+    if missing:
+        names = "; ".join(f"{part.what} ({part.text})" for part in missing)
+        raise MissingFileError(
+            f"{config.name}: not on this machine: {names}. Get what is on the hub with `uso-engine download {config.name}` "
+            "(nothing is downloaded by itself), or correct the paths in the configuration"
+        )
+
+
+def check_text_widths(text: TextEncoders, config: EngineConfig) -> None:
+    """Check that the text encoders belong to the transformer, before a request finds out.
+
+    Raises:
+        CheckpointError: they give another width than the transformer takes.
+    """
+    params = config.transformer.params
+    widths = (("T5", text.token_width, params.context_in_dim), ("CLIP", text.pooled_width, params.vec_in_dim))
+    wrong = [f"{name} gives width {given}, the transformer takes {taken}" for name, given, taken in widths if given != taken]
+    if wrong:
+        raise CheckpointError(f"{config.name}: the text encoders do not fit the transformer: {'; '.join(wrong)}")
 
 
 def check_device(device: torch.device | str) -> torch.device:
