@@ -184,7 +184,7 @@ def test_config_list_and_show() -> None:
 def test_info_says_what_there_is() -> None:
     code, printed = run("info")
     assert code == 0, printed
-    for word in ("torch", "triton", "device", "kernels"):
+    for word in ("torch", "triton", "device", "kernels", "attention chunked", "FLUX.1-dev in int4"):
         assert word in printed
 
 

@@ -51,7 +51,25 @@ def info(
     table.add_row("kernels", _kernels(torch.cuda.is_available()))
     for name, missing in available_backends("cuda" if torch.cuda.is_available() else "cpu").items():
         table.add_row(f"attention {name}", "can run" if missing is None else missing)
+    for tier, need in _tier_needs().items():
+        table.add_row(f"FLUX.1-dev in {tier}", need)
+    table.add_row("memory plans", "uso-engine info CONFIG")
     console.print(table)
+
+
+def _tier_needs() -> dict[str, str]:
+    """GPU memory of the full-size transformer in every tier, from sizes alone."""
+    from uso_engine.model.params import TransformerParams
+    from uso_engine.quantization.engine_sizes import transformer_sizes
+    from uso_engine.quantization.layer_kinds import RULES, layer_kinds
+
+    params = TransformerParams()
+    found = {"bf16": transformer_sizes(params, {})}
+    found |= {tier: transformer_sizes(params, layer_kinds(params, tier)) for tier in RULES}
+    return {
+        tier: f"transformer {sizes.total / 1e9:.1f} GB, {sizes.without_modulation / 1e9:.1f} without modulation linears"
+        for tier, sizes in found.items()
+    }
 
 
 def _plans(config: str, budgets: list[float], size: tuple[int, int, int]) -> None:
