@@ -2,8 +2,9 @@
 
     python -m benchmarks.faithfulness [--out benchmarks/results/faithfulness.jsonl]
 
-Every record is a relative error ||a - b|| / ||b|| of the last latent (of the autoencoder's latent for the posterior), with what
-was compared in words. Weights are the recipe's random ones, so the figures are those of the arithmetic, not of pictures.
+Every record is a relative error ||a - b|| / ||b||: of the last latent, of the autoencoder's latent for the posterior, of
+attention's output, or the largest over all tensors of the cases in tests/reference. Weights are the recipe's random ones, so the
+figures are those of the arithmetic, not of pictures.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ from uso_engine.model.params import TransformerParams
 from uso_engine.pipeline import DenoiseSettings, Pipeline
 from uso_engine.sampling.admission import Conditions
 from uso_engine.verification.case import CaseSettings
-from uso_engine.verification.measure import relative_error
+from uso_engine.verification.measure import FLOAT32_BOUND, relative_error
+from uso_engine.verification.run import VerifyOptions, verify
 from uso_engine.verification.small_model import write_small_autoencoder, write_small_model
 from uso_engine.weights.autoencoder_keys import AutoencoderParams
+from uso_kernels.attention import attention
+from uso_kernels.ragged import Ragged
 
 SETTINGS = CaseSettings(
     width=128, height=96, refs=((16, 12),), styles=1, steps=28, guidance=4.0, seed=7, guidance_embed=True, lora=True
@@ -70,11 +74,31 @@ def measure() -> list[dict[str, object]]:
         authors = last_latent(rounded, reference_numerics=True)
     autoencoder_mean, autoencoder_sample = posterior()
     return [
+        record("the engine in float32", "largest error of any tensor in tests/reference", worst_float32_error()),
         record("float32 time and latents", "bf16 engine against float32 engine, same weights", relative_error(ours, truth)),
         record("bfloat16 time and latents", "reference_numerics against float32 engine", relative_error(authors, truth)),
         record("float32 against bfloat16 time", "bf16 engine against reference_numerics", relative_error(ours, authors)),
         record("posterior mean", "a seeded sample against the mean", relative_error(autoencoder_sample, autoencoder_mean)),
+        *(
+            record(f"{backend} attention in bfloat16", "against float64, 2752 tokens, 8 heads of 128", attention_error(backend))
+            for backend in ("chunked", "dense")
+        ),
     ]
+
+
+def worst_float32_error() -> float:
+    """The largest relative error of the float32 cases that come with the tests."""
+    cases = Path(__file__).resolve().parents[1] / "tests" / "reference"
+    return max(check.error for check in verify(cases, VerifyOptions()) if check.bound == FLOAT32_BOUND)
+
+
+def attention_error(backend: str) -> float:
+    """Error of one sequence's attention in bfloat16, on queries and keys as large as QK-norm leaves them."""
+    generator = torch.Generator().manual_seed(3)
+    q, k, v = (torch.randn(2752, 8, 128, generator=generator).to(torch.bfloat16) for _ in range(3))
+    layout = Ragged.pack([2752])
+    exact = attention(q.double(), k.double(), v.double(), layout, layout, backend="dense")
+    return relative_error(attention(q, k, v, layout, layout, backend=backend), exact)
 
 
 def replace_dtype(settings: CaseSettings, dtype: str) -> CaseSettings:

@@ -134,7 +134,7 @@ def faithfulness_table(records: list[Record]) -> str:
         for r in records
         if r["benchmark"] == "faithfulness"
     ]
-    return table(["difference", "compared", "relative error of the latent", "on"], rows) if rows else "Not measured yet."
+    return table(["difference", "compared", "relative error", "on"], rows) if rows else "Not measured yet."
 
 
 TABLES: dict[str, Callable[[list[Record]], str]] = {
