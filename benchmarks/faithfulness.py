@@ -3,7 +3,7 @@
     python -m benchmarks.faithfulness [--out benchmarks/results/faithfulness.jsonl]
 
 Every record is a relative error ||a - b|| / ||b||: of the last latent, of the autoencoder's latent for the posterior, of
-attention's output, or the largest over all tensors of the cases in tests/reference. Weights are the recipe's random ones, so the
+attention's output, or the largest over all tensors of the cases in tests/reference. Weights are random, so the
 figures are those of the arithmetic, not of pictures.
 """
 
