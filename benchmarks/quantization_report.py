@@ -16,7 +16,8 @@ from benchmarks.measure import RESULTS
 from uso_engine.model.params import TransformerParams
 from uso_engine.quantization.engine_sizes import TextPrecision, engine_sizes
 from uso_engine.quantization.layer_kinds import QuantizedTier, layer_kinds
-from uso_engine.quantization.memory_plan import GIB, PCIE_BYTES_PER_S, plan_memory
+from uso_engine.quantization.memory_phases import GIB, PCIE_BYTES_PER_S
+from uso_engine.quantization.memory_plan import plan_memory
 
 SOURCE = RESULTS / "quantization.jsonl"
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "quantization.md"

@@ -119,6 +119,8 @@ def test_batch_keeps_what_was_finished(pictures: tuple[str, str], tmp_path: Path
         (("--prompt", "x", "--config", "uso-tinny"), 1, "did you mean 'uso-tiny'"),
         (("--prompt", "x", "--config", "uso-flux-dev"), 1, "uso-engine download"),
         (("--prompt", "x", "--device", "cuda:77"), 1, "cuda:77"),
+        (("--prompt", "x", "--memory-budget", "0.5"), 1, "uso-tiny does not fit into 0.5 GiB"),
+        (("--prompt", "x", "--memory-budget", "-1"), 2, "memory_budget_gib must be a positive number"),
         (("--batch", "no-such.jsonl"), 1, "no file of requests"),
         (("--wrong-flag",), 2, "No such option"),
     ],

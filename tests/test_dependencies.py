@@ -23,7 +23,8 @@ LAYERS = (
     {"model"},
     {"imaging", "conditioning", "sampling", "weights", "quantization", "safety"},
     {"config", "request", "request_fields", "request_messages", "response", "result"},
-    {"transformer_loading", "assembly", "pipeline", "generation", "research", "diffusers_call", "engine", "download"},
+    {"transformer_loading", "placement", "assembly", "pipeline", "generation", "research"}
+    | {"diffusers_call", "engine", "download"},
     {"verification", "evaluation", "comparison", "embedded", "serving"},
     {"cli", "__init__"},
 )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from .conditioning.content import Autoencoder
+from .conditioning.movable_part import MovablePart
 from .conditioning.style import StyleEncoder
 from .conditioning.text import TextEncoders
 from .config import AutoencoderConfig, EngineConfig, Tier
@@ -15,6 +17,7 @@ from .download import missing_parts
 from .errors import BackendError, CheckpointError, MissingFileError
 from .model.projector import StyleProjector
 from .pipeline import MIB, CacheLimits, Pipeline
+from .placement import MemoryBudget, place
 from .quantization.text_encoder import quantize_text_encoder
 from .transformer_loading import LoadProgress, load_transformer, resolve
 from .weights import autoencoder_checkpoint
@@ -103,27 +106,34 @@ def load_pipeline(
     device: torch.device | str,
     tier: Tier | None = None,
     attention: str = "auto",
+    budget: MemoryBudget | None = None,
+    other_parts: Sequence[MovablePart] = (),
     progress: LoadProgress | None = None,
 ) -> Pipeline:
     """Load every part that a configuration names.
 
     Args:
         config: what to load.
-        device: where to.
+        device: where it is to run.
         tier: of the transformer's weights, instead of the configuration's.
         attention: attention backend by name; "auto" chooses.
+        budget: load to the host and keep there what finds no room within this budget; None loads everything to the device.
+        other_parts: loaded already, to the host where there is a budget: they are placed together with the pipeline's.
         progress: told what is being loaded.
 
     Raises:
         MissingFileError: a file is not there; says which.
         CheckpointError: a file does not fit.
         BackendError: this machine cannot run what was asked for.
+        MemoryBudgetError: there is no plan within the budget.
     """
-    check_device(device)
+    runs_on = check_device(device)
     require_parts(config)
     tier = config.precision.tier if tier is None else tier
     report = progress if progress is not None else _no_progress
-    loaded = load_transformer(config, device=device, tier=tier, attention=attention, progress=progress)
+    on_host = budget is not None
+    loaded = load_transformer(config, device=device, tier=tier, attention=attention, on_host=on_host, progress=progress)
+    device = "cpu" if on_host else device
     dtype = loaded.module.img_in.weight.dtype
     report("style encoder", 0, 0)
     style = load_style_encoder(config, device=device, dtype=dtype)
@@ -136,10 +146,14 @@ def load_pipeline(
         report("autoencoder", 0, 0)
         path = resolve(config.autoencoder.checkpoint, "autoencoder", config)
         autoencoder = load_autoencoder(config.autoencoder, path, device=device)
+    placement = None
+    if budget is not None:
+        parts = [*other_parts, *(part for owner in (text, style, autoencoder) if owner is not None for part in owner.parts)]
+        placement = place(config, tier, budget, transformer=loaded.module, parts=parts, autoencoder=autoencoder, device=runs_on)
     limits = CacheLimits(
         *(int(size * MIB) for size in (config.cache.prompt_mib, config.cache.style_mib, config.cache.content_mib))
     )
-    return Pipeline(loaded, text=text, style=style, autoencoder=autoencoder, limits=limits)
+    return Pipeline(loaded, text=text, style=style, autoencoder=autoencoder, limits=limits, placement=placement)
 
 
 def require_parts(config: EngineConfig) -> None:

@@ -172,6 +172,9 @@ class EngineConfig(Section):
     description: str = ""
     demonstration: bool = False
     model_name: str = "bytedance/uso"
+    memory_budget_gib: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="GPU memory that may be used, in GiB; by default what the GPU has free"
+    )
     transformer: TransformerConfig
     loras: tuple[LoRAConfig, ...] = ()
     projector: ProjectorConfig | None = None

@@ -24,6 +24,7 @@ from .imaging.pixels import to_pixels
 from .imaging.resize import resize_content
 from .imaging.sizes import SizeLimits
 from .pipeline import Pipeline
+from .placement import find_budget
 from .request import GenerationRequest, RequestDefaults, request_model
 from .research import ResearchOptions
 from .result import GenerationResult
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+    from .quantization.memory_plan import MemoryPlan
     from .safety import SafetyChecker
 
 DTYPE_TIERS: dict[torch.dtype, Tier] = {torch.float32: "float32", torch.bfloat16: "bf16"}
@@ -81,6 +83,7 @@ class USOEngine:
         device: str | None = None,
         dtype: torch.dtype | None = None,
         attention: str = "auto",
+        memory_budget_gib: float | None = None,
         image_limits: ImageLimits | None = None,
         progress: LoadProgress | None = None,
     ) -> USOEngine:
@@ -91,6 +94,8 @@ class USOEngine:
             device: "cpu", "cuda" or "cuda:N"; by default the first GPU, or the CPU where there is none.
             dtype: torch.float32 or torch.bfloat16, instead of the configuration's precision tier.
             attention: attention backend by name; "auto" chooses.
+            memory_budget_gib: GPU memory that may be used, instead of the configuration's; by default what the GPU has free.
+                What finds no room comes from the host when it runs. On a CPU a budget only rehearses the plan, saving nothing.
             image_limits: what is accepted as an input image.
             progress: told what is being loaded.
 
@@ -99,7 +104,8 @@ class USOEngine:
             ConfigError: a configuration that cannot be used.
             CheckpointError: weights that do not fit.
             BackendError: this machine cannot run what was asked for.
-            ValueError: another dtype.
+            MemoryBudgetError: the budget is too small; says for what.
+            ValueError: another dtype, or a budget that is not positive.
         """
         if not isinstance(config, EngineConfig):
             config = load_config(config)
@@ -109,9 +115,20 @@ class USOEngine:
             )
         place = check_device(device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu"))
         tier = None if dtype is None else DTYPE_TIERS[dtype]
-        pipeline = load_pipeline(config, device=place, tier=tier, attention=attention, progress=progress)
-        safety = load_safety_checker(config, device=place)
+        asked = config.memory_budget_gib if memory_budget_gib is None else memory_budget_gib
+        budget = find_budget(config, config.precision.tier if tier is None else tier, place, asked)
+        safety = load_safety_checker(config, device=place if budget is None else "cpu")
+        others = () if safety is None else (safety.part,)
+        pipeline = load_pipeline(
+            config, device=place, tier=tier, attention=attention, budget=budget, other_parts=others, progress=progress
+        )
         return cls(config, pipeline, safety=safety, device=place, image_limits=image_limits)
+
+    @property
+    def memory_plan(self) -> MemoryPlan | None:
+        """What stays on the GPU and what comes from the host; None where everything stays."""
+        placement = self.pipeline.placement
+        return None if placement is None else placement.plan
 
     @property
     def pipeline(self) -> Pipeline:
@@ -147,6 +164,7 @@ class USOEngine:
             ValueError: a request outside the schema or this engine's limits; the message names field, limit and value.
             ImageError, FetchError, MissingFileError: an input image that cannot be used.
             SafetyError: the safety checker was asked for and could not run; the images are withheld.
+            MemoryBudgetError: it needs more than the memory that was set as a budget.
             EngineClosedError: the engine was closed.
         """
         _ = self.pipeline  # A closed engine says so before anything else.
@@ -241,7 +259,7 @@ class USOEngine:
         """
         read = read_loras([(str(path), weight) for path, weight in loras], self.config)
         with self._turn:
-            self.pipeline.loaded.set_loras(read, keep_configured=keep_configured)
+            self.pipeline.set_loras(read, keep_configured=keep_configured)
 
     def cache_statistics(self) -> dict[str, CacheStatistics]:
         """Hits, misses and sizes of the condition caches."""

@@ -42,6 +42,10 @@ class BackendError(USOError):
     """Something was asked for by name (an attention backend, a precision tier, a device) that this machine cannot run."""
 
 
+class MemoryBudgetError(USOError):
+    """An engine or a request needs more GPU memory than ``memory_budget_gib`` allows; the message says what and how much."""
+
+
 class SafetyError(USOError):
     """The safety checker could not run; its images are withheld."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from .imaging.open import ImageLimits, open_image
 from .imaging.pixels import from_pixels, to_pixels
 from .imaging.resize import resize_content
 from .pipeline import Denoised, DenoiseSettings, Pipeline
+from .quantization.engine_sizes import Workload
 from .request import GenerationRequest
 from .research import ResearchOptions
 from .sampling.admission import Conditions
@@ -160,6 +161,8 @@ def run(
     with watch.stage("images"):
         pictures = open_pictures(request, options, limits)
         size = request.resolved_size(pictures.contents[0].size if pictures.contents else None)
+    if pipeline.placement is not None:
+        pipeline.placement.require(workload(pipeline, request, options, pictures, size))
     with watch.stage("encode"):
         conditions, negative, text = encode_conditions(pipeline, request, options, pictures)
     with watch.stage("denoise"):
@@ -168,6 +171,25 @@ def run(
     with watch.stage("decode"):
         images = from_pixels(pipeline.decode(denoised.latents))
     return Generated(images, denoised, size, text)
+
+
+def workload(
+    pipeline: Pipeline, request: GenerationRequest, options: ResearchOptions, pictures: Pictures, size: tuple[int, int]
+) -> Workload:
+    """What a request asks of the memory."""
+    assert pipeline.placement is not None
+    usual = pipeline.placement.usual
+    return replace(
+        usual,
+        width=size[0],
+        height=size[1],
+        images=request.num_images,
+        steps=request.num_inference_steps,
+        contents=len(pictures.contents),
+        content_side=request.content_long_side,
+        styles=len(pictures.styles) + len(options.style_tokens),
+        negative=bool(request.negative_prompt) and request.true_cfg_scale != 1,
+    )
 
 
 def preview(pipeline: Pipeline, latent: Tensor, max_cells: int = 32) -> Image:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -18,12 +18,14 @@ from .conditioning.text import TextEmbedding, TextEncoders
 from .errors import BackendError
 from .model.rope import PositionOffset
 from .model.transformer import Observer, Transformer
+from .placement import Placement
 from .quantization.loaded_quantized import LoadedQuantizedTransformer
 from .sampling.admission import Conditions, admit
 from .sampling.denoiser import Denoiser, ImageJob, OnStep
 from .sampling.latents import draw_noise, token_grid
 from .sampling.schedule import check_sigmas, schedule
 from .weights.loaded_transformer import LoadedTransformer
+from .weights.low_rank import LoRASet
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -96,6 +98,7 @@ class Pipeline:
         style: the style encoder, if there is one.
         autoencoder: if there is one.
         limits: bounds of the caches.
+        placement: what brings the parts to the GPU, where not all of them stay there; cached conditions then stay on the host.
     """
 
     def __init__(
@@ -106,9 +109,11 @@ class Pipeline:
         style: StyleEncoder | None = None,
         autoencoder: Autoencoder | None = None,
         limits: CacheLimits | None = None,
+        placement: Placement | None = None,
     ) -> None:
         limits = limits if limits is not None else CacheLimits()
         self.loaded = loaded
+        self.placement = placement
         self.transformer: Transformer = loaded.module
         self._text, self._style, self._autoencoder = text, style, autoencoder
         self._prompts: ByteCache[TextEmbedding] = ByteCache(limits.prompt_bytes, lambda value: value.size_bytes)
@@ -132,16 +137,30 @@ class Pipeline:
 
     def encode_prompt(self, prompt: str) -> TextEmbedding:
         """Embed a prompt, or take it from the cache."""
-        return self._prompts.get_or_compute(self.text.hash_prompt(prompt), lambda: self.text.encode(prompt))
+
+        def encode() -> TextEmbedding:
+            made = self.text.encode(prompt)
+            return replace(made, tokens=self._kept(made.tokens), pooled=self._kept(made.pooled))
+
+        return self._prompts.get_or_compute(self.text.hash_prompt(prompt), encode)
 
     def encode_style(self, image: Image | Tensor) -> StyleTokens:
         """Turn a style image (or its preprocessed pixels) into style tokens, or take them from the cache."""
-        return self._styles.get_or_compute(self.style.hash_source(image), lambda: self.style.encode(image))
+
+        def encode() -> StyleTokens:
+            made = self.style.encode(image)
+            return replace(made, tokens=self._kept(made.tokens))
+
+        return self._styles.get_or_compute(self.style.hash_source(image), encode)
 
     def encode_content(self, pixels: Tensor, *, sample_seed: int | None = None) -> Tensor:
         """Turn a content image's pixels [1, 3, h, w] into its latent [16, h / 8, w / 8], or take it from the cache."""
         key = self.autoencoder.hash_pixels(pixels, sample_seed)
-        return self._contents.get_or_compute(key, lambda: self.autoencoder.encode(pixels, sample_seed=sample_seed))
+
+        def encode() -> Tensor:
+            return self._kept(self.autoencoder.encode(pixels, sample_seed=sample_seed))
+
+        return self._contents.get_or_compute(key, encode)
 
     def cache_statistics(self) -> dict[str, CacheStatistics]:
         """Hits, misses and sizes of the prompt, style and content caches."""
@@ -217,7 +236,11 @@ class Pipeline:
             attention = self.transformer.attention_backends(denoiser.batch)
         except BackendUnavailable as error:
             raise BackendError(str(error)) from error
-        denoiser.run(on_step, observer)
+        try:
+            denoiser.run(on_step, observer)
+        finally:
+            if self.placement is not None:
+                self.placement.end_denoising()
         return Denoised(
             torch.stack(denoiser.latents()),
             denoiser.index,
@@ -229,12 +252,24 @@ class Pipeline:
         """Turn latents [n, 16, h / 8, w / 8] into pixels [n, 3, h, w] around -1..1."""
         return self.autoencoder.decode(latents)
 
+    def set_loras(self, loras: LoRASet, *, keep_configured: bool = True) -> None:
+        """Merge other LoRAs into the transformer, wherever its weights are."""
+        try:
+            self.loaded.set_loras(loras, keep_configured=keep_configured)
+        finally:
+            # Also after a failure: the weights have then been computed back.
+            if self.placement is not None:
+                self.placement.take_over_weights()
+
     def close(self) -> None:
         """Let go of weight files and cached conditions."""
         self.loaded.close()
         self._prompts.clear()
         self._styles.clear()
         self._contents.clear()
+
+    def _kept(self, tensor: Tensor) -> Tensor:
+        return tensor if self.placement is None else tensor.cpu()
 
     def _starting_latents(self, settings: DenoiseSettings) -> Sequence[Tensor]:
         dtype = self.transformer.img_in.weight.dtype if settings.reference_numerics else torch.float32

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Protocol, cast
 import torch
 from PIL import Image
 
+from uso_engine.conditioning.movable_part import MovablePart, attention_working_bytes
 from uso_engine.conditioning.pretrained import load_pretrained, require_files
 from uso_engine.errors import CheckpointError, SafetyError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class SafetyChecker:
         self.threshold = threshold
         self._model = model
         self._processor = processor
+        self.part = MovablePart("safety classifier", [model], (), _working_bytes(model.config))
         self._label = _label_index({int(index): name for index, name in (model.config.id2label or {}).items()}, label)
 
     @classmethod
@@ -137,13 +139,29 @@ class SafetyChecker:
     @torch.inference_mode()
     def _scores_of(self, images: Sequence[Image.Image]) -> list[float]:
         inputs = self._processor(list(images), return_tensors="pt")
-        logits = self._model(pixel_values=inputs["pixel_values"].to(self._model.device, self._model.dtype)).logits
+        with self.part.running():
+            logits = self._model(pixel_values=inputs["pixel_values"].to(self._model.device, self._model.dtype)).logits
         if logits.shape != (len(images), self._model.config.num_labels):
             raise ValueError(
                 f"expected {len(images)} answers of {self._model.config.num_labels} labels, got {list(logits.shape)}"
             )
         scores: list[float] = logits.float().softmax(-1)[:, self._label].tolist()
         return scores
+
+
+def _working_bytes(config: PreTrainedConfig) -> int:
+    """Activations of a batch in float32; ViT-B/16's sizes stand for those that a classifier of another build does not name."""
+
+    def size(name: str, otherwise: int) -> int:
+        found = getattr(config, name, None)
+        return found if isinstance(found, int) else otherwise
+
+    tokens = (size("image_size", 224) // size("patch_size", 16)) ** 2 + 1
+    heads, width, inner = (
+        size(name, otherwise)
+        for name, otherwise in (("num_attention_heads", 12), ("hidden_size", 768), ("intermediate_size", 3072))
+    )
+    return _BATCH * attention_working_bytes(tokens, heads, width, inner, torch.float32.itemsize)
 
 
 def _label_index(labels: Mapping[int, str], wanted: str) -> int:

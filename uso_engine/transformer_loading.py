@@ -55,15 +55,17 @@ def load_transformer(
     device: torch.device | str,
     tier: Tier,
     attention: str = "auto",
+    on_host: bool = False,
     progress: LoadProgress | None = None,
 ) -> AnyTransformer:
     """Load the transformer and merge the configured LoRAs.
 
     Args:
         config: what to load.
-        device: where to.
+        device: where it is to run.
         tier: of its weights.
         attention: attention backend by name; "auto" chooses for every batch.
+        on_host: leave the weights on the host, for a placement to move.
         progress: told the bytes read and to be read.
 
     Raises:
@@ -75,10 +77,11 @@ def load_transformer(
     check_attention(attention, device)
     path = resolve(config.transformer.checkpoint, "transformer checkpoint", config)
     report = None if progress is None else _of_transformer(progress)
+    target = "cpu" if on_host else device
     if is_quantized_file(path):
-        loaded: AnyTransformer = _from_quantized_file(path, config, tier, device)
+        loaded: AnyTransformer = _from_quantized_file(path, config, tier, target)
     else:
-        loaded = _from_originals(path, config, tier, device, report)
+        loaded = _from_originals(path, config, tier, target, report)
     loaded.module.attention_backend = attention
     return loaded
 

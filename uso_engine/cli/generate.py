@@ -72,6 +72,9 @@ def generate(
     safety_checker: Annotated[bool, typer.Option(help="Replace unsafe images by black ones.")] = True,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default: a GPU if there is one.")] = None,
     attention: Annotated[str, typer.Option(help="Attention backend; see `uso-engine info`.")] = "auto",
+    memory_budget: Annotated[
+        float | None, typer.Option(help="GPU memory in GiB that may be used; default: what the GPU has free.")
+    ] = None,
 ) -> None:
     """Make images from a prompt, a content image and style images."""
     if (prompt is None) == (batch is None):
@@ -98,7 +101,7 @@ def generate(
         }
         requests = [{name: value for name, value in fields.items() if value is not None}]
     loras = [parse_lora(text) for text in lora or []]
-    engine = _load(config, device, attention)
+    engine = _load(config, device, attention, memory_budget)
     with engine:
         if loras:
             engine.set_loras(loras)
@@ -107,7 +110,7 @@ def generate(
         raise fail(f"{failed} of {len(requests)} requests failed; the images of the others were written")
 
 
-def _load(config: str | None, device: str | None, attention: str) -> USOEngine:
+def _load(config: str | None, device: str | None, attention: str, memory_budget: float | None) -> USOEngine:
     from uso_engine.config import load_config
 
     settings = load_config(config if config is not None else DEMONSTRATION)
@@ -121,7 +124,12 @@ def _load(config: str | None, device: str | None, attention: str) -> USOEngine:
     with LoadingProgress(errors) as progress:
         from uso_engine.engine import USOEngine
 
-        return USOEngine.from_config(settings, device=device, attention=attention, progress=progress)
+        engine = USOEngine.from_config(
+            settings, device=device, attention=attention, memory_budget_gib=memory_budget, progress=progress
+        )
+    if engine.memory_plan is not None:
+        errors.print(str(engine.memory_plan), highlight=False, markup=False, soft_wrap=True)
+    return engine
 
 
 def _run_all(engine: USOEngine, requests: list[dict[str, object]], outputs: Outputs, *, is_batch: bool) -> int:

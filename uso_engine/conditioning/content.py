@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from uso_engine.conditioning.cache import hash_tensor
+from uso_engine.conditioning.movable_part import MovablePart
 from uso_engine.conditioning.pretrained import fingerprint
 
 if TYPE_CHECKING:
@@ -63,15 +64,46 @@ class Autoencoder:
         # 16-bit convolutions run on tensor cores in this layout; in float32 it would change the order of sums for nothing.
         self._decode_layout = torch.contiguous_format if decode_dtype == torch.float32 else torch.channels_last
         self._module.decoder.to(memory_format=self._decode_layout)
-        self._set_tiles(tile_side)
-        settings = f"{scale_factor} {shift_factor} {encode_dtype} {tile_side}"
-        self.identity = fingerprint([module.encoder], settings)
+        self.set_tiles(tile_side)
+        self._part = MovablePart("autoencoder", [module])
+
+    @property
+    def parts(self) -> tuple[MovablePart, ...]:
+        """Encoder and decoder as one, for whoever moves them."""
+        return (self._part,)
+
+    @property
+    def relative_working_size(self) -> tuple[float, float]:
+        """Activations per pixel of encoder and decoder, FLUX's autoencoder in float32 being 1."""
+        channels = int(self._module.config["block_out_channels"][0]) / 128
+        return channels * self._encode_dtype.itemsize / 4, channels * self._decode_dtype.itemsize / 4
 
     def to(self, device: torch.device | str) -> Autoencoder:
         """Move the weights."""
         module: nn.Module = self._module
         module.to(device)
         return self
+
+    def set_tiles(self, tile_side: int | None) -> None:
+        """Choose the tiles from now on.
+
+        Args:
+            tile_side: see the class; what is encoded in tiles is another answer, so the identity changes.
+
+        Raises:
+            ValueError: not a positive multiple of four latent cells (32 pixels).
+        """
+        # Tiles overlap by a quarter, which has to fall on whole latent cells.
+        step = 4 * self.downscale
+        if tile_side is not None and (tile_side < step or tile_side % step):
+            raise ValueError(f"tile_side must be a positive multiple of {step}, got {tile_side}")
+        self.tile_side = tile_side
+        self._module.use_tiling = tile_side is not None
+        if tile_side is not None:
+            self._module.tile_sample_min_size = tile_side
+            self._module.tile_latent_min_size = tile_side // self.downscale
+        settings = f"{self.scale_factor} {self.shift_factor} {self._encode_dtype} {tile_side}"
+        self.identity = fingerprint([self._module.encoder], settings)
 
     def hash_pixels(self, pixels: Tensor, sample_seed: int | None = None) -> str:
         """Hash pixels as read by this encoder: the cache's key."""
@@ -93,8 +125,9 @@ class Autoencoder:
             ValueError: pixels of another shape or range.
         """
         self._check_pixels(pixels)
-        device = next(self._module.encoder.parameters()).device
-        posterior = self._module.encode(pixels.to(device, self._encode_dtype), return_dict=True).latent_dist
+        with self._part.running():
+            device = next(self._module.encoder.parameters()).device
+            posterior = self._module.encode(pixels.to(device, self._encode_dtype), return_dict=True).latent_dist
         latent: Tensor = posterior.mean[0].float()
         if sample_seed is not None:
             noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(sample_seed), dtype=torch.float32)
@@ -116,12 +149,13 @@ class Autoencoder:
         """
         if latents.ndim != 4 or latents.shape[1] != self.latent_channels or 0 in latents.shape:
             raise ValueError(f"latents must have shape [n, {self.latent_channels}, h/8, w/8], got {list(latents.shape)}")
-        device = next(self._module.decoder.parameters()).device
         pictures = []
-        for latent in latents.to(device).unbind():
-            z = (latent[None].float() / self.scale_factor + self.shift_factor).to(self._decode_dtype)
-            z = z.contiguous(memory_format=self._decode_layout)
-            pictures.append(self._module.decode(z, return_dict=True).sample.float())
+        with self._part.running():
+            device = next(self._module.decoder.parameters()).device
+            for latent in latents.to(device).unbind():
+                z = (latent[None].float() / self.scale_factor + self.shift_factor).to(self._decode_dtype)
+                z = z.contiguous(memory_format=self._decode_layout)
+                pictures.append(self._module.decode(z, return_dict=True).sample.float())
         return torch.cat(pictures)
 
     def _check_pixels(self, pixels: Tensor) -> None:
@@ -134,14 +168,3 @@ class Autoencoder:
         largest = float(pixels.abs().amax())
         if not largest <= _LARGEST_PIXEL:
             raise ValueError(f"pixels must lie in -1..1, the largest magnitude is {largest:g}")
-
-    def _set_tiles(self, tile_side: int | None) -> None:
-        self._module.use_tiling = tile_side is not None
-        if tile_side is None:
-            return
-        # Tiles overlap by a quarter, which has to fall on whole latent cells.
-        step = 4 * self.downscale
-        if tile_side < step or tile_side % step:
-            raise ValueError(f"tile_side must be a positive multiple of {step}, got {tile_side}")
-        self._module.tile_sample_min_size = tile_side
-        self._module.tile_latent_min_size = tile_side // self.downscale

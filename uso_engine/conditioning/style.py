@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from uso_engine.conditioning.cache import hash_image, hash_tensor, tensor_bytes
+from uso_engine.conditioning.movable_part import MovablePart, attention_working_bytes
 from uso_engine.conditioning.pretrained import fingerprint, load_pretrained, require_files
 from uso_engine.conditioning.storage import load_conditioning, save_conditioning
 from uso_engine.errors import CheckpointError
@@ -147,6 +148,15 @@ class StyleEncoder:
         self.token_count = 3 * projector.style_tokens
         settings = processor.to_json_string() if processor is not None else ""
         self.identity = fingerprint([self._embeddings, self._layers, projector], settings)
+        working = attention_working_bytes(
+            patches,
+            int(config.num_attention_heads),
+            int(config.hidden_size),
+            int(config.intermediate_size),
+            next(self._embeddings.parameters()).element_size(),
+        )
+        modules = [self._embeddings, self._layers, projector]
+        self._part = MovablePart("SigLIP and projector", modules, list(self._layers), working)
 
     @classmethod
     def from_folder(cls, folder: str | Path, projector: StyleProjector, *, device: torch.device | str = "cpu") -> StyleEncoder:
@@ -180,6 +190,11 @@ class StyleEncoder:
             raise CheckpointError(f"the image processor in {folder} cannot be loaded: {error}") from error
         return cls(vision, projector, processor)
 
+    @property
+    def parts(self) -> tuple[MovablePart, ...]:
+        """The tower with its projector, for whoever moves it."""
+        return (self._part,)
+
     def to(self, device: torch.device | str) -> StyleEncoder:
         """Move the tower and the projector."""
         self._embeddings.to(device)
@@ -208,11 +223,12 @@ class StyleEncoder:
         expected = (1, 3, self.image_side, self.image_side)
         if tuple(pixels.shape) != expected:
             raise ValueError(f"style pixels must have shape {list(expected)}, got {list(pixels.shape)}")
-        weight = next(self._embeddings.parameters())
-        states = [self._embeddings(pixels.to(weight.device, weight.dtype))]
-        for layer in self._layers:
-            states.append(layer(states[-1], None))
-        tokens = self._projector([states[index] for index in self._wanted])[0]
+        with self._part.running():
+            weight = next(self._embeddings.parameters())
+            states = [self._embeddings(pixels.to(weight.device, weight.dtype))]
+            for layer in self._layers:
+                states.append(layer(states[-1], None))
+            tokens = self._projector([states[index] for index in self._wanted])[0]
         return StyleTokens(tokens, self.hash_source(source), self.identity)
 
     def _preprocess(self, image: Image) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from uso_engine.conditioning.cache import hash_text, tensor_bytes
+from uso_engine.conditioning.movable_part import MovablePart, attention_working_bytes
 from uso_engine.conditioning.pretrained import fingerprint, load_pretrained
 from uso_engine.conditioning.prompt_tokenizer import PromptTokenizer, Truncation, load_clip_tokenizer, load_t5_tokenizer
 from uso_engine.conditioning.storage import load_conditioning, save_conditioning
@@ -138,6 +139,10 @@ class TextEncoders:
         self.pooled_width = int(clip.config.hidden_size)
         words = (self._t5_words, self._clip_words)
         self.identity = fingerprint([t5, clip], *(f"{entry.limit} {entry.definition}" for entry in words))
+        self._t5_part = MovablePart("T5", [t5], list(t5.encoder.block), _t5_working_bytes(t5, t5_max_length))
+        # Some releases of transformers 5 hold the layers one level deeper.
+        tower = getattr(clip, "text_model", clip)
+        self._clip_part = MovablePart("CLIP", [clip], list(tower.encoder.layers), _clip_working_bytes(clip, clip_max_length))
 
     @classmethod
     def from_folders(
@@ -190,6 +195,11 @@ class TextEncoders:
         """The T5 encoder itself, for whoever keeps it in fewer bits."""
         return self._t5
 
+    @property
+    def parts(self) -> tuple[MovablePart, ...]:
+        """Both encoders, for whoever moves them."""
+        return self._t5_part, self._clip_part
+
     def to(self, device: torch.device | str) -> TextEncoders:
         """Move both encoders."""
         encoders: tuple[nn.Module, ...] = (self._t5, self._clip)
@@ -233,6 +243,24 @@ class TextEncoders:
         truncated = tuple(cut for cut in (t5_cut, clip_cut) if cut is not None)
         for cut in truncated:
             logger.warning("%s", cut)
-        tokens = self._t5(input_ids=t5_ids.to(self._t5.device), attention_mask=None).last_hidden_state[0]
-        pooled = self._clip(input_ids=clip_ids.to(self._clip.device), attention_mask=None).pooler_output[0]
+        with self._t5_part.running():
+            tokens = self._t5(input_ids=t5_ids.to(self._t5.device), attention_mask=None).last_hidden_state[0]
+        with self._clip_part.running():
+            pooled = self._clip(input_ids=clip_ids.to(self._clip.device), attention_mask=None).pooler_output[0]
         return TextEmbedding(tokens, pooled, prompt_hash, self.identity, truncated)
+
+
+def _t5_working_bytes(t5: T5EncoderModel, tokens: int) -> int:
+    sizes = t5.config
+    layers = [layer for layer in t5.modules() if isinstance(layer, nn.Linear)]
+    # Matrices in 8 bits are turned back into 16 for their product, one at a time.
+    scratch = 0 if layers else 2 * int(sizes.d_model) * int(sizes.d_ff)
+    dtype: torch.dtype = t5.dtype
+    return scratch + attention_working_bytes(tokens, int(sizes.num_heads), int(sizes.d_model), int(sizes.d_ff), dtype.itemsize)
+
+
+def _clip_working_bytes(clip: CLIPTextModel, tokens: int) -> int:
+    sizes, dtype = clip.config, clip.dtype
+    return attention_working_bytes(
+        tokens, int(sizes.num_attention_heads), int(sizes.hidden_size), int(sizes.intermediate_size), dtype.itemsize
+    )

@@ -58,6 +58,7 @@ class TransformerSizes:
         single_blocks: each single block without its modulation linear.
         modulation: each modulation linear.
         scratch: the largest weight that is turned back into bfloat16 for a product; 0 where none is.
+        itemsize: bytes of an activation.
     """
 
     hidden_size: int
@@ -67,6 +68,7 @@ class TransformerSizes:
     single_blocks: tuple[int, ...]
     modulation: tuple[int, ...]
     scratch: int
+    itemsize: int = 2
 
     @property
     def without_modulation(self) -> int:
@@ -81,10 +83,19 @@ class TransformerSizes:
 
 @dataclass(frozen=True)
 class EngineSizes:
-    """Everything: the transformer and the parts around it, by name."""
+    """Everything: the transformer, and those of the parts around it that there are, by name.
+
+    Args:
+        transformer: its sizes.
+        components: "T5", "CLIP", "SigLIP and projector", "autoencoder", "safety classifier".
+        encode_bytes_per_pixel: live tensors of the autoencoder's encoder.
+        decode_bytes_per_pixel: those of its decoder.
+    """
 
     transformer: TransformerSizes
     components: Mapping[str, ComponentSizes]
+    encode_bytes_per_pixel: float = AUTOENCODER_ENCODE_BYTES_PER_PIXEL
+    decode_bytes_per_pixel: float = AUTOENCODER_DECODE_BYTES_PER_PIXEL
 
 
 @dataclass(frozen=True)
@@ -97,9 +108,11 @@ class Workload:
         images: made at once.
         steps: denoising steps.
         text_tokens: of the prompt.
-        contents: content images of 512 pixels on the long side, square.
+        contents: content images, taken as square.
+        content_side: their long side in pixels.
         styles: style images.
         style_tokens: tokens of each.
+        negative: whether a negative prompt is computed beside the prompt.
     """
 
     width: int = 1024
@@ -108,17 +121,22 @@ class Workload:
     steps: int = 28
     text_tokens: int = 512
     contents: int = 1
+    content_side: int = 512
     styles: int = 1
     style_tokens: int = 192
+    negative: bool = False
 
-    CONTENT_SIDE = 512
+    @property
+    def sequences(self) -> int:
+        """Sequences in the batch."""
+        return self.images * (2 if self.negative else 1)
 
     @property
     def rows(self) -> int:
         """Packed rows of the transformer."""
         text = round_up_to_tile(self.text_tokens + self.styles * self.style_tokens)
-        image = (self.width // 16) * (self.height // 16) + self.contents * (self.CONTENT_SIDE // 16) ** 2
-        return self.images * (text + round_up_to_tile(image))
+        image = (self.width // 16) * (self.height // 16) + self.contents * (self.content_side // 16) ** 2
+        return self.sequences * (text + round_up_to_tile(image))
 
 
 def transformer_sizes(
@@ -154,6 +172,7 @@ def transformer_sizes(
         single_blocks=tuple(size for name, size in blocks.items() if name.startswith("single")),
         modulation=tuple(modulation.values()),
         scratch=scratch,
+        itemsize=dtype.itemsize,
     )
 
 
@@ -175,7 +194,6 @@ class PublicModels:
     vision_block: int = 15_239_504
     autoencoder: int = 83_819_683
     safety: int = 85_800_194
-    safety_block: int = 7_087_872
     projector_params: tuple[int, int, int] = field(default=(729, 1152, 64))
 
 
@@ -223,9 +241,9 @@ def engine_sizes(
         ComponentSizes(
             "safety classifier",
             4 * public.safety,
-            4 * (public.safety - 12 * public.safety_block),
-            4 * public.safety_block,
-            20_000_000,
+            4 * public.safety,
+            0,
+            170_000_000,
         ),
     )
     return EngineSizes(transformer_sizes(params, kinds), {component.name: component for component in components})

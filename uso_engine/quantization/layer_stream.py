@@ -1,8 +1,7 @@
 """Layers that live in pinned host memory and come to the GPU for their forward pass, the next one on its way meanwhile.
 
-The executor of a `MemoryPlan`. Each layer's tensors lie in one host buffer, so that bringing it is one copy; on the device
-there are two buffers, one for the layer that runs and one for the next, so memory is fixed however far the host runs ahead: a
-copy into a buffer waits until the layer that used it is done.
+On the device there are two buffers, one for the layer that runs and one for the next, so memory is fixed however far the host
+runs ahead: a copy into a buffer waits until the layer that used it is done.
 """
 
 from __future__ import annotations
@@ -14,59 +13,12 @@ from torch import Tensor, nn
 
 from uso_engine.model.transformer import Transformer
 
+from .host_copy import HostCopy
 from .layer_kinds import is_modulation
-from .memory_plan import MODULATION, MemoryPlan
+from .memory_phases import MODULATION
+from .memory_plan import MemoryPlan
 
-_ALIGNMENT = 256
 _BUFFERS = 2
-
-
-class _Place:
-    """Where one tensor of a layer belongs, and its bytes within the layer's buffer."""
-
-    def __init__(self, owner: nn.Module, name: str, tensor: Tensor, offset: int) -> None:
-        self.owner, self.name, self.offset = owner, name, offset
-        self.dtype, self.shape, self.size_bytes = tensor.dtype, tensor.shape, tensor.nbytes
-        self.is_parameter = isinstance(tensor, nn.Parameter)
-
-    def view(self, buffer: Tensor) -> Tensor:
-        return buffer[self.offset : self.offset + self.size_bytes].view(self.dtype).view(self.shape)
-
-    def put(self, buffer: Tensor) -> None:
-        tensor = self.view(buffer)
-        setattr(self.owner, self.name, nn.Parameter(tensor, requires_grad=False) if self.is_parameter else tensor)
-
-
-class _Layer:
-    """One streamed layer and its host copy."""
-
-    def __init__(self, module: nn.Module, excluded: Sequence[nn.Module], *, pinned: bool) -> None:
-        self.module = module
-        left_out = {id(part) for other in excluded for part in other.modules()}
-        self.places: list[_Place] = []
-        end = 0
-        tensors: list[Tensor] = []
-        for part in module.modules():
-            if id(part) in left_out:
-                continue
-            for name, tensor in [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]:
-                self.places.append(_Place(part, name, tensor, end))
-                tensors.append(tensor)
-                end += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
-        self.host = torch.empty(end, dtype=torch.uint8, pin_memory=pinned)
-        for place, tensor in zip(self.places, tensors, strict=True):
-            place.view(self.host).copy_(tensor)
-        self.rest()
-
-    def rest(self) -> None:
-        """Let the module's tensors be those on the host."""
-        for place in self.places:
-            place.put(self.host)
-
-    def run_from(self, buffer: Tensor) -> None:
-        """Let the module's tensors be those in a device buffer."""
-        for place in self.places:
-            place.put(buffer)
 
 
 class _Buffer:
@@ -105,19 +57,19 @@ class LayerStream:
         self.device = torch.device(device)
         self._is_gpu = self.device.type == "cuda"
         self._repeats = repeats
-        self._layers = [_Layer(layer, excluded, pinned=self._is_gpu) for layer in layers]
+        self._layers = [HostCopy([layer], excluded, pinned=self._is_gpu) for layer in layers]
         self._buffers: list[_Buffer] = []
         self._copies = torch.cuda.Stream(self.device) if self._is_gpu else None
         self.moved_bytes = 0
         self._hooks = []
-        for index, layer in enumerate(self._layers):
-            self._hooks.append(layer.module.register_forward_pre_hook(self._before(index)))
-            self._hooks.append(layer.module.register_forward_hook(self._after(index), always_call=True))
+        for index, layer in enumerate(layers):
+            self._hooks.append(layer.register_forward_pre_hook(self._before(index)))
+            self._hooks.append(layer.register_forward_hook(self._after(index), always_call=True))
 
     @property
     def host_bytes(self) -> int:
         """Pinned memory of all layers."""
-        return sum(layer.host.nbytes for layer in self._layers)
+        return sum(layer.size_bytes for layer in self._layers)
 
     @property
     def device_bytes(self) -> int:
@@ -131,6 +83,12 @@ class LayerStream:
             torch.cuda.current_stream(self.device).synchronize()
         self._buffers = []
 
+    def take_over(self) -> None:
+        """Let what others have put into the layers since be what is streamed from now on."""
+        self.release()
+        for layer in self._layers:
+            layer.take_over()
+
     def remove(self) -> None:
         """Stop streaming; the layers stay on the host."""
         for hook in self._hooks:
@@ -140,7 +98,7 @@ class LayerStream:
     def _before(self, index: int) -> Callable[[nn.Module, object], None]:
         def bring(module: nn.Module, arguments: object) -> None:
             if not self._buffers:
-                size = max(layer.host.nbytes for layer in self._layers)
+                size = max(layer.size_bytes for layer in self._layers)
                 count = min(_BUFFERS, len(self._layers))
                 self._buffers = [_Buffer(size, self.device) for _ in range(count)]
                 if self._copies is not None:
@@ -177,7 +135,7 @@ class LayerStream:
         return self._fetch(index, self._buffers[0])
 
     def _fetch(self, index: int, buffer: _Buffer) -> _Buffer:
-        source = self._layers[index].host
+        source = self._layers[index].memory
         if self._copies is None:
             buffer.memory[: source.nbytes].copy_(source)
         else:
@@ -190,13 +148,6 @@ class LayerStream:
         buffer.holds = index
         self.moved_bytes += source.nbytes
         return buffer
-
-
-def stream_layers(module: nn.Module, layers: Sequence[nn.Module], device: torch.device | str) -> LayerStream:
-    """Stream an encoder's layers (T5's ``encoder.block``, CLIP's and SigLIP's ``encoder.layers``); the rest is resident."""
-    stream = LayerStream(layers, device)
-    _make_resident(module, [*layers], device)
-    return stream
 
 
 def place_transformer(transformer: Transformer, plan: MemoryPlan, device: torch.device | str) -> dict[str, LayerStream]:

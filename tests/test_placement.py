@@ -1,0 +1,174 @@
+"""Memory budgets carried out: the same pictures with everything streamed, refusals before anything runs, other LoRAs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from uso_engine import USOEngine, load_config
+from uso_engine.config import EngineConfig, PrecisionConfig
+from uso_engine.errors import MemoryBudgetError
+from uso_engine.placement import Placement, find_budget
+from uso_engine.quantization.engine_sizes import EngineSizes, Workload
+from uso_engine.quantization.memory_phases import GIB, MODULATION, Choice, moved_bytes_of
+from uso_engine.quantization.memory_plan import MemoryPlan, plan_memory
+
+REQUEST: dict[str, Any] = {"prompt": "the object in the hills", "num_inference_steps": 3, "seed": 5}
+CPU = torch.device("cpu")
+
+
+def config_of(tier: str) -> EngineConfig:
+    loaded = load_config("uso-tiny")
+    precision = PrecisionConfig.model_validate({**loaded.precision.model_dump(), "tier": tier})
+    return loaded.model_copy(update={"precision": precision})
+
+
+def placement_of(engine: USOEngine) -> Placement:
+    placement = engine.pipeline.placement
+    assert placement is not None
+    return placement
+
+
+def everything_streamed(budget_bytes: int, sizes: EngineSizes, work: Workload) -> MemoryPlan:
+    """A plan such as a tiny budget would need for a large model: uso-tiny's own parts are smaller than what they compute."""
+    parts = {name: part.weight_bytes for name, part in sizes.components.items()}
+    blocks = range(len(sizes.transformer.single_blocks) - 1)
+    choice = Choice(frozenset({MODULATION, *parts}), (0, 1), tuple(blocks))
+    return replace(
+        plan_memory(budget_bytes, sizes, work),
+        streamed={**parts, MODULATION: sum(sizes.transformer.modulation)},
+        streamed_double_blocks=choice.double_blocks,
+        streamed_single_blocks=choice.single_blocks,
+        moved_bytes=moved_bytes_of(choice, sizes, work),
+    )
+
+
+@pytest.fixture(scope="module")
+def pictures() -> dict[str, Any]:
+    content = Image.linear_gradient("L").convert("RGB").resize((96, 64))
+    return {"images": [content, Image.radial_gradient("L").convert("RGB").resize((80, 80))]}
+
+
+@pytest.fixture(scope="module", params=["float32", "bf16", "int8"])
+def engines(request: pytest.FixtureRequest) -> Iterator[tuple[USOEngine, USOEngine]]:
+    """The same configuration without a plan and with everything streamed."""
+    config = config_of(request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("uso_engine.placement.plan_memory", everything_streamed)
+        planned = USOEngine.from_config(config, device="cpu", memory_budget_gib=4)
+    with planned, USOEngine.from_config(config, device="cpu") as plain:
+        yield plain, planned
+
+
+def test_pictures_are_the_same_however_the_weights_travel(
+    engines: tuple[USOEngine, USOEngine], pictures: dict[str, Any]
+) -> None:
+    plain, planned = engines
+    assert plain.memory_plan is None
+    plan = planned.memory_plan
+    assert plan is not None
+    assert {"T5", "CLIP", "SigLIP and projector", "autoencoder", "safety classifier", MODULATION} == set(plan.streamed)
+    placement = placement_of(planned)
+    moved = []
+    for steps in (3, 3, 5):
+        fields = {**REQUEST, **pictures, "num_inference_steps": steps}
+        before = placement.moved_bytes
+        expected, result = plain.generate(**fields), planned.generate(**fields)
+        assert result.images[0].tobytes() == expected.images[0].tobytes()
+        moved.append(placement.moved_bytes - before)
+    # The plan counts 28 steps and nothing cached. A stream brings its first layer once more than needed; tensors are padded.
+    per_step = sum(placement.sizes.transformer.double_blocks[i] for i in plan.streamed_double_blocks)
+    per_step += sum(placement.sizes.transformer.single_blocks[i] for i in plan.streamed_single_blocks)
+    uncached = plan.moved_bytes - 25 * per_step
+    assert uncached <= moved[0] <= 1.1 * (uncached + per_step)
+    # The second time prompt, style and content come from the caches, the third time there are two steps more.
+    assert moved[1] < moved[0] - 0.9 * plan.streamed["T5"]
+    assert 2 * per_step <= moved[2] - moved[1] <= 2.2 * per_step
+    for stream in placement._streams.values():
+        assert stream.device_bytes == 0
+
+
+def test_other_loras_are_streamed_from_then_on(engines: tuple[USOEngine, USOEngine], pictures: dict[str, Any]) -> None:
+    before = None
+    for keep_configured in (False, True):
+        images = []
+        for engine in engines:
+            engine.set_loras([], keep_configured=keep_configured)
+            images.append(engine.generate(**REQUEST, **pictures).images[0].tobytes())
+        assert images[0] == images[1]
+        assert images[0] != before
+        before = images[0]
+
+
+def test_conditions_wait_on_the_host_while_a_plan_is_in_force(engines: tuple[USOEngine, USOEngine]) -> None:
+    embedding = engines[1].encode_prompt("a fish")
+    assert embedding.tokens.device == CPU
+    assert torch.equal(embedding.tokens, engines[0].encode_prompt("a fish").tokens)
+
+
+def test_a_large_budget_streams_nothing(pictures: dict[str, Any]) -> None:
+    with USOEngine.from_config("uso-tiny", device="cpu", memory_budget_gib=8) as engine:
+        plan = engine.memory_plan
+        assert plan is not None and not plan.streamed and not plan.streamed_single_blocks
+        engine.generate(**REQUEST, **pictures)
+        assert placement_of(engine).moved_bytes == 0
+
+
+def test_a_budget_too_small_is_an_error_before_anything_is_read(tmp_path: Path) -> None:
+    # There are no weights at all: what is said first is that they would not fit.
+    config = load_config("uso-flux-dev").model_copy(update={"base_folder": tmp_path})
+    with pytest.raises(MemoryBudgetError, match=r"uso-flux-dev does not fit into 1\.5 GiB: .*denoising needs"):
+        USOEngine.from_config(config, device="cpu", memory_budget_gib=1.5)
+    for wrong in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="memory_budget_gib must be a positive number"):
+            USOEngine.from_config("uso-tiny", device="cpu", memory_budget_gib=wrong)
+    # The transformer alone would fit; with its encoders measured it does not.
+    with pytest.raises(MemoryBudgetError, match=r"uso-tiny does not fit"):
+        USOEngine.from_config("uso-tiny", device="cpu", memory_budget_gib=1.004)
+
+
+def test_a_request_over_the_budget_is_refused_before_it_runs(pictures: dict[str, Any]) -> None:
+    with USOEngine.from_config("uso-tiny", device="cpu", memory_budget_gib=1.2) as engine:
+        large = {**REQUEST, **pictures, "image_size": {"width": 512, "height": 512}}
+        with pytest.raises(MemoryBudgetError, match=r"1 x 512x512 with 1 content and 1 style images needs .*smaller size"):
+            engine.generate(**large)
+        assert engine.cache_statistics()["prompt"].misses == 0
+        placement = placement_of(engine)
+        one, four = (
+            placement.plan.peak_for(placement.sizes, replace(placement.usual, width=256, height=256, images=count)).peak_bytes
+            for count in (1, 4)
+        )
+    assert one < four
+    with USOEngine.from_config("uso-tiny", device="cpu", memory_budget_gib=(one + four) / 2 / GIB) as engine:
+        many = {**REQUEST, **pictures, "image_size": {"width": 256, "height": 256}}
+        with pytest.raises(MemoryBudgetError, match=r"4 x 256x256 .* \(decoding\), .*; [123] at a time would fit"):
+            engine.generate(**many, num_images=4)
+        assert len(engine.generate(**many).images) == 1
+
+
+def test_the_configuration_may_set_the_budget() -> None:
+    config = load_config("uso-tiny").model_copy(update={"memory_budget_gib": 2.0})
+    with USOEngine.from_config(config, device="cpu") as engine:
+        assert placement_of(engine).budget.size_bytes == 2 * GIB
+    with USOEngine.from_config(config, device="cpu", memory_budget_gib=3) as engine:
+        assert placement_of(engine).budget.size_bytes == 3 * GIB
+
+
+def test_by_default_the_budget_is_what_the_gpu_has_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, free = load_config("uso-flux-dev"), 0
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 200 * GIB))
+    assert find_budget(config, "bf16", CPU, None) is None
+    found = {}
+    for gib in (16, 24, 80):
+        free = gib * GIB
+        found[gib] = find_budget(config, "bf16", torch.device("cuda"), None)
+    assert found[80] is None
+    for gib in (16, 24):
+        budget = found[gib]
+        assert budget is not None and (budget.size_bytes, budget.binding) == (gib * GIB, False)
