@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 
-from uso_engine.evaluation.captions import PLACE_WORDS
+from uso_engine.evaluation.captions import PLACE_WORDS, STYLE_WORDS
 from uso_engine.evaluation.classifiers import Classifiers, load_classifiers, read_picture
 from uso_engine.evaluation.drawings import KINDS, PLACE_NAMES, STYLE_NAMES, Triplet, draw_triplet, render
 
@@ -43,6 +43,9 @@ class Variation:
         content: GIVEN, DROPPED or SWAPPED (the next triplet's content image).
         style: the same for the style image.
         prompt: the same for the place in the prompt.
+        words: whether the prompt also names the object and the style.
+        negative: whether the style, in words, is the negative prompt.
+        guidance: guidance scale; None for the configuration's.
     """
 
     name: str
@@ -50,6 +53,9 @@ class Variation:
     content: str = GIVEN
     style: str = GIVEN
     prompt: str = GIVEN
+    words: bool = False
+    negative: bool = False
+    guidance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -129,8 +135,14 @@ class Report:
 
 
 def standard_variations(*, changes: bool = True, fewer: Sequence[int] = FEWER_STEPS) -> tuple[Variation, ...]:
-    """Everything given; where `changes` is true each input dropped and exchanged; plain fewer steps."""
+    """Everything given; where `changes` is true each input dropped and exchanged, and other dials turned; plain fewer steps."""
     changed = [Variation(f"{aspect} {change}", **{aspect: change}) for aspect in ASPECTS for change in (DROPPED, SWAPPED)]  # type: ignore[arg-type]
+    changed += [
+        Variation("words only", content=DROPPED, style=DROPPED, words=True),
+        Variation("style as negative prompt", negative=True),
+        Variation("guidance 1", guidance=1.0),
+        Variation("guidance 8", guidance=8.0),
+    ]
     return (Variation("everything given"), *(changed if changes else ()), *(Variation("fewer steps", n) for n in fewer))
 
 
@@ -200,10 +212,19 @@ def _generate(
         content = _choose(variation.content, i, [drawing[0] for drawing in drawings], [t.content.kind for t in triplets])
         style = _choose(variation.style, i, [drawing[1] for drawing in drawings], [str(t.style.style) for t in triplets])
         place = _choose(variation.prompt, i, [t.target.place for t in triplets], [t.target.place for t in triplets])
-        prompt = "the object" if place is None else f"the object {PLACE_WORDS[place][0]}"
-        images = [content] if style is None else [content, style]
+        manner = STYLE_WORDS[triplets[i].style.style][0]
+        words = [f"the {triplets[i].target.kind}" if variation.words else "the object"]
+        words += [] if place is None else [PLACE_WORDS[place][0]]
+        words += [manner] if variation.words else []
+        turned: dict[str, Any] = {"negative_prompt": f"the object {manner}"} if variation.negative else {}
+        turned |= {} if variation.guidance is None else {"guidance_scale": variation.guidance}
         result = engine.generate(
-            prompt=prompt, images=images, seed=i + 1, num_inference_steps=variation.steps, enable_safety_checker=False
+            prompt=" ".join(words),
+            images=[content] if style is None else [content, style],
+            seed=i + 1,
+            num_inference_steps=variation.steps,
+            enable_safety_checker=False,
+            **turned,
         )
         pictures.append(result.images[0])
         if progress is not None:
