@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -15,6 +16,10 @@ from uso_engine.sampling.schedule import schedule
 
 from .measure import interleave
 from .workload import Workload, conditions, random_inputs, random_transformer
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTextModel, SiglipVisionModel, T5EncoderModel
 
 Stage = Callable[[], object]
 
@@ -49,8 +54,8 @@ def _filled(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.M
     return module
 
 
-def text_stages(workload: Workload, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Stage]]:
-    """T5 of 512 tokens and CLIP of 77."""
+def text_modules(workload: Workload) -> tuple[T5EncoderModel, CLIPTextModel]:
+    """T5's and CLIP's encoders without values."""
     from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
     is_full = workload.name == "full"
@@ -71,8 +76,47 @@ def text_stages(workload: Workload, device: torch.device, dtype: torch.dtype) ->
         num_attention_heads=12 if is_full else 4,
     )
     with torch.device("meta"):
-        t5, clip = T5EncoderModel(t5_config), CLIPTextModel(clip_config)
-    text_encoder, pooled_encoder = _filled(t5, device, dtype), _filled(clip, device, dtype)
+        return T5EncoderModel(t5_config), CLIPTextModel(clip_config)
+
+
+def vision_module(workload: Workload) -> SiglipVisionModel:
+    """SigLIP's tower without values."""
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    is_full = workload.name == "full"
+    config = SiglipVisionConfig(
+        hidden_size=1152 if is_full else 48,
+        intermediate_size=4304 if is_full else 96,
+        num_hidden_layers=27 if is_full else 21,
+        num_attention_heads=16 if is_full else 4,
+        image_size=384 if is_full else 56,
+        patch_size=14,
+    )
+    with torch.device("meta"):
+        return SiglipVisionModel(config)
+
+
+def autoencoder_module(workload: Workload) -> AutoencoderKL:
+    """The autoencoder without values."""
+    from diffusers import AutoencoderKL
+
+    is_full = workload.name == "full"
+    with torch.device("meta"):
+        return AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512) if is_full else (8, 8, 16, 16),
+            layers_per_block=2 if is_full else 1,
+            latent_channels=16,
+            norm_num_groups=32 if is_full else 4,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        )
+
+
+def text_stages(workload: Workload, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Stage]]:
+    """T5 of 512 tokens and CLIP of 77."""
+    text_encoder, pooled_encoder = (_filled(module, device, dtype) for module in text_modules(workload))
     t5_ids = torch.randint(0, 99, (1, workload.text), device=device)
     clip_ids = torch.randint(0, 99, (1, 77), device=device)
     yield "t5", lambda: text_encoder(t5_ids)
@@ -81,43 +125,15 @@ def text_stages(workload: Workload, device: torch.device, dtype: torch.dtype) ->
 
 def style_stages(workload: Workload, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Stage]]:
     """SigLIP in float32, as the authors run it."""
-    from transformers import SiglipVisionConfig, SiglipVisionModel
-
-    is_full = workload.name == "full"
-    side = 384 if is_full else 56
-    config = SiglipVisionConfig(
-        hidden_size=1152 if is_full else 48,
-        intermediate_size=4304 if is_full else 96,
-        num_hidden_layers=27 if is_full else 21,
-        num_attention_heads=16 if is_full else 4,
-        image_size=side,
-        patch_size=14,
-    )
-    with torch.device("meta"):
-        module = SiglipVisionModel(config)
-    vision = _filled(module, device, torch.float32)
+    vision = _filled(vision_module(workload), device, torch.float32)
+    side = 384 if workload.name == "full" else 56
     pixels = torch.randn(1, 3, side, side, device=device)
     yield "siglip", lambda: vision(pixels, output_hidden_states=True)
 
 
 def autoencoder_stages(workload: Workload, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Stage]]:
     """Encoding a content image in float32; decoding in float32, and in bfloat16 with channels last."""
-    from diffusers import AutoencoderKL
-
-    is_full = workload.name == "full"
-    channels = (128, 256, 512, 512) if is_full else (8, 8, 16, 16)
-    config = {
-        "block_out_channels": channels,
-        "layers_per_block": 2 if is_full else 1,
-        "latent_channels": 16,
-        "norm_num_groups": 32 if is_full else 4,
-        "down_block_types": ("DownEncoderBlock2D",) * 4,
-        "up_block_types": ("UpDecoderBlock2D",) * 4,
-        "use_quant_conv": False,
-        "use_post_quant_conv": False,
-    }
-    with torch.device("meta"):
-        module = AutoencoderKL(**config)
+    module = autoencoder_module(workload)
     _filled(module, device, torch.float32)
     rows, columns = workload.grid
     latent = torch.randn(1, 16, 2 * rows, 2 * columns, device=device)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole GPU campaign, in stages of under nine minutes each:   benchmarks/gpu_run.sh [STAGE]...
 #
-# Stages, in order: check cold kernels ladder step stages report. Without arguments all of them. Each appends its records to
+# Stages, in order: check cold kernels ladder step stages tiers memory report. Without arguments all of them. Each appends its records to
 # benchmarks/results/ and stops at the first thing that is wrong: a speed-up is never reported on a red gate.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -11,7 +11,7 @@ LIMIT=540
 
 stage_check() { # kernels natively in bfloat16 against float64, attention backends against each other
     timeout $LIMIT $PYTHON -m pytest -q -m gpu tests/test_uso_kernels_norms.py tests/test_uso_kernels_rows.py \
-        tests/test_uso_kernels_qk_norm_rope.py tests/test_attention.py
+        tests/test_uso_kernels_qk_norm_rope.py tests/test_attention.py tests/test_quantization_gpu.py
 }
 
 stage_cold() { # first step of a process with an empty Triton cache, and peak memory against the formula
@@ -37,12 +37,22 @@ stage_stages() { # encoders, admission, 28 steps and decoding, each apart, at fu
     timeout $LIMIT $PYTHON -m benchmarks.ladder --workload full --rounds 3 --stages
 }
 
+stage_tiers() { # every precision tier's step against bf16's, in the same run
+    timeout $LIMIT $PYTHON -m benchmarks.tier_steps --workload full --rounds 20
+}
+
+stage_memory() { # memory plans for 24, 16, 12 and 8 GiB under a cap of their budget; needs 40 GB of host memory
+    for tier in "" -fp8 -int8 -int4; do
+        timeout $LIMIT $PYTHON -m benchmarks.memory_plans --config "uso-flux-dev$tier"
+    done
+}
+
 stage_report() { # tables of docs/performance.md from the records
     $PYTHON -m benchmarks.report
 }
 
 if [ $# -eq 0 ]; then
-    set -- check cold kernels ladder step stages report
+    set -- check cold kernels ladder step stages tiers memory report
 fi
 for stage in "$@"; do
     echo "== $stage"

@@ -116,6 +116,24 @@ def step_table(records: list[Record]) -> str:
     return table(header, rows) + clock_note(records, "step") if rows else "Not measured yet."
 
 
+def tier_table(records: list[Record]) -> str:
+    rows = [
+        [
+            hardware(r),
+            r["workload"],
+            r["tier"],
+            f"{r['tier_ms']['median_ms']:.0f}",
+            f"{r['bf16_ms']['median_ms']:.0f}",
+            f"{r['times_bf16']:.2f}",
+            f"{100 * r['difference']:.1f} %",
+            f"{r['resident_gb']:.2f}",
+        ]
+        for r in latest(records, "tier_steps", "workload", "tier")
+    ]
+    header = ["machine", "workload", "tier", "step, ms", "bf16, ms", "times bf16", "velocity differs", "without modulation, GB"]
+    return table(header, rows) + clock_note(records, "tier_steps") if rows else "Not measured yet."
+
+
 def kernel_table(records: list[Record]) -> str:
     rows = []
     for r in latest(records, "kernel", "kernel", "rows", "width"):
@@ -142,11 +160,12 @@ TABLES: dict[str, Callable[[list[Record]], str]] = {
     "memory": memory_table,
     "ladder": ladder_table,
     "step": step_table,
+    "tiers": tier_table,
     "kernels": kernel_table,
     "faithfulness": faithfulness_table,
 }
 DOCUMENTS = {
-    "docs/performance.md": ("roofline", "memory", "ladder", "step", "kernels"),
+    "docs/performance.md": ("roofline", "memory", "ladder", "step", "tiers", "kernels"),
     "docs/faithfulness.md": ("faithfulness",),
     "README.md": ("step", "ladder"),
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import cold_start, ladder, step_benchmark
+from benchmarks import cold_start, ladder, memory_plans, step_benchmark, tier_steps
 from benchmarks.authors_way import AuthorsWay
 from benchmarks.encode_decode import time_stages
 from benchmarks.workload import WORKLOADS, merge, random_inputs, random_lora, random_transformer
@@ -65,6 +65,24 @@ def test_steps_against_diffusers_and_from_a_cold_start(tmp_path: Path) -> None:
     cold = cold_start.run(WORKLOADS["tiny"], CPU, torch.bfloat16, out)
     assert cold["attention"] == ("chunked",)
     assert [json.loads(line)["benchmark"] for line in out.read_text().splitlines()] == ["step", "cold_start"]
+
+
+def test_every_tier_steps_like_bf16(tmp_path: Path) -> None:
+    records = tier_steps.run(WORKLOADS["tiny"], CPU, 1, tmp_path / "records.jsonl")
+    differences = {str(record["tier"]): float(str(record["difference"])) for record in records}
+    assert set(differences) == {"fp8", "int8", "int8, W8A8", "int4"}
+    assert 1e-4 < differences["int8"] < differences["fp8"] < differences["int4"] < 0.1
+
+
+def test_memory_plans_are_rehearsed_at_small_size() -> None:
+    workload, name = WORKLOADS["tiny"], "uso-flux-dev-int8"
+    roomy = memory_plans.carry_out(memory_plans.settings_for(name, workload), workload, 8, CPU)
+    budget = float(str(roomy["planned_peak_gib"])) - 0.0005
+    tight = memory_plans.carry_out(memory_plans.settings_for(name, workload), workload, budget, CPU)
+    assert (roomy["streamed"], roomy["moved_gb"]) == ([], 0)
+    assert tight["streamed"]
+    assert float(str(tight["planned_peak_gib"])) <= budget
+    assert float(str(tight["moved_gb"])) > 0
 
 
 def test_stages_run_at_small_size() -> None:
