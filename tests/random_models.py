@@ -1,12 +1,14 @@
-"""Small transformers with drawn weights and sequences with drawn conditions, for the tests."""
+"""Small transformers with drawn weights, quantised or not, and sequences with drawn conditions, for the tests."""
 
 from __future__ import annotations
 
 import torch
 
+from uso_engine.model.linear import Linear
 from uso_engine.model.params import TransformerParams
 from uso_engine.model.sequence import Sequence
 from uso_engine.model.transformer import Transformer
+from uso_engine.quantization.quantized_linear import QuantizedLinear
 from uso_engine.sampling.admission import Conditions, admit
 from uso_engine.weights.recipe import draw
 
@@ -23,6 +25,21 @@ def small_transformer(params: TransformerParams = SMALL, *, dtype: torch.dtype =
     state = {key: draw(key, tuple(value.shape), salt, dtype) for key, value in transformer.state_dict().items()}
     transformer.load_state_dict(state, assign=True)
     return transformer.requires_grad_(False)
+
+
+def quantise(transformer: Transformer, kind: type[QuantizedLinear]) -> list[QuantizedLinear]:
+    """Replace every matrix that a step multiplies by in the blocks."""
+    replaced = []
+    for name, layer in [(n, m) for n, m in transformer.named_modules() if isinstance(m, Linear) and "blocks" in n]:
+        if "_mod." in name or "modulation" in name:
+            continue
+        new = kind(layer.in_features, layer.out_features, bias=layer.bias is not None, dtype=layer.weight.dtype)
+        tensors = kind.quantize_weight(layer.weight.float())
+        new.assign({**tensors, **({} if layer.bias is None else {"bias": layer.bias.detach()})})
+        parent, _, child = name.rpartition(".")
+        transformer.get_submodule(parent).add_module(child, new)
+        replaced.append(new)
+    return replaced
 
 
 def drawn_conditions(

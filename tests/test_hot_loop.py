@@ -1,23 +1,29 @@
-"""What a step may not do: answer otherwise with kept buffers, overwrite what a caller keeps, ask the device, lose gradients."""
+"""What a step may not do: answer otherwise with kept buffers, overwrite what a caller keeps, make tensors, ask the device,
+lose gradients.
+"""
 
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from random_models import SIGMAS, SMALL, drawn_conditions, drawn_sequence, small_transformer
+from random_models import SIGMAS, SMALL, drawn_conditions, drawn_sequence, quantise, small_transformer
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from uso_engine.model.linear import Linear
 from uso_engine.model.packing import PackedBatch
 from uso_engine.model.transformer import Transformer
 from uso_engine.model.workspace import Workspace
-from uso_engine.quantization.fp8_linear import Fp8Linear
-from uso_engine.quantization.int8_linear import Int8Linear
+from uso_engine.quantization.fp8_linear import Fp8Linear, Fp8WeightLinear
+from uso_engine.quantization.int4_linear import Int4Linear
+from uso_engine.quantization.int8_linear import Int8Linear, Int8WeightLinear
 from uso_engine.quantization.quantized_linear import QuantizedLinear
-from uso_engine.sampling.denoiser import Denoiser, ImageJob
+from uso_engine.sampling.denoiser import Denoiser, ImageJob, Step
 from uso_engine.sampling.latents import draw_noise
 from uso_kernels.attention import BackendUnavailable
+from uso_kernels.linear import linear
 from uso_kernels.ragged import Ragged
 
 
@@ -40,7 +46,7 @@ def test_kept_buffers_change_no_bit(dtype: torch.dtype) -> None:
     text = batch.text_tokens.clone()
     expected = transformer(batch, latents, modulation)
     workspace = Workspace()
-    first = transformer(batch, latents, modulation, workspace=workspace)
+    first = transformer(batch, latents, modulation, workspace=workspace).clone()
     size = workspace.size_bytes
     transformer(batch, latents * 2, modulation, workspace=workspace)
     again = transformer(batch, latents, modulation, workspace=workspace)
@@ -131,11 +137,21 @@ class Synchronisations(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_a_step_asks_the_device_nothing() -> None:
-    transformer = small_transformer()
+def guided(transformer: Transformer) -> Denoiser:
+    """A run of one image with padding rows and a negative prompt."""
     sequence = drawn_sequence(transformer, (3, 5), drawn_conditions(SMALL, seed=1, text=10))
     negative = drawn_sequence(transformer, (3, 5), drawn_conditions(SMALL, seed=2, text=12))
-    denoiser = Denoiser(transformer, [ImageJob(sequence, draw_noise(80, 48, 1), SIGMAS, negative, 2.0)])
+    return Denoiser(transformer, [ImageJob(sequence, draw_noise(80, 48, 1), SIGMAS, negative, 2.0)])
+
+
+def aligned(transformer: Transformer) -> Denoiser:
+    """A run of one image without padding rows: streams are views of the joint order."""
+    sequence = drawn_sequence(transformer, (4, 4), drawn_conditions(SMALL, seed=3, text=32, contents=((8, 8),)))
+    return Denoiser(transformer, [ImageJob(sequence, draw_noise(64, 64, 1), SIGMAS)])
+
+
+def test_a_step_asks_the_device_nothing() -> None:
+    denoiser = guided(small_transformer())
     denoiser.step()
     with Synchronisations() as mode:
         denoiser.step()
@@ -147,19 +163,74 @@ def test_a_step_asks_the_device_nothing() -> None:
     assert mode.found == ["_local_scalar_dense"]
 
 
-def quantise(transformer: Transformer, kind: type[QuantizedLinear]) -> list[QuantizedLinear]:
-    """Replace every matrix that a step multiplies by in the blocks."""
-    replaced = []
-    for name, layer in [(n, m) for n, m in transformer.named_modules() if isinstance(m, Linear) and "blocks" in n]:
-        if "_mod." in name or "modulation" in name:
-            continue
-        new = kind(layer.in_features, layer.out_features, bias=layer.bias is not None, dtype=layer.weight.dtype)
-        tensors = kind.quantize_weight(layer.weight.float())
-        new.assign({**tensors, **({} if layer.bias is None else {"bias": layer.bias.detach()})})
-        parent, _, child = name.rpartition(".")
-        transformer.get_submodule(parent).add_module(child, new)
-        replaced.append(new)
-    return replaced
+class NewTensors(TorchDispatchMode):
+    """Counts results that lie in memory of their own. What an operation allocates inside itself it does not see."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = function(*args, **(kwargs or {}))
+        given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        made = [x for x in tree_leaves(result) if isinstance(x, Tensor) and x.untyped_storage()._cdata not in given]
+        self.found.update([function.overloadpacket.__name__] * len(made))
+        return result
+
+
+# Dense attention has no form that writes to memory of the caller's: its result and the logarithms of its sums.
+DENSE = {torch.float32: {"_scaled_dot_product_flash_attention_for_cpu"}, torch.bfloat16: set()}
+KINDS = [None, Fp8Linear, Fp8WeightLinear, Int8Linear, Int8WeightLinear, Int4Linear]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__ if kind else "float")
+@pytest.mark.parametrize("start", [aligned, guided])
+def test_a_step_after_the_first_makes_no_tensor(
+    start: Callable[[Transformer], Denoiser], kind: type[QuantizedLinear] | None, dtype: torch.dtype
+) -> None:
+    transformer = small_transformer(dtype=dtype)
+    if kind is not None:
+        quantise(transformer, kind)
+    denoiser = start(transformer)
+    denoiser.step()
+    size = denoiser.workspace_bytes
+    with NewTensors() as mode:
+        denoiser.step()
+    assert set(mode.found) == DENSE[dtype]
+    assert denoiser.workspace_bytes == size
+    with NewTensors() as mode:
+        (torch.ones(2) + 1).view(1, 2)
+    assert mode.found == {"ones": 1, "add": 1}
+
+
+@torch.no_grad()
+def test_kept_buffers_are_no_larger_than_the_documents_say() -> None:
+    """The activations of docs/performance.md: what is never alive at the same time shares its memory."""
+    transformer, batch, latents, modulation = formed()
+    workspace = Workspace()
+    velocity = transformer(batch, latents, modulation, workspace=workspace)
+    formula = 4 * batch.joint.rows * (13 * SMALL.hidden_size + 2 * SMALL.mlp_width)
+    assert 0.9 * formula < workspace.size_bytes - velocity.nbytes <= formula
+
+
+@torch.no_grad()
+def test_runs_of_one_transformer_share_no_scratch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that begins and ends between another's dequantised weight and its product changes neither."""
+    transformer = small_transformer(dtype=torch.bfloat16)
+    quantise(transformer, Int4Linear)
+    expected = [run(transformer).step().velocities[0].clone() for run in (guided, aligned)]
+    outer, inner = guided(transformer), aligned(transformer)
+    reports: list[Step] = []
+
+    def interrupted(*args: Any, **kwargs: Any) -> Tensor:
+        monkeypatch.setattr("uso_kernels.int4_matmul.linear", linear)
+        reports.append(inner.step())
+        return linear(*args, **kwargs)
+
+    monkeypatch.setattr("uso_kernels.int4_matmul.linear", interrupted)
+    assert torch.equal(outer.step().velocities[0], expected[0])
+    assert torch.equal(reports[0].velocities[0], expected[1])
 
 
 @pytest.mark.parametrize("kind", [Int8Linear, Fp8Linear])

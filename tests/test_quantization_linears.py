@@ -10,6 +10,7 @@ from torch import Tensor
 
 from uso_engine.errors import BackendError
 from uso_engine.model.activation import QuantizedRows
+from uso_engine.model.workspace import Workspace
 from uso_engine.quantization.fp8_linear import Fp8Linear, Fp8WeightLinear
 from uso_engine.quantization.int4_linear import Int4Linear, group_size
 from uso_engine.quantization.int8_linear import Int8Linear, Int8WeightLinear
@@ -79,6 +80,23 @@ def test_outputs_are_columns_of_the_whole(kind: type[QuantizedLinear]) -> None:
     for outputs in (slice(0, 96), slice(96, None)):
         assert relative_error(layer(x, outputs), whole[:, outputs]) < 1e-6
     assert relative_error(layer(x.view(3, 16, 256)), whole.view(3, 16, 160)) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", ALL)
+def test_results_and_scratch_may_lie_in_memory_of_the_callers(kind: type[QuantizedLinear], dtype: torch.dtype) -> None:
+    layer = layer_of(kind, drawn(160, 256), drawn(1, 160, 1)[0], dtype)
+    x, workspace = drawn(48, 256, 2).to(dtype), Workspace()
+    for outputs in (slice(None), slice(0, 96), slice(96, None)):
+        expected = layer(x, outputs)
+        for _ in range(2):
+            out = torch.full_like(expected, float("nan"))
+            y = layer(x, outputs, out=out, scratch=workspace.take)
+            assert y.data_ptr() == out.data_ptr()
+            assert torch.equal(y, expected)
+        with pytest.raises(ValueError, match="out must be"):
+            layer(x, outputs, out=out[1:], scratch=workspace.take)
+    assert 0 < workspace.size_bytes < 160 * 256 * 4 + 4096
 
 
 @pytest.mark.parametrize("kind", [Fp8Linear, Int8Linear])

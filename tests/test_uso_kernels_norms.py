@@ -137,7 +137,20 @@ def test_public_functions_write_where_they_are_told() -> None:
     again, (values, scales) = gated_residual_layer_norm_modulate_quantized(x, y, gate, shift, scale, tiles, torch.int8)
     assert torch.equal(again, expected_total)
     torch.testing.assert_close(values.float() * scales[:, None], expected, rtol=0, atol=float(scales.max()) * 0.51)
+    rows = new_quantized(x.shape[0], x.shape[1], torch.int8, x.device)
+    again, kept = gated_residual_layer_norm_modulate_quantized(
+        x, y, gate, shift, scale, tiles, torch.int8, out=(copy.fill_(0), rows)
+    )
+    assert again is copy
+    assert torch.equal(again, expected_total)
+    assert kept[0] is rows[0]
+    assert torch.equal(kept[0], values)
+    assert torch.equal(kept[1], scales)
     values, scales = layer_norm_modulate_quantized(x, shift, scale, tiles, torch.int8)
+    kept = layer_norm_modulate_quantized(x, shift, scale, tiles, torch.int8, out=rows)
+    assert kept[1] is rows[1]
+    assert torch.equal(kept[0], values)
+    assert torch.equal(kept[1], scales)
     expected = layer_norm_modulate(x, shift, scale, tiles)
     torch.testing.assert_close(values.float() * scales[:, None], expected, rtol=0, atol=float(scales.max()) * 0.51)
 

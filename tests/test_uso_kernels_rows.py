@@ -1,16 +1,19 @@
 """Kernels that move rows: row quantisation, splitting the joint order, GELU beside attention, the Euler step."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from kernel_runs import PLACES, check_error, drawn, poisoned, run_kernel
+from torch import Tensor
 
 from uso_kernels.euler_update import euler_update, euler_update_op, guide_reference
 from uso_kernels.gelu_concat import gelu_concat, gelu_concat_op, gelu_concat_quantized, gelu_concat_reference
 from uso_kernels.quantize_rows import SCALE_ROWS, new_quantized, quantize_rows, quantize_rows_op, quantize_rows_reference
 from uso_kernels.split_streams import split_streams, split_streams_op, split_streams_quantized
 
+Rows = tuple[Tensor, Tensor]
 Place = tuple[str, torch.dtype]
 EIGHT_BITS = pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
 
@@ -168,6 +171,41 @@ def test_public_functions_agree_with_plain_torch() -> None:
     gelu_concat(x, leaf).sum().backward()
     assert leaf.grad is not None
     assert math.isfinite(float(leaf.grad.sum()))
+
+
+def test_results_go_where_the_caller_wants_them() -> None:
+    x, order = torch.randn(32, 64), torch.randperm(32)
+    text, image = split_streams(x, order[:10], order[10:])
+    memory = torch.full((32, 64), float("nan"))
+    assert split_streams(x, order[:10], order[10:], out=(memory[:10], memory[10:]))[1].data_ptr() == memory[10:].data_ptr()
+    assert torch.equal(memory, torch.cat((text, image)))
+    for dtype in (torch.int8, torch.float8_e4m3fn):
+        parts = [new_quantized(rows, 64, dtype, x.device) for rows in (10, 22)]
+        given = split_streams_quantized(x, order[:10], order[10:], dtype, out=(parts[0], parts[1]))
+        for result, part, expected in zip(given, parts, split_streams_quantized(x, order[:10], order[10:], dtype), strict=True):
+            check_written(result, part, expected)
+        for make in (quantize_rows, partial(gelu_concat_quantized, None)):
+            memory_of_rows = new_quantized(32, 64, dtype, x.device)
+            check_written(make(x, dtype, out=memory_of_rows), memory_of_rows, make(x, dtype))
+
+
+def check_written(result: Rows, memory: Rows, expected: Rows) -> None:
+    """The result lies in the memory and has the expected bits."""
+    assert result[0] is memory[0]
+    assert result[1] is memory[1]
+    assert torch.equal(result[0].view(torch.int8), expected[0].view(torch.int8))
+    assert torch.equal(result[1], expected[1])
+
+
+def test_memory_for_quantised_rows_that_does_not_fit() -> None:
+    x = torch.randn(16, 64)
+    values, scales = new_quantized(16, 64, torch.int8, x.device)
+    for wrong in ((values[:, :63], scales), (values.float(), scales), (values.t().contiguous().t(), scales)):
+        with pytest.raises(ValueError, match=r"out's values must be torch\.int8"):
+            quantize_rows(x, torch.int8, out=wrong)
+    for wrong in ((values, scales[:15]), (values, scales.double()), (values, torch.zeros(32)[::2])):
+        with pytest.raises(ValueError, match="out's row scales must be contiguous float32"):
+            quantize_rows(x, torch.int8, out=wrong)
 
 
 def test_bad_operands_are_refused() -> None:

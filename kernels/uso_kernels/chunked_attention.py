@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .ragged import Ragged
+from .scratch import Scratch
 
 CHUNK_ROWS = 512
 
@@ -26,10 +27,12 @@ def chunked_attention_missing(device: torch.device) -> str | None:
     return None if device.type == "cpu" else "it is made for CPUs"
 
 
-def chunked_attention(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged, out: Tensor | None) -> Tensor:
+def chunked_attention(
+    q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged, out: Tensor | None, scratch: Scratch
+) -> Tensor:
     """Attend within each sequence; operands as `uso_kernels.attention.attention` has checked them."""
     out = q.new_empty(q.shape) if out is None else out
-    scores = q.new_empty(min(CHUNK_ROWS, queries.max_length) * keys.max_length)
+    scores = scratch("scores", (min(CHUNK_ROWS, queries.max_length) * keys.max_length,), q)
     for i in range(len(queries)):
         span, key_span = queries.span(i), keys.span(i)
         length, key_length = queries.lengths[i], keys.lengths[i]

@@ -29,7 +29,10 @@ def euler_update_reference(
     latents: Tensor, velocity: Tensor, delta: Tensor, negative_rows: Tensor | None, guidance: Tensor | None, guided: Tensor
 ) -> None:
     """Plain PyTorch version of `euler_update`, with the same arguments."""
-    guided.copy_(guide_reference(velocity, latents.shape[0], negative_rows, guidance))
+    if negative_rows is None:
+        guided.copy_(velocity[: latents.shape[0]])
+    else:
+        guided.copy_(guide_reference(velocity, latents.shape[0], negative_rows, guidance))
     latents.addcmul_(guided, delta[:, None])
 
 

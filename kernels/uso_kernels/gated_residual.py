@@ -22,17 +22,21 @@ from .layer_norm_modulate import (
     wide_dtype,
 )
 from .operands import check_matrix, check_tiles, result_like
-from .quantize_rows import LAUNCH_LIMITS, check_row_width, new_quantized, quantize_rows_reference
+from .quantize_rows import LAUNCH_LIMITS, check_row_width, quantize_rows_reference, quantized_result
 from .ragged import TILE_ROWS
 
 
 def gated_residual_reference(x: Tensor, y: Tensor, gate: Tensor, tile_sequence: Tensor) -> Tensor:
     """Plain PyTorch version of `gated_residual`, with the same arguments."""
-    rows, width = x.shape
-    wide = wide_dtype(x.dtype)
+    return _summed_wide(x, y, gate, tile_sequence).to(x.dtype)
+
+
+def _summed_wide(x: Tensor, y: Tensor, gate: Tensor, tile_sequence: Tensor) -> Tensor:
+    """The reference's result before it is rounded to x's dtype."""
+    width, wide = x.shape[1], wide_dtype(x.dtype)
     tile_gate = gate.index_select(0, tile_sequence).to(wide)[:, None]
     tiles = y.reshape(-1, TILE_ROWS, width).to(wide) * tile_gate
-    return tiles.add_(x.reshape(-1, TILE_ROWS, width)).view(rows, width).to(x.dtype)
+    return tiles.add_(x.reshape(-1, TILE_ROWS, width)).view_as(x)
 
 
 @jit
@@ -152,7 +156,7 @@ def gated_residual_op(
     row_scales: Tensor | None,
 ) -> None:
     """Fill `summed`, and `out` and the row scales if there are any."""
-    summed.copy_(gated_residual_reference(x, y, gate, tile_sequence))
+    summed.copy_(_summed_wide(x, y, gate, tile_sequence))
     if out is None or shift is None or scale is None:
         return
     values = normalized_wide(summed, shift, scale, tile_sequence, eps)
@@ -256,7 +260,7 @@ def gated_residual_layer_norm_modulate_quantized(
     dtype: torch.dtype,
     eps: float = 1e-6,
     *,
-    out: Tensor | None = None,
+    out: tuple[Tensor, tuple[Tensor, Tensor]] | None = None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """`gated_residual_layer_norm_modulate` whose second result is quantised by rows, without being rounded to x's dtype first.
 
@@ -269,7 +273,7 @@ def gated_residual_layer_norm_modulate_quantized(
         tile_sequence: int32 [T / TILE_ROWS].
         dtype: `torch.float8_e4m3fn` or `torch.int8`.
         eps: added to the variance.
-        out: [T, C], where the sum goes; may be x itself.
+        out: where the results go: the sum, [T, C], which may be x itself; values and row scales.
 
     Returns:
         The new residual stream, and values [T, C] with row scales [T] as `uso_kernels.quantize_rows.quantize_rows` gives them.
@@ -279,8 +283,9 @@ def gated_residual_layer_norm_modulate_quantized(
     """
     _check_operands(x, y, gate, tile_sequence)
     check_norm_operands(x, shift, scale, tile_sequence)
-    summed = result_like(x, out)
-    values, row_scales = new_quantized(x.shape[0], x.shape[1], dtype, x.device)
+    total, rows = out or (None, None)
+    summed = result_like(x, total)
+    values, row_scales = quantized_result(x.shape[0], x.shape[1], dtype, x.device, rows)
     gated_residual_op(x, y, gate, shift, scale, tile_sequence, eps, summed, values, row_scales)
     return summed, (values, row_scales)
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from .launch import Generation, Launch, generation_of, jit, needs_gradient, tl
 from .layer_norm_modulate import store_row, wide_dtype
 from .operands import check_matrix, result_like
-from .quantize_rows import LAUNCH_LIMITS, check_row_width, new_quantized, quantize_rows_reference, row_config
+from .quantize_rows import LAUNCH_LIMITS, check_row_width, quantize_rows_reference, quantized_result, row_config
 
 
 def gelu_concat_reference(attended: Tensor | None, hidden: Tensor) -> Tensor:
@@ -130,13 +130,16 @@ def gelu_concat(attended: Tensor | None, hidden: Tensor, *, out: Tensor | None =
     return out
 
 
-def gelu_concat_quantized(attended: Tensor | None, hidden: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def gelu_concat_quantized(
+    attended: Tensor | None, hidden: Tensor, dtype: torch.dtype, *, out: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """`gelu_concat` whose result is quantised by rows, without being rounded to hidden's dtype first.
 
     Args:
         attended: [T, C], columns contiguous; None for the activation alone.
         hidden: [T, E], attended's dtype, columns contiguous; C + E at most 16384.
         dtype: `torch.float8_e4m3fn` or `torch.int8`.
+        out: where values and row scales go.
 
     Returns:
         Values [T, C + E] and row scales [T], see `uso_kernels.quantize_rows.quantize_rows`.
@@ -145,7 +148,7 @@ def gelu_concat_quantized(attended: Tensor | None, hidden: Tensor, dtype: torch.
         ValueError: operands that do not fit together.
     """
     width = _check_operands(attended, hidden)
-    values, row_scales = new_quantized(hidden.shape[0], width, dtype, hidden.device)
+    values, row_scales = quantized_result(hidden.shape[0], width, dtype, hidden.device, out)
     gelu_concat_op(attended, hidden, values, row_scales)
     return values, row_scales
 

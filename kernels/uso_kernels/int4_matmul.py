@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .launch import Config, Generation, Launch, generation_of, jit, tl
+from .linear import linear
+from .operands import result_like
+from .scratch import Scratch, new_memory
 
 
 def pack_int4(codes: Tensor, group: int) -> Tensor:
@@ -125,7 +127,9 @@ def _(packed: Tensor, scale: Tensor, shift: Tensor, y: Tensor) -> None:
     pass
 
 
-def int4_dequantize(packed: Tensor, scale: Tensor, shift: Tensor, *, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+def int4_dequantize(
+    packed: Tensor, scale: Tensor, shift: Tensor, *, dtype: torch.dtype = torch.bfloat16, out: Tensor | None = None
+) -> Tensor:
     """Turn a 4-bit weight back into numbers.
 
     Args:
@@ -133,6 +137,7 @@ def int4_dequantize(packed: Tensor, scale: Tensor, shift: Tensor, *, dtype: torc
         scale: float16 [N, K / G], G the group size: a power of two, at least 16.
         shift: float16 [N, K / G].
         dtype: of the result.
+        out: [N, K], where the result goes.
 
     Returns:
         [N, K] in `dtype`, computed in float32.
@@ -150,12 +155,21 @@ def int4_dequantize(packed: Tensor, scale: Tensor, shift: Tensor, *, dtype: torc
     half, rest = divmod(packed.shape[1], groups) if groups else (0, 1)
     if rest or half < 8 or half & (half - 1):
         raise ValueError(f"{2 * packed.shape[1]} columns in {groups} groups: a group must be a power of two of at least 16")
-    y = torch.empty(packed.shape[0], 2 * packed.shape[1], dtype=dtype, device=packed.device)
+    y = result_like(packed, out, (packed.shape[0], 2 * packed.shape[1]), dtype)
     int4_dequantize_op(packed, scale, shift, y)
     return y
 
 
-def int4_matmul(x: Tensor, packed: Tensor, scale: Tensor, shift: Tensor, bias: Tensor | None = None) -> Tensor:
+def int4_matmul(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    bias: Tensor | None = None,
+    *,
+    out: Tensor | None = None,
+    scratch: Scratch = new_memory,
+) -> Tensor:
     """Multiply activations [..., K] by a 4-bit weight; the weight is rounded to x's dtype in scratch memory.
 
     Args:
@@ -164,6 +178,8 @@ def int4_matmul(x: Tensor, packed: Tensor, scale: Tensor, shift: Tensor, bias: T
         scale: see `int4_dequantize`.
         shift: see `int4_dequantize`.
         bias: [N] in x's dtype, or None.
+        out: [M, N], where the result goes; x is then [M, K].
+        scratch: lends the memory of the dequantised weight.
 
     Returns:
         [..., N] in x's dtype.
@@ -173,4 +189,5 @@ def int4_matmul(x: Tensor, packed: Tensor, scale: Tensor, shift: Tensor, bias: T
     """
     if x.shape[-1] != 2 * packed.shape[-1]:
         raise ValueError(f"x has {x.shape[-1]} columns, the weight {2 * packed.shape[-1]}")
-    return F.linear(x, int4_dequantize(packed, scale, shift, dtype=x.dtype), bias)
+    weight = scratch("weight", (packed.shape[0], 2 * packed.shape[1]), x)
+    return linear(x, int4_dequantize(packed, scale, shift, dtype=x.dtype, out=weight), bias, out=out)

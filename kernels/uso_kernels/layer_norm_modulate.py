@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from .launch import Config, Generation, Launch, generation_of, jit, needs_gradient, power_of_two, tl
 from .operands import check_matrix, check_tiles, result_like
-from .quantize_rows import LAUNCH_LIMITS, check_row_width, new_quantized, quantize_rows_reference, quantized, row_amax
+from .quantize_rows import LAUNCH_LIMITS, check_row_width, quantize_rows_reference, quantized, quantized_result, row_amax
 from .ragged import TILE_ROWS
 
 
@@ -193,7 +193,14 @@ def layer_norm_modulate(
 
 
 def layer_norm_modulate_quantized(
-    x: Tensor, shift: Tensor, scale: Tensor, tile_sequence: Tensor, dtype: torch.dtype, eps: float = 1e-6
+    x: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    tile_sequence: Tensor,
+    dtype: torch.dtype,
+    eps: float = 1e-6,
+    *,
+    out: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`layer_norm_modulate` whose result is quantised by rows without being rounded to x's dtype first.
 
@@ -204,6 +211,7 @@ def layer_norm_modulate_quantized(
         tile_sequence: int32 [T / TILE_ROWS].
         dtype: `torch.float8_e4m3fn` or `torch.int8`.
         eps: added to the variance.
+        out: where values and row scales go.
 
     Returns:
         Values [T, C] and row scales [T], see `uso_kernels.quantize_rows.quantize_rows`.
@@ -212,7 +220,7 @@ def layer_norm_modulate_quantized(
         ValueError: operands that do not fit together.
     """
     check_norm_operands(x, shift, scale, tile_sequence)
-    values, row_scales = new_quantized(x.shape[0], x.shape[1], dtype, x.device)
+    values, row_scales = quantized_result(x.shape[0], x.shape[1], dtype, x.device, out)
     layer_norm_modulate_op(x, shift, scale, tile_sequence, eps, values, row_scales)
     return values, row_scales
 

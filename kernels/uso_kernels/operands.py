@@ -60,18 +60,20 @@ def check_row_index(name: str, index: Tensor, rows: int | None, device: torch.de
         raise ValueError(f"{name} must be contiguous int64 on {device}, got {index.dtype} on {index.device}")
 
 
-def result_like(x: Tensor, out: Tensor | None, shape: tuple[int, ...] | None = None) -> Tensor:
-    """The tensor a result goes to: a new contiguous one, or the caller's after a check.
+def result_like(
+    x: Tensor, out: Tensor | None, shape: tuple[int, ...] | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
+    """The tensor a result goes to: a new contiguous one, or the caller's after a check. Shape and dtype are x's by default.
 
     Raises:
         ValueError: the caller's has another shape, dtype or device, or strided columns.
     """
-    shape = tuple(x.shape) if shape is None else shape
+    shape, dtype = tuple(x.shape) if shape is None else shape, x.dtype if dtype is None else dtype
     if out is None:
-        return x.new_empty(shape)
-    if tuple(out.shape) != shape or out.dtype != x.dtype or out.device != x.device:
+        return x.new_empty(shape, dtype=dtype)
+    if tuple(out.shape) != shape or out.dtype != dtype or out.device != x.device:
         raise ValueError(
-            f"out must be {x.dtype} of shape {shape} on {x.device}, got {out.dtype} of shape {tuple(out.shape)} on {out.device}"
+            f"out must be {dtype} of shape {shape} on {x.device}, got {out.dtype} of shape {tuple(out.shape)} on {out.device}"
         )
     if out.ndim and out.shape[-1] > 1 and out.stride(-1) != 1:
         raise ValueError(f"out must have contiguous columns, got strides {out.stride()}")

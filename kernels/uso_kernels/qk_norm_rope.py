@@ -20,16 +20,16 @@ HEAD_DIMS = (64, 128)
 
 
 def _norm_rope(x: Tensor, scale: Tensor, turn: Tensor, eps: float) -> Tensor:
-    """RMSNorm over the head dimension, then the rotation. x [T, H, D]; turn complex [T, 1, D/2], cos + i sin.
+    """RMSNorm over the head dimension, then the rotation, not rounded. x [T, H, D]; turn complex [T, 1, D/2], cos + i sin.
 
     A pair of columns is a complex number: one multiplication instead of six passes over every second column.
     """
     wide = wide_dtype(x.dtype)
     y = x.to(wide)
-    y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps)
+    y = y * y.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
     y.mul_(scale.to(wide))
     torch.view_as_complex(y.unflatten(-1, (-1, 2))).mul_(turn)
-    return y.to(x.dtype)
+    return y
 
 
 def qk_norm_rope_reference(
@@ -55,7 +55,7 @@ def qk_norm_rope_reference(
         if rows is None:
             target.copy_(source)
         else:
-            target.index_copy_(0, rows, source)
+            target.index_copy_(0, rows, source.to(target.dtype))
 
 
 @jit

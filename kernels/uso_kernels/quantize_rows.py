@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .launch import Config, Generation, Launch, generation_of, jit, power_of_two, tl
 from .operands import check_matrix
+from .scratch import Scratch
 
 QUANTIZED_LIMITS = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
 LAUNCH_LIMITS = {**QUANTIZED_LIMITS, torch.float32: 448.0}
@@ -26,7 +27,12 @@ SCALE_ROWS = 256
 
 def new_row_scales(rows: int, device: torch.device) -> Tensor:
     """Allocate float32 [rows] scales at the front of a buffer whose rows are a multiple of `SCALE_ROWS`."""
-    return torch.empty(-(-rows // SCALE_ROWS) * SCALE_ROWS, dtype=torch.float32, device=device)[:rows]
+    return torch.empty(padded_scales(rows), dtype=torch.float32, device=device)[:rows]
+
+
+def padded_scales(rows: int) -> int:
+    """Float32 numbers that the buffer of `rows` row scales must hold."""
+    return -(-rows // SCALE_ROWS) * SCALE_ROWS
 
 
 def new_quantized(rows: int, width: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -37,6 +43,36 @@ def new_quantized(rows: int, width: int, dtype: torch.dtype, device: torch.devic
     """
     check_quantized_dtype(dtype)
     return torch.empty(rows, width, dtype=dtype, device=device), new_row_scales(rows, device)
+
+
+def lend_quantized(
+    scratch: Scratch, name: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """`new_quantized` of a shape [rows, width], in memory lent under two names that begin with `name`."""
+    row_scales = scratch(f"{name}.row_scales", (padded_scales(shape[0]),), like, torch.float32)
+    return scratch(f"{name}.values", shape, like, dtype), row_scales[: shape[0]]
+
+
+def quantized_result(
+    rows: int, width: int, dtype: torch.dtype, device: torch.device, out: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """The values and row scales that a result goes to: new ones, or the caller's after a check.
+
+    Raises:
+        ValueError: not one of the two dtypes, or the caller's have another shape, dtype or device, or strided columns.
+    """
+    if out is None:
+        return new_quantized(rows, width, dtype, device)
+    check_quantized_dtype(dtype)
+    values, scales = out
+    if values.shape != (rows, width) or values.dtype != dtype or values.device != device or values.stride(1) != 1:
+        found = f"{values.dtype} of shape {tuple(values.shape)} and strides {values.stride()} on {values.device}"
+        expected = f"{dtype} of shape {(rows, width)} with contiguous columns on {device}"
+        raise ValueError(f"out's values must be {expected}, got {found}")
+    if scales.shape != (rows,) or scales.dtype != torch.float32 or scales.device != device or not scales.is_contiguous():
+        found = f"{scales.dtype} of shape {tuple(scales.shape)} on {scales.device}"
+        raise ValueError(f"out's row scales must be contiguous float32 of shape {(rows,)} on {device}, got {found}")
+    return values, scales
 
 
 def check_quantized_dtype(dtype: torch.dtype) -> None:
@@ -153,12 +189,13 @@ def _(x: Tensor, values: Tensor, row_scales: Tensor) -> None:
     pass
 
 
-def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def quantize_rows(x: Tensor, dtype: torch.dtype, *, out: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
     """Quantise every row with its own scale.
 
     Args:
         x: [T, C], columns contiguous; float32, bfloat16 or float16; C at most 16384.
         dtype: `torch.float8_e4m3fn` or `torch.int8`. Triton has float8_e4m3fn from compute capability 8.9 on.
+        out: where values and row scales go.
 
     Returns:
         The values, [T, C] in `dtype`, and the row scales, float32 [T]: values * scale[:, None] is x, rounded. A row of zeros
@@ -170,7 +207,7 @@ def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """
     check_matrix("x", x)
     check_row_width(x.shape[1])
-    values, row_scales = new_quantized(x.shape[0], x.shape[1], dtype, x.device)
+    values, row_scales = quantized_result(x.shape[0], x.shape[1], dtype, x.device, out)
     quantize_rows_op(x, values, row_scales)
     return values, row_scales
 

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import ScalingType, scaled_mm
+from torch.nn.functional import ScalingType
 
+from .operands import result_like
 from .quantize_rows import SCALE_ROWS, new_row_scales
 
 ALIGNMENT = 16
 """Tensor cores take 8-bit operands whose K and N are multiples of this."""
+_ROW_WISE = [ScalingType.RowWise.value]
 
 
 def scaled_matmul_reference(
@@ -40,36 +42,37 @@ def _padded(scale: Tensor) -> Tensor:
     return new_row_scales(rows, scale.device).copy_(scale)
 
 
-def _launch(
-    x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
-) -> Tensor:
-    return scaled_mm(
+def _launch(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, y: Tensor) -> None:
+    # What `torch.nn.functional.scaled_mm` calls, which has no `out`.
+    torch._scaled_mm_v2(
         x,
         weight.t(),
-        _padded(x_scale)[:, None],
-        ScalingType.RowWise,
-        _padded(weight_scale)[None, :],
-        ScalingType.RowWise,
-        bias=bias,
-        output_dtype=dtype,
-        use_fast_accum=True,
+        [_padded(x_scale)[:, None]],
+        _ROW_WISE,
+        [],
+        [_padded(weight_scale)[None, :]],
+        _ROW_WISE,
+        [],
+        bias,
+        y.dtype,
+        [],
+        True,
+        out=y,
     )
 
 
-@torch.library.custom_op("uso_kernels::scaled_matmul", mutates_args=())
-def scaled_matmul_op(
-    x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
-) -> Tensor:
-    """The product as a new tensor."""
-    return scaled_matmul_reference(x, x_scale, weight, weight_scale, bias, dtype)
+@torch.library.custom_op("uso_kernels::scaled_matmul", mutates_args=("y",))
+def scaled_matmul_op(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, y: Tensor) -> None:
+    """Fill `y`."""
+    y.copy_(scaled_matmul_reference(x, x_scale, weight, weight_scale, bias, y.dtype))
 
 
 scaled_matmul_op.register_kernel("cuda")(_launch)
 
 
 @scaled_matmul_op.register_fake
-def _(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    return x.new_empty(x.shape[0], weight.shape[0], dtype=dtype)
+def _(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, y: Tensor) -> None:
+    pass
 
 
 def check_quantized_product(
@@ -109,6 +112,7 @@ def scaled_matmul(
     bias: Tensor | None = None,
     *,
     dtype: torch.dtype = torch.bfloat16,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Multiply activations by a weight, both `torch.float8_e4m3fn` with a scale per row.
 
@@ -119,6 +123,7 @@ def scaled_matmul(
         weight_scale: float32 [N].
         bias: [N] or None; on a GPU in `dtype`.
         dtype: of the result; on a GPU bfloat16 only.
+        out: [M, N], where the result goes.
 
     Returns:
         [M, N] in `dtype`; sums are kept in float32.
@@ -129,5 +134,6 @@ def scaled_matmul(
     check_quantized_product(x, x_scale, weight, weight_scale, bias, torch.float8_e4m3fn)
     if x.is_cuda and dtype != torch.bfloat16:
         raise ValueError(f"row-wise fp8 products give bfloat16 on a GPU, got {dtype}")
-    y: Tensor = scaled_matmul_op(x, x_scale, weight, weight_scale, bias, dtype)
+    y = result_like(x, out, (x.shape[0], weight.shape[0]), dtype)
+    scaled_matmul_op(x, x_scale, weight, weight_scale, bias, y)
     return y

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from .launch import Generation, Launch, generation_of, jit, needs_gradient, tl
 from .layer_norm_modulate import store_row
-from .operands import check_matrix, check_row_index
-from .quantize_rows import LAUNCH_LIMITS, check_row_width, new_quantized, quantize_rows_reference, row_config
+from .operands import check_matrix, check_row_index, result_like
+from .quantize_rows import LAUNCH_LIMITS, check_row_width, quantize_rows_reference, quantized_result, row_config
 
 
 def split_streams_reference(joint: Tensor, text_rows: Tensor, image_rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,13 +131,16 @@ def _(
     pass
 
 
-def split_streams(joint: Tensor, text_rows: Tensor, image_rows: Tensor) -> tuple[Tensor, Tensor]:
+def split_streams(
+    joint: Tensor, text_rows: Tensor, image_rows: Tensor, *, out: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """Bring rows in joint order back to the two streams.
 
     Args:
         joint: [T, C], columns contiguous; C at most 16384.
         text_rows: int64 [T_txt], the joint row of each text row.
         image_rows: int64 [T_img], the joint row of each image row.
+        out: where text and image go.
 
     Returns:
         [T_txt, C] and [T_img, C] in joint's dtype.
@@ -148,13 +151,19 @@ def split_streams(joint: Tensor, text_rows: Tensor, image_rows: Tensor) -> tuple
     if needs_gradient(joint):
         return split_streams_reference(joint, text_rows, image_rows)
     _check_operands(joint, text_rows, image_rows)
-    text, image = (joint.new_empty(rows.shape[0], joint.shape[1]) for rows in (text_rows, image_rows))
+    shapes = [(rows.shape[0], joint.shape[1]) for rows in (text_rows, image_rows)]
+    text, image = (result_like(joint, target, shape) for target, shape in zip(out or (None, None), shapes, strict=True))
     split_streams_op(joint, text_rows, image_rows, text, image, None, None)
     return text, image
 
 
 def split_streams_quantized(
-    joint: Tensor, text_rows: Tensor, image_rows: Tensor, dtype: torch.dtype
+    joint: Tensor,
+    text_rows: Tensor,
+    image_rows: Tensor,
+    dtype: torch.dtype,
+    *,
+    out: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """`split_streams` with both results quantised by rows.
 
@@ -163,6 +172,7 @@ def split_streams_quantized(
         text_rows: int64 [T_txt].
         image_rows: int64 [T_img].
         dtype: `torch.float8_e4m3fn` or `torch.int8`.
+        out: where values and row scales go, of text and of image.
 
     Returns:
         Values and row scales of the text stream, then of the image stream.
@@ -171,7 +181,10 @@ def split_streams_quantized(
         ValueError: operands that do not fit together.
     """
     _check_operands(joint, text_rows, image_rows)
-    text, image = (new_quantized(rows.shape[0], joint.shape[1], dtype, joint.device) for rows in (text_rows, image_rows))
+    text, image = (
+        quantized_result(rows.shape[0], joint.shape[1], dtype, joint.device, target)
+        for rows, target in zip((text_rows, image_rows), out or (None, None), strict=True)
+    )
     split_streams_op(joint, text_rows, image_rows, text[0], image[0], text[1], image[1])
     return text, image
 

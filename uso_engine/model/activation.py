@@ -6,7 +6,7 @@ ends in that type, and the separate pass that would quantise it is saved.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ from uso_kernels.gated_residual import (
 )
 from uso_kernels.gelu_concat import gelu_concat, gelu_concat_quantized
 from uso_kernels.layer_norm_modulate import layer_norm_modulate, layer_norm_modulate_quantized
+from uso_kernels.quantize_rows import lend_quantized
+from uso_kernels.scratch import Scratch
 
 from .workspace import Workspace
 
@@ -47,18 +49,52 @@ class Stream(NamedTuple):
     normed: Activation | None
 
 
+class Matrix(Protocol):
+    """What `uso_engine.model.linear.Linear` and the quantised layers that replace it have in common."""
+
+    out_features: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the results."""
+
+    def __call__(self, x: Activation, outputs: slice, *, out: Tensor, scratch: Scratch) -> Tensor:
+        """Apply the selected columns of the layer."""
+
+
 def input_dtype(layer: nn.Module) -> torch.dtype | None:
     """The 8-bit type that a matrix takes in place of floats, None for floats only."""
     return getattr(layer, "quantized_input", None)
 
 
+def multiply(layer: nn.Module, x: Activation, workspace: Workspace, name: str, outputs: slice = slice(None)) -> Tensor:
+    """Apply a matrix; the result goes to the memory `name`.
+
+    Args:
+        layer: a `Matrix`.
+        x: [T, in_features].
+        workspace: whose memory.
+        name: of the memory.
+        outputs: which output columns to compute.
+
+    Returns:
+        [T, selected out_features].
+    """
+    matrix = cast("Matrix", layer)
+    rows, dtype = (x, x.dtype) if isinstance(x, Tensor) else (x.values, matrix.dtype)
+    columns = len(range(*outputs.indices(matrix.out_features)))
+    out = workspace.take(name, (rows.shape[0], columns), rows, dtype)
+    return matrix(x, outputs, out=out, scratch=workspace.take)
+
+
 def norm(x: Tensor, following: Norm, tiles: Tensor, workspace: Workspace, name: str) -> Stream:
     """Start a stream: x and its normalised, modulated form, the latter in the buffer `name`."""
-    if following.dtype is not None:
-        values = layer_norm_modulate_quantized(x, following.shift, following.scale, tiles, following.dtype)
-        return Stream(x, QuantizedRows(*values))
+    shift, scale, dtype = following
+    if dtype is not None:
+        rows = lend_quantized(workspace.take, f"{name}.normed", x.shape, x, dtype)
+        return Stream(x, QuantizedRows(*layer_norm_modulate_quantized(x, shift, scale, tiles, dtype, out=rows)))
     out = workspace.take(f"{name}.normed", x.shape, x)
-    return Stream(x, layer_norm_modulate(x, following.shift, following.scale, tiles, out=out))
+    return Stream(x, layer_norm_modulate(x, shift, scale, tiles, out=out))
 
 
 def add_and_norm(
@@ -70,22 +106,28 @@ def add_and_norm(
         return Stream(gated_residual(x, y, gate, tiles, out=total), None)
     shift, scale, dtype = following
     if dtype is not None:
-        total, rows = gated_residual_layer_norm_modulate_quantized(x, y, gate, shift, scale, tiles, dtype, out=total)
+        out = total, lend_quantized(workspace.take, f"{name}.normed", x.shape, x, dtype)
+        total, rows = gated_residual_layer_norm_modulate_quantized(x, y, gate, shift, scale, tiles, dtype, out=out)
         return Stream(total, QuantizedRows(*rows))
     normed = workspace.take(f"{name}.normed", x.shape, x)
     return Stream(*gated_residual_layer_norm_modulate(x, y, gate, shift, scale, tiles, out=(total, normed)))
 
 
-def activate(attended: Tensor | None, hidden: Tensor, reader: nn.Module, operand: Tensor | None = None) -> Activation:
+def activate(
+    attended: Tensor | None, hidden: Tensor, reader: nn.Module, workspace: Workspace, operand: Tensor | None = None
+) -> Activation:
     """GELU of an MLP's hidden layer beside attention's output, as the matrix that reads it takes it.
 
     Args:
         attended: [T, C], or None for the activation alone.
         hidden: [T, E].
         reader: the matrix.
+        workspace: lends quantised rows the memory `operand`.
         operand: [T, C + E], where floats go; `attended` may be its first columns.
     """
     dtype = input_dtype(reader)
     if dtype is not None:
-        return QuantizedRows(*gelu_concat_quantized(attended, hidden, dtype))
+        width = hidden.shape[1] + (0 if attended is None else attended.shape[1])
+        rows = lend_quantized(workspace.take, "operand", (hidden.shape[0], width), hidden, dtype)
+        return QuantizedRows(*gelu_concat_quantized(attended, hidden, dtype, out=rows))
     return gelu_concat(attended, hidden, out=operand)

@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 from uso_kernels.attention import attention
 from uso_kernels.qk_norm_rope import qk_norm_rope
+from uso_kernels.quantize_rows import lend_quantized
 from uso_kernels.ragged import Ragged
 from uso_kernels.split_streams import split_streams_quantized
 
-from .activation import Activation, Norm, QuantizedRows, Stream, activate, add_and_norm, input_dtype
+from .activation import Activation, Norm, QuantizedRows, Stream, activate, add_and_norm, input_dtype, multiply
 from .linear import Linear
 from .modulation import DOUBLE_VECTORS, SINGLE_VECTORS, ModulationLinear
-from .packing import PackedBatch
+from .packing import PackedBatch, select_rows
 from .params import TransformerParams
-from .workspace import Workspace
+from .workspace import NARROW, WIDE, Workspace
 
 
 @dataclass(frozen=True)
@@ -115,20 +116,27 @@ class DoubleBlock(nn.Module):
             scales = layer.norm.query_norm.scale, layer.norm.key_norm.scale
             targets = (x[place.span] for x in (batch.cos, batch.sin, q, k, v))
             cos, sin, stream_q, stream_k, stream_v = targets
-            qk_norm_rope(layer.qkv(stream.normed), *scales, cos, sin, place.rows, stream_q, stream_k, stream_v)
+            assert stream.normed is not None
+            qkv = multiply(layer.qkv, stream.normed, run.workspace, WIDE)
+            qk_norm_rope(qkv, *scales, cos, sin, place.rows, stream_q, stream_k, stream_v)
         out = run.workspace.take("attended", q.shape, q)
-        attended = attention(q, k, v, batch.joint, batch.joint, backend=run.attention, out=out).flatten(1)
-        text_attended, image_attended = self._split(attended, batch)
+        attended = _attend(q, k, v, run, batch.joint, out)
+        text_attended, image_attended = self._split(attended, run)
         text_next, image_next = following if following is not None else (None, None)
         image = self._finish(image.x, image_attended, modulation[:, :6], run, image_next, "image")
         text = self._finish(text.x, text_attended, modulation[:, 6:], run, text_next, "text")
         return text, image
 
-    def _split(self, attended: Tensor, batch: PackedBatch) -> tuple[Activation, Activation]:
-        dtype = input_dtype(self.txt_attn.proj)
+    def _split(self, attended: Tensor, run: Run) -> tuple[Activation, Activation]:
+        batch, dtype = run.batch, input_dtype(self.txt_attn.proj)
         if dtype is None or dtype != input_dtype(self.img_attn.proj):
-            return batch.split(attended)
-        text, image = split_streams_quantized(attended, batch.text_joint_rows, batch.image_joint_rows, dtype)
+            return batch.split(attended, run.workspace)
+        rows, width = (batch.text_joint_rows, batch.image_joint_rows), attended.shape[1]
+        text_out, image_out = (
+            lend_quantized(run.workspace.take, f"{name}.attended", (layout.rows, width), attended, dtype)
+            for name, layout in (("text", batch.text), ("image", batch.image))
+        )
+        text, image = split_streams_quantized(attended, *rows, dtype, out=(text_out, image_out))
         return QuantizedRows(*text), QuantizedRows(*image)
 
     def _finish(
@@ -140,9 +148,11 @@ class DoubleBlock(nn.Module):
         tiles = (run.batch.image if is_image else run.batch.text).tile_sequence
         _, _, attention_gate, mlp_shift, mlp_scale, mlp_gate = modulation.unbind(1)
         middle = Norm(mlp_shift, mlp_scale, input_dtype(mlp["0"]))
-        x, normed = add_and_norm(x, proj(attended), attention_gate, tiles, middle, run.workspace, name)
-        hidden = mlp["0"](normed)
-        y = mlp["2"](activate(None, hidden, mlp["2"], hidden))
+        y = multiply(proj, attended, run.workspace, NARROW)
+        x, normed = add_and_norm(x, y, attention_gate, tiles, middle, run.workspace, name)
+        assert normed is not None
+        hidden = multiply(mlp["0"], normed, run.workspace, WIDE)
+        y = multiply(mlp["2"], activate(None, hidden, mlp["2"], run.workspace, hidden), run.workspace, NARROW)
         return add_and_norm(x, y, mlp_gate, tiles, following, run.workspace, name)
 
 
@@ -179,7 +189,8 @@ class SingleBlock(nn.Module):
         Returns:
             The stream after the block.
         """
-        projected = self.linear1(stream.normed)
+        assert stream.normed is not None
+        projected = multiply(self.linear1, stream.normed, run.workspace, WIDE)
         q, k, v = self._queries_keys_values(projected[:, : 3 * self.width], run)
         y = self._output(q, k, v, projected[:, 3 * self.width :], run, run.batch.joint)
         return add_and_norm(stream.x, y, modulation[:, 2], run.batch.joint.tile_sequence, following, run.workspace, "joint")
@@ -190,13 +201,17 @@ class SingleBlock(nn.Module):
         Keys and values need every row; queries, MLP and output do not. Arguments as for `forward`, but `stream` must hold
         floats; returns [T_out, C] streams.
         """
-        rows, layout = run.batch.output_joint_rows, run.batch.output
+        rows, layout, workspace = run.batch.output_joint_rows, run.batch.output, run.workspace
         assert isinstance(stream.normed, Tensor)
-        q, k, v = self._queries_keys_values(self.linear1(stream.normed, slice(0, 3 * self.width)), run)
-        hidden = self.linear1(stream.normed.index_select(0, rows), slice(3 * self.width, None))
-        y = self._output(q.index_select(0, rows), k, v, hidden, run, layout)
-        x = stream.x.index_select(0, rows)
-        return add_and_norm(x, y, modulation[:, 2], layout.tile_sequence, following, run.workspace, "output")
+        q, k, v = self._queries_keys_values(
+            multiply(self.linear1, stream.normed, workspace, WIDE, slice(0, 3 * self.width)), run
+        )
+        normed = select_rows(stream.normed, rows, workspace, NARROW)
+        hidden = multiply(self.linear1, normed, workspace, WIDE, slice(3 * self.width, None))
+        y = self._output(select_rows(q, rows, workspace, NARROW), k, v, hidden, run, layout)
+        # The double blocks' image stream is no longer needed, and has at least as many rows.
+        x = select_rows(stream.x, rows, workspace, "image.x")
+        return add_and_norm(x, y, modulation[:, 2], layout.tile_sequence, following, workspace, "image")
 
     def _queries_keys_values(self, qkv: Tensor, run: Run) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = _joint_buffers(run, qkv, self.heads, self.head_dim)
@@ -205,12 +220,20 @@ class SingleBlock(nn.Module):
         return q, k, v
 
     def _output(self, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor, run: Run, queries: Ragged) -> Tensor:
-        """Attention, MLP activation and the matrix that reads both; attention writes into that matrix's operand."""
-        operand = run.workspace.take("operand", (q.shape[0], self.width + hidden.shape[1]), q)
-        out = operand[:, : self.width].unflatten(1, (self.heads, self.head_dim))
-        attended = attention(q, k, v, queries, run.batch.joint, backend=run.attention, out=out).flatten(1)
-        y: Tensor = self.linear2(activate(attended, hidden, self.linear2, operand))
-        return y
+        """Attention, MLP activation and the matrix that reads both; attention writes into that matrix's operand of floats."""
+        if input_dtype(self.linear2) is None:
+            operand = run.workspace.take("operand", (q.shape[0], self.width + hidden.shape[1]), q)
+            out = operand[:, : self.width].unflatten(1, (self.heads, self.head_dim))
+        else:
+            operand, out = None, run.workspace.take("attended", q.shape, q)
+        attended = _attend(q, k, v, run, queries, out)
+        return multiply(self.linear2, activate(attended, hidden, self.linear2, run.workspace, operand), run.workspace, NARROW)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, run: Run, queries: Ragged, out: Tensor) -> Tensor:
+    """Attention to the joint order's keys: [T_q, C]."""
+    attended = attention(q, k, v, queries, run.batch.joint, backend=run.attention, out=out, scratch=run.workspace.take)
+    return attended.flatten(1)
 
 
 def _joint_buffers(run: Run, like: Tensor, heads: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:

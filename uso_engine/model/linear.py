@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from uso_kernels.linear import linear
+from uso_kernels.scratch import Scratch, new_memory
 
 
 class Linear(nn.Module):
@@ -34,14 +36,23 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype), requires_grad=False) if bias else None
 
-    def forward(self, x: Tensor, outputs: slice = slice(None)) -> Tensor:
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the results."""
+        return self.weight.dtype
+
+    def forward(
+        self, x: Tensor, outputs: slice = slice(None), *, out: Tensor | None = None, scratch: Scratch = new_memory
+    ) -> Tensor:
         """Apply the layer.
 
         Args:
             x: [..., in_features], the weight's dtype.
             outputs: which output columns to compute; all by default.
+            out: [M, selected out_features], where the result goes, but under autograd; x is then [M, in_features].
+            scratch: lends memory to the quantised layers that need some; this one needs none.
 
         Returns:
             [..., selected out_features].
         """
-        return F.linear(x, self.weight[outputs], None if self.bias is None else self.bias[outputs])
+        return linear(x, self.weight[outputs], None if self.bias is None else self.bias[outputs], out=out)

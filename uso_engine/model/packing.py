@@ -17,10 +17,12 @@ from typing import NamedTuple, TypedDict
 import torch
 from torch import Tensor
 
+from uso_kernels.launch import needs_gradient
 from uso_kernels.ragged import Ragged, round_up_to_tile
 from uso_kernels.split_streams import split_streams
 
 from .sequence import Sequence
+from .workspace import WIDE, Workspace
 
 
 class _IndexTables(TypedDict):
@@ -123,21 +125,21 @@ class PackedBatch:
             **rows,
         )
 
-    def image_stream(self, embedded: Tensor) -> Tensor:
-        """The image stream [T_img, C] of embedded latents [T_out, C] and the fixed content tokens."""
-        stacked = torch.cat((embedded, self.content_tokens))
-        return stacked if self.image_sources is None else stacked.index_select(0, self.image_sources)
+    def image_stream(self, embedded: Tensor, workspace: Workspace) -> Tensor:
+        """The image stream [T_img, C], in the memory `image.x`, of embedded latents [T_out, C] and the fixed content tokens."""
+        return _arrange((embedded, self.content_tokens), self.image_sources, workspace, "image.x")
 
-    def merge(self, text: Tensor, image: Tensor) -> Tensor:
-        """Bring both streams, [T_txt, C] and [T_img, C], into joint order [T, C]."""
-        stacked = torch.cat((text, image))
-        return stacked if self.joint_sources is None else stacked.index_select(0, self.joint_sources)
+    def merge(self, text: Tensor, image: Tensor, workspace: Workspace) -> Tensor:
+        """Bring both streams, [T_txt, C] and [T_img, C], into joint order [T, C], in the memory `joint.x`."""
+        return _arrange((text, image), self.joint_sources, workspace, "joint.x")
 
-    def split(self, joint: Tensor) -> tuple[Tensor, Tensor]:
+    def split(self, joint: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor]:
         """Bring joint rows [T, C] back to the text and image streams; views where the orders agree."""
         if self.joint_sources is None:
             return joint[: self.text.rows], joint[self.text.rows :]
-        return split_streams(joint, self.text_joint_rows, self.image_joint_rows)
+        out = workspace.take("operand", joint.shape, joint)
+        text_rows, image_rows = self.text_joint_rows, self.image_joint_rows
+        return split_streams(joint, text_rows, image_rows, out=(out[: self.text.rows], out[self.text.rows :]))
 
 
 def _index_rows(sequences: Sequences[Sequence], text: Ragged, image: Ragged, joint: Ragged, output: Ragged) -> _IndexTables:
@@ -174,6 +176,23 @@ def _index_rows(sequences: Sequences[Sequence], text: Ragged, image: Ragged, joi
         image_sources=_unless_in_order(source, device),
         joint_sources=_unless_in_order(joint_source, device),
     )
+
+
+def select_rows(x: Tensor, rows: Tensor, workspace: Workspace, name: str) -> Tensor:
+    """The given rows of x, in the memory `name`."""
+    if needs_gradient(x):
+        return x.index_select(0, rows)
+    return torch.index_select(x, 0, rows, out=workspace.take(name, (rows.shape[0], *x.shape[1:]), x))
+
+
+def _arrange(parts: tuple[Tensor, Tensor], sources: Tensor | None, workspace: Workspace, name: str) -> Tensor:
+    """Two tensors laid end to end, or the rows of that in another order, in the memory `name`."""
+    if needs_gradient(*parts):
+        stacked = torch.cat(parts)
+        return stacked if sources is None else stacked.index_select(0, sources)
+    shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+    stacked = torch.cat(parts, out=workspace.take(name if sources is None else WIDE, shape, parts[0]))
+    return stacked if sources is None else select_rows(stacked, sources, workspace, name)
 
 
 def _unless_in_order(rows: Tensor, device: torch.device) -> Tensor | None:

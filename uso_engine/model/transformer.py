@@ -17,13 +17,13 @@ from torch.nn import functional as F
 from uso_kernels.attention import resolve_backend
 from uso_kernels.ragged import Ragged
 
-from .activation import Norm, input_dtype, norm
+from .activation import Norm, input_dtype, multiply, norm
 from .blocks import DoubleBlock, Run, SingleBlock
 from .linear import Linear
 from .modulation import DOUBLE_VECTORS, FINAL_VECTORS, SINGLE_VECTORS, Embedder, sinusoidal_embedding
 from .packing import PackedBatch
 from .params import TransformerParams
-from .workspace import Workspace
+from .workspace import NARROW, Workspace
 
 Observer = Callable[[str, Tensor, Ragged], None]
 """Called with a name (``double.0.img``, ``double.0.txt``, ``single.0``, ``velocity``), a packed tensor and its layout."""
@@ -139,7 +139,7 @@ class Transformer(nn.Module):
             workspace: buffers kept from step to step; not used under autograd or with an observer.
 
         Returns:
-            [T_out, in_channels], velocity in output order.
+            [T_out, in_channels], velocity in output order; with a workspace, the next call overwrites it.
         """
         if workspace is None or observer is not None or torch.is_grad_enabled():
             workspace = Workspace(reuse=False)
@@ -148,7 +148,7 @@ class Transformer(nn.Module):
         double, single, final = self._split_modulation(modulation)
         text_norm, image_norm = doubles[0].first_norms(double[0])
         text = norm(batch.text_tokens, text_norm, batch.text.tile_sequence, workspace, "text")
-        image_x = batch.image_stream(self.img_in(latents))
+        image_x = batch.image_stream(multiply(self.img_in, latents, workspace, NARROW), workspace)
         image = norm(image_x, image_norm, batch.image.tile_sequence, workspace, "image")
         for i, block in enumerate(doubles):
             following = doubles[i + 1].first_norms(double[i + 1]) if i + 1 < len(doubles) else None
@@ -159,14 +159,15 @@ class Transformer(nn.Module):
         # The last block computes fewer rows than it is given and takes floats, to pick them.
         norms = [block.first_norm(vectors) for block, vectors in zip(singles, single, strict=True)]
         norms[-1] = norms[-1]._replace(dtype=None)
-        joint = norm(batch.merge(text.x, image.x), norms[0], batch.joint.tile_sequence, workspace, "joint")
+        joint = norm(batch.merge(text.x, image.x, workspace), norms[0], batch.joint.tile_sequence, workspace, "joint")
         for i, single_block in enumerate(singles[:-1]):
             joint = single_block(joint, single[i], run, norms[i + 1])
             if observer is not None:
                 observer(f"single.{i}", joint.x, batch.joint)
         last_norm = Norm(final[:, 0], final[:, 1], input_dtype(self.final_layer.linear))
         output = singles[-1].forward_output_rows(joint, single[-1], run, last_norm)
-        velocity: Tensor = self.final_layer.linear(output.normed)
+        assert output.normed is not None
+        velocity = multiply(self.final_layer.linear, output.normed, workspace, "velocity")
         if observer is not None:
             observer(f"single.{len(singles) - 1}", output.x, batch.output)
             observer("velocity", velocity, batch.output)

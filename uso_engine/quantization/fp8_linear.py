@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from uso_engine.model.activation import QuantizedRows
+from uso_kernels.linear import linear
 from uso_kernels.quantize_rows import quantize_rows
 from uso_kernels.scaled_matmul import scaled_matmul
+from uso_kernels.scratch import Scratch, new_memory
 
 from .quantized_linear import QuantizedLinear, TensorLayout
 
@@ -40,15 +41,17 @@ class Fp8Linear(QuantizedLinear):
     def dequantized_weight(self) -> Tensor:
         return self.values.float() * self.scale[:, None]
 
-    def forward(self, x: Tensor | QuantizedRows, outputs: slice = slice(None)) -> Tensor:
-        lead: tuple[int, ...]
-        if isinstance(x, Tensor):
-            lead, dtype = x.shape[:-1], x.dtype
-            rows = QuantizedRows(*quantize_rows(x.reshape(-1, self.in_features), FP8))
-        else:
-            rows, lead, dtype = x, x.values.shape[:-1], self.dtype
-        y = scaled_matmul(*rows, self.values[outputs], self.scale[outputs], self._bias(outputs), dtype=dtype)
-        return y.view(*lead, -1)
+    def forward(
+        self,
+        x: Tensor | QuantizedRows,
+        outputs: slice = slice(None),
+        *,
+        out: Tensor | None = None,
+        scratch: Scratch = new_memory,
+    ) -> Tensor:
+        rows, dtype = self._rows(x, FP8, scratch)
+        y = scaled_matmul(*rows, self.values[outputs], self.scale[outputs], self._bias(outputs), dtype=dtype, out=out)
+        return y.view(*x.shape[:-1], -1) if isinstance(x, Tensor) else y
 
 
 class Fp8WeightLinear(Fp8Linear):
@@ -56,8 +59,17 @@ class Fp8WeightLinear(Fp8Linear):
 
     quantized_input = None
 
-    def forward(self, x: Tensor | QuantizedRows, outputs: slice = slice(None)) -> Tensor:
+    def forward(
+        self,
+        x: Tensor | QuantizedRows,
+        outputs: slice = slice(None),
+        *,
+        out: Tensor | None = None,
+        scratch: Scratch = new_memory,
+    ) -> Tensor:
         if not isinstance(x, Tensor):
             raise TypeError("a weight-only layer takes activations as floats")
-        weight = self.values[outputs].to(x.dtype) * self.scale[outputs, None].to(x.dtype)
-        return F.linear(x, weight, self._bias(outputs))
+        values, scale = self.values[outputs], self.scale[outputs]
+        weight = scratch("weight", values.shape, x).copy_(values)
+        weight.mul_(scratch("weight_scale", scale.shape, x).copy_(scale)[:, None])
+        return linear(x, weight, self._bias(outputs), out=out)

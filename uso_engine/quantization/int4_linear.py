@@ -7,6 +7,7 @@ from torch import Tensor
 
 from uso_engine.model.activation import QuantizedRows
 from uso_kernels.int4_matmul import int4_dequantize, int4_matmul, pack_int4
+from uso_kernels.scratch import Scratch, new_memory
 
 from . import quanto_values
 from .quantized_linear import QuantizedLinear, TensorLayout
@@ -51,7 +52,15 @@ class Int4Linear(QuantizedLinear):
     def dequantized_weight(self) -> Tensor:
         return int4_dequantize(self.packed, self.scale, self.shift, dtype=torch.float32)
 
-    def forward(self, x: Tensor | QuantizedRows, outputs: slice = slice(None)) -> Tensor:
+    def forward(
+        self,
+        x: Tensor | QuantizedRows,
+        outputs: slice = slice(None),
+        *,
+        out: Tensor | None = None,
+        scratch: Scratch = new_memory,
+    ) -> Tensor:
         if not isinstance(x, Tensor):
             raise TypeError("a weight-only layer takes activations as floats")
-        return int4_matmul(x, self.packed[outputs], self.scale[outputs], self.shift[outputs], self._bias(outputs))
+        weight = self.packed[outputs], self.scale[outputs], self.shift[outputs]
+        return int4_matmul(x, *weight, self._bias(outputs), out=out, scratch=scratch)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from uso_engine.model.activation import QuantizedRows
 from uso_kernels.int8_matmul import int8_matmul
-from uso_kernels.quantize_rows import quantize_rows
+from uso_kernels.linear import linear
+from uso_kernels.scratch import Scratch, new_memory
 
 from . import quanto_values
 from .quantized_linear import QuantizedLinear, TensorLayout
@@ -36,15 +36,17 @@ class Int8Linear(QuantizedLinear):
     def dequantized_weight(self) -> Tensor:
         return self.values.float() * self.scale[:, None]
 
-    def forward(self, x: Tensor | QuantizedRows, outputs: slice = slice(None)) -> Tensor:
-        lead: tuple[int, ...]
-        if isinstance(x, Tensor):
-            lead, dtype = x.shape[:-1], x.dtype
-            rows = QuantizedRows(*quantize_rows(x.reshape(-1, self.in_features), torch.int8))
-        else:
-            rows, lead, dtype = x, x.values.shape[:-1], self.dtype
-        y = int8_matmul(*rows, self.values[outputs], self.scale[outputs], self._bias(outputs), dtype=dtype)
-        return y.view(*lead, -1)
+    def forward(
+        self,
+        x: Tensor | QuantizedRows,
+        outputs: slice = slice(None),
+        *,
+        out: Tensor | None = None,
+        scratch: Scratch = new_memory,
+    ) -> Tensor:
+        rows, dtype = self._rows(x, torch.int8, scratch)
+        y = int8_matmul(*rows, self.values[outputs], self.scale[outputs], self._bias(outputs), dtype=dtype, out=out)
+        return y.view(*x.shape[:-1], -1) if isinstance(x, Tensor) else y
 
 
 class Int8WeightLinear(Int8Linear):
@@ -56,11 +58,18 @@ class Int8WeightLinear(Int8Linear):
 
     quantized_input = None
 
-    def forward(self, x: Tensor | QuantizedRows, outputs: slice = slice(None)) -> Tensor:
+    def forward(
+        self,
+        x: Tensor | QuantizedRows,
+        outputs: slice = slice(None),
+        *,
+        out: Tensor | None = None,
+        scratch: Scratch = new_memory,
+    ) -> Tensor:
         if not isinstance(x, Tensor):
             raise TypeError("a weight-only layer takes activations as floats")
         values = self.values[outputs]
-        weight = torch.empty(values.shape, dtype=x.dtype, device=x.device)
+        weight = scratch("weight", values.shape, x)
         # One pass: the product is formed in float32 and rounded once when it is written.
         torch.mul(values, self.scale[outputs, None], out=weight)
-        return F.linear(x, weight, self._bias(outputs))
+        return linear(x, weight, self._bias(outputs), out=out)

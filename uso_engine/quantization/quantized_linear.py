@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from uso_engine.model.activation import QuantizedRows
+from uso_kernels.quantize_rows import lend_quantized, quantize_rows
+from uso_kernels.scratch import Scratch, new_memory
 
 
 class TensorLayout(NamedTuple):
@@ -72,8 +74,18 @@ class QuantizedLinear(nn.Module, abc.ABC):
         """Choose the values for a finite float32 weight [N, K]; the result follows `layout`."""
 
     @abc.abstractmethod
-    def forward(self, x: Tensor | QuantizedRows, outputs: slice = slice(None)) -> Tensor:
-        """Apply the layer, as `uso_engine.model.linear.Linear.forward` does."""
+    def forward(
+        self,
+        x: Tensor | QuantizedRows,
+        outputs: slice = slice(None),
+        *,
+        out: Tensor | None = None,
+        scratch: Scratch = new_memory,
+    ) -> Tensor:
+        """Apply the layer, as `uso_engine.model.linear.Linear.forward` does.
+
+        `scratch` lends what the layer cannot do without beside the result: the weight in x's type, or x's quantised rows.
+        """
 
     def dequantized_weight(self) -> Tensor:
         """The weight that the stored values stand for, float32 [N, K]."""
@@ -101,6 +113,14 @@ class QuantizedLinear(nn.Module, abc.ABC):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+    def _rows(self, x: Tensor | QuantizedRows, dtype: torch.dtype, scratch: Scratch) -> tuple[QuantizedRows, torch.dtype]:
+        """What an 8-bit product multiplies, [M, in_features], and the type of its result."""
+        if not isinstance(x, Tensor):
+            return x, self.dtype
+        rows = x.reshape(-1, self.in_features)
+        lent = lend_quantized(scratch, "rows", rows.shape, rows, dtype)
+        return QuantizedRows(*quantize_rows(rows, dtype, out=lent)), x.dtype
 
     def _bias(self, outputs: slice) -> Tensor | None:
         return None if self.bias is None else self.bias[outputs]

@@ -55,7 +55,7 @@ class Step:
         sigmas: sigma before this step, one per image.
         next_sigmas: sigma after it, one per image.
         latents: each image's packed latent [L_img, 64] after the step, float32, a view: writing to it changes the run.
-        velocities: each image's velocity [L_img, 64], after true CFG.
+        velocities: each image's velocity [L_img, 64], after true CFG; the next step overwrites it, so keep a copy.
         grids: rows and columns of tokens of each image.
     """
 
@@ -190,7 +190,8 @@ class Denoiser:
                 velocity = guide_reference(velocity, self._positive_rows, self._negative_rows, self._guidance)
             self._latents += (velocity * delta[:, None]).to(self._latents.dtype)
         else:
-            velocity = euler_update(self._latents, velocity, delta, self._negative_rows, self._guidance)
+            guided = self._workspace.take("guided", self._latents.shape, self._latents)
+            velocity = euler_update(self._latents, velocity, delta, self._negative_rows, self._guidance, guided=guided)
         self.index += 1
         return self._report(velocity)
 
@@ -210,11 +211,15 @@ class Denoiser:
 
     def _velocity(self, observer: Observer | None) -> Tensor:
         """Velocity of all sequences [T_out, 64]: the images' rows, then those of their negative prompts."""
-        latents = self._latents.to(self._model_dtype)
+        positive, columns = self._latents.shape
+        latents = self._workspace.take("latents", (self._batch.output.rows, columns), self._latents, self._model_dtype)
+        latents[:positive] = self._latents
         if self._guided_rows is not None:
-            latents = torch.cat((latents, latents.index_select(0, self._guided_rows)))
+            torch.index_select(latents[:positive], 0, self._guided_rows, out=latents[positive:])
         rows = [sequence.modulation[self.index] for sequence in self._sequences]
-        modulation = rows[0][None] if len(rows) == 1 else torch.stack(rows)
+        modulation = rows[0][None]
+        if len(rows) > 1:
+            modulation = torch.stack(rows, out=self._workspace.take("modulation", (len(rows), *rows[0].shape), rows[0]))
         return self._transformer(self._batch, latents, modulation, observer, self._workspace)
 
     def _report(self, velocity: Tensor) -> Step:
