@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import uso_kernels
 from uso_kernels.interpret import LAUNCHES, interpreted, mutated_arguments
 
 # The interpreter rounds neither bfloat16 nor float8 as a GPU does; those are for a GPU.
@@ -18,6 +22,11 @@ PLACES = [
     pytest.param(("cuda", torch.float32), id="gpu-float32", marks=pytest.mark.gpu),
 ]
 HALF_PLACES = [PLACES[0], PLACES[1], PLACES[2]]
+
+
+def kernel_modules() -> list[ModuleType]:
+    """Every module of the package."""
+    return [importlib.import_module(f"uso_kernels.{module.name}") for module in pkgutil.iter_modules(uso_kernels.__path__)]
 
 
 def run_kernel(operation: Any, *arguments: object) -> None:

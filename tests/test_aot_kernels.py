@@ -2,17 +2,19 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from kernel_runs import kernel_modules
 
 from uso_kernels.ahead_of_time import compile_launch, standard_launches
 from uso_kernels.launch import COMPUTE_CAPABILITIES, TritonUnavailable, is_interpreting
 
 Record = dict[str, str | int | bool]
-STACK_LIMIT_BYTES = {"attention": 64}
+STACK_LIMIT_BYTES = {"attention": 64, "int8_matmul": 64}
 ATTENTION = "attention"
 
 
@@ -34,6 +36,13 @@ def test_every_kernel_compiles_for_every_generation(records: list[Record]) -> No
         assert sorted(compiled, key=str) == sorted(name for name, _ in standard_launches(generation))
 
 
+def test_no_kernel_of_the_package_is_left_out() -> None:
+    written = {name for module in kernel_modules() for name in vars(module) if re.fullmatch(r"_\w+_kernel", name)}
+    assert len(written) >= 10
+    for generation in COMPUTE_CAPABILITIES:
+        assert {launch.kernel.fn.__name__ for _, launch in standard_launches(generation)} == written  # type: ignore[attr-defined]
+
+
 def test_nothing_spills(records: list[Record]) -> None:
     spilling = [r for r in records if int(r["stack_bytes"]) > STACK_LIMIT_BYTES.get(str(r["kernel"]), 0)]
     assert spilling == []
@@ -50,6 +59,13 @@ def test_attention_on_hopper_uses_what_hopper_has(records: list[Record]) -> None
     by_descriptor = {str(r["name"]): r["has_bulk_tensor_copy"] for r in hopper}
     assert by_descriptor == {name: "strided" not in name for name in by_descriptor}
     assert len(by_descriptor) == 4
+
+
+def test_int8_products_on_hopper_use_what_hopper_has(records: list[Record]) -> None:
+    products = [r for r in records if r["kernel"] == "int8_matmul"]
+    assert {str(r["generation"]) for r in products} == set(COMPUTE_CAPABILITIES)
+    for record in products:
+        assert record["has_wgmma"] == (record["generation"] == "hopper"), record["name"]
 
 
 @pytest.mark.skipif(not is_interpreting(), reason="Triton compiles in this process")

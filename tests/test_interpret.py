@@ -7,21 +7,28 @@ from pathlib import Path
 
 import pytest
 import torch
+from kernel_runs import kernel_modules
+from torch._library.custom_ops import CustomOpDef
 
 from uso_kernels.interpret import LAUNCHES, interpreted, mutated_arguments
 from uso_kernels.launch import TritonUnavailable, generation_of
 from uso_kernels.quantize_rows import new_quantized, quantize_rows_op, quantize_rows_reference
+from uso_kernels.scaled_matmul import scaled_matmul_op
 
 PROGRAM = """
 import torch
-from random_models import SIGMAS, SMALL, drawn_conditions, drawn_sequence, small_transformer
+from random_models import SIGMAS, SMALL, drawn_conditions, drawn_sequence, quantise, small_transformer
+from uso_engine.quantization.int4_linear import Int4Linear
+from uso_engine.quantization.int8_linear import Int8Linear
 from uso_engine.sampling.denoiser import Denoiser, ImageJob
 from uso_engine.sampling.latents import draw_noise
 from uso_kernels import triton_attention
 from uso_kernels.interpret import register_cpu_launches
 
-def run(dtype):
+def run(dtype, kind=None):
     transformer = small_transformer(dtype=dtype)
+    if kind is not None:
+        quantise(transformer, kind)
     transformer.attention_backend = "triton"
     sequence = drawn_sequence(transformer, (3, 5), drawn_conditions(SMALL, seed=1, text=10, style=4, contents=((4, 2),)))
     negative = drawn_sequence(transformer, (3, 5), drawn_conditions(SMALL, seed=2, text=17))
@@ -29,13 +36,13 @@ def run(dtype):
     denoiser.step()
     return denoiser.latents()[0]
 
-types = (torch.float32, torch.bfloat16)
-before = [run(dtype) for dtype in types]
+cases = ((torch.float32,), (torch.bfloat16,), (torch.float32, Int8Linear), (torch.float32, Int4Linear))
+before = [run(*case) for case in cases]
 launched = []
 kernel_run = triton_attention.Launch.run
 triton_attention.Launch.run = lambda self: (launched.append(self.name), kernel_run(self))[1]
 register_cpu_launches()
-after = [run(dtype) for dtype in types]
+after = [run(*case) for case in cases]
 print(*(float((a - b).norm() / b.norm()) for a, b in zip(after, before, strict=True)))
 print(*sorted(set(launched)))
 """
@@ -47,12 +54,22 @@ def test_the_model_through_interpreted_kernels(repository: Path) -> None:
     answer = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr[-3000:]
     errors, names = answer.stdout.splitlines()
-    float32_error, bfloat16_error = map(float, errors.split())
+    float32_error, bfloat16_error, int8_error, int4_error = map(float, errors.split())
     assert 0 < float32_error < 1e-6
     assert 0 < bfloat16_error < 1e-2
+    # Values on the border between two integers may fall on either side.
+    assert 0 < int8_error < 5e-3
+    assert 0 < int4_error < 1e-6
     assert names.split() == [
-        "attention", "euler_update", "gated_residual", "gelu_concat", "layer_norm_modulate", "qk_norm_rope", "split_streams",
+        "attention", "euler_update", "gated_residual", "gelu_concat", "int4_dequantize", "int8_matmul", "layer_norm_modulate",
+        "qk_norm_rope", "quantize_rows", "split_streams",
     ]  # fmt: skip
+
+
+def test_every_kernel_can_be_interpreted() -> None:
+    """All but the float8 product, which is torch's own."""
+    operations = {value for module in kernel_modules() for value in vars(module).values() if isinstance(value, CustomOpDef)}
+    assert operations - {operation for operation, _ in LAUNCHES} == {scaled_matmul_op}
 
 
 def test_without_the_interpreter_it_is_refused(repository: Path) -> None:

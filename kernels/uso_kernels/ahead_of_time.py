@@ -20,6 +20,8 @@ from torch import Tensor
 from .euler_update import euler_update_launch
 from .gated_residual import gated_residual_launch
 from .gelu_concat import gelu_concat_launch
+from .int4_matmul import int4_dequantize_launch
+from .int8_matmul import FEW_ROWS, int8_matmul_launch
 from .launch import COMPUTE_CAPABILITIES, Generation, Launch, TensorDescriptor, TritonUnavailable, is_interpreting
 from .layer_norm_modulate import layer_norm_modulate_launch
 from .qk_norm_rope import qk_norm_rope_launch
@@ -185,6 +187,7 @@ def standard_launches(generation: Generation) -> Iterator[tuple[str, Launch]]:
     yield from _norm_launches(generation)
     yield from _row_launches(generation)
     yield from _qk_launches(generation)
+    yield from _product_launches(generation)
     yield from _euler_launches(generation)
     yield from _attention_launches(generation)
 
@@ -238,6 +241,20 @@ def _qk_launches(generation: Generation) -> Iterator[tuple[str, Launch]]:
         weight, turn = torch.empty(head_dim, dtype=torch.bfloat16), torch.empty(_ROWS, head_dim // 2)
         launch = qk_norm_rope_launch(qkv, weight, weight, turn, turn, rows, q, k, v, 1e-6, generation)
         yield f"qk_norm_rope {head_dim} {'joint' if rows is None else 'scattered'}", launch
+
+
+def _product_launches(generation: Generation) -> Iterator[tuple[str, Launch]]:
+    x, weight = torch.empty(FEW_ROWS + 16, 3072, dtype=torch.int8), torch.empty(9216, 3072, dtype=torch.int8)
+    x_scale, weight_scale = torch.empty(len(x)), torch.empty(len(weight))
+    y, bias = torch.empty(len(x), len(weight), dtype=torch.bfloat16), torch.empty(len(weight), dtype=torch.bfloat16)
+    for rows in (FEW_ROWS, len(x)):
+        for name, added in ((" bias", bias), ("", None)):
+            operands = x[:rows], x_scale[:rows], weight, weight_scale, added, y[:rows]
+            yield f"int8_matmul {rows} rows{name}", int8_matmul_launch(*operands, generation)
+    for group in (128, 64, 32, 16):
+        packed, result = torch.empty(_ROWS, 1536, dtype=torch.uint8), torch.empty(_ROWS, 3072, dtype=torch.bfloat16)
+        scale, shift = torch.empty(2, _ROWS, 3072 // group, dtype=torch.float16).unbind(0)
+        yield f"int4_dequantize groups of {group}", int4_dequantize_launch(packed, scale, shift, result, generation)
 
 
 def _euler_launches(generation: Generation) -> Iterator[tuple[str, Launch]]:

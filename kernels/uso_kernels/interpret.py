@@ -19,6 +19,8 @@ from . import (
     euler_update,
     gated_residual,
     gelu_concat,
+    int4_matmul,
+    int8_matmul,
     layer_norm_modulate,
     qk_norm_rope,
     quantize_rows,
@@ -35,6 +37,8 @@ LAUNCHES = (
     (qk_norm_rope.qk_norm_rope_op, qk_norm_rope._launch),
     (split_streams.split_streams_op, split_streams._launch),
     (gelu_concat.gelu_concat_op, gelu_concat._launch),
+    (int8_matmul.int8_matmul_op, int8_matmul._launch),
+    (int4_matmul.int4_dequantize_op, int4_matmul._launch),
     (euler_update.euler_update_op, euler_update._launch),
     (triton_attention.triton_attention_op, triton_attention._launch),
 )
