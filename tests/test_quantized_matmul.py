@@ -11,7 +11,8 @@ from torch.nn.functional import ScalingType, scaled_mm
 from uso_kernels import int4_matmul as int4
 from uso_kernels import int8_matmul as int8
 from uso_kernels import scaled_matmul as fp8
-from uso_kernels.quantize_rows import quantize_rows
+from uso_kernels.quantize_rows import lend_quantized, quantize_rows
+from uso_kernels.scratch import new_memory
 
 WIDTH = 3072
 ROWS = 48
@@ -95,6 +96,8 @@ def test_the_float8_launch_is_torchs_public_product() -> None:
 def test_scales_are_padded_where_a_gpu_reads_past_them() -> None:
     _, padded = quantize_rows(torch.randn(33, 64), torch.int8)
     assert fp8._padded(padded).data_ptr() == padded.data_ptr()
+    _, lent = lend_quantized(new_memory, "x", (33, 64), padded, torch.int8)
+    assert fp8._padded(lent).data_ptr() == lent.data_ptr()
     bare = torch.rand(33)
     copied = fp8._padded(bare)
     assert torch.equal(copied, bare)
