@@ -1,7 +1,7 @@
 """One rung per optimisation, from computing a step the authors' way to the engine's.
 
     python -m benchmarks.ladder --workload full            28 steps of the full-size transformer, on a GPU
-    python -m benchmarks.ladder --workload small --steps 1 the small step of the issues, on a CPU
+    python -m benchmarks.ladder --workload small           the small step of the issues, on a CPU
     python -m benchmarks.ladder --workload tiny            a smoke test
 
 Weights are random and made on the device. Every rung's velocity is first compared with the first rung's: a rung that computes

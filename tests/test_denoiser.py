@@ -7,7 +7,7 @@ from random_models import SIGMAS, SMALL, drawn_conditions, drawn_sequence, small
 from uso_engine.model.sequence import Sequence
 from uso_engine.model.transformer import Transformer
 from uso_engine.sampling.denoiser import Denoiser, ImageJob, Step
-from uso_engine.sampling.latents import draw_noise, unpack_latent
+from uso_engine.sampling.latents import draw_noise, pack_latent, unpack_latent
 from uso_kernels.attention import BackendUnavailable
 
 # Grid, text tokens, style tokens, content latents: aligned and padded, with and without references.
@@ -132,6 +132,23 @@ def test_on_step_may_cancel_by_raising() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         Denoiser(transformer, [job(transformer, 0)]).run(cancel)
+
+
+def test_on_step_may_keep_velocities() -> None:
+    transformer = small_transformer()
+    kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+    denoiser = Denoiser(transformer, [job(transformer, 0)])
+    before = [denoiser.latents()[0]]
+
+    def collect(step: Step) -> None:
+        kept.append((step.velocities[0], (step.next_sigmas[0] - step.sigmas[0]) * step.velocities[0]))
+        before.append(step.unpacked(0))
+
+    denoiser.run(collect)
+    for i, (velocity, change) in enumerate(kept):
+        assert torch.allclose(change, velocity * (SIGMAS[i + 1] - SIGMAS[i]))
+        moved = pack_latent(before[i + 1]) - pack_latent(before[i])
+        assert torch.allclose(moved, change, atol=1e-5)
 
 
 def test_estimate_at_the_last_step_is_the_result() -> None:

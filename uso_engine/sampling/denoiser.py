@@ -55,7 +55,8 @@ class Step:
         sigmas: sigma before this step, one per image.
         next_sigmas: sigma after it, one per image.
         latents: each image's packed latent [L_img, 64] after the step, float32, a view: writing to it changes the run.
-        velocities: each image's velocity [L_img, 64], after true CFG; the next step overwrites it, so keep a copy.
+        velocities: each image's velocity [L_img, 64], after true CFG. `on_step` may keep them; what `Denoiser.step` returns lies in
+            memory that the next step overwrites.
         grids: rows and columns of tokens of each image.
     """
 
@@ -200,6 +201,8 @@ class Denoiser:
         while self.index < self.steps:
             report = self.step(observer if self.index == 0 else None)
             if on_step is not None:
+                # A caller who collects them must not find the last step's everywhere.
+                report.velocities = tuple(velocity.clone() for velocity in report.velocities)
                 on_step(report)
                 if report.stopped:
                     return
