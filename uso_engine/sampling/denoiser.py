@@ -55,8 +55,8 @@ class Step:
         sigmas: sigma before this step, one per image.
         next_sigmas: sigma after it, one per image.
         latents: each image's packed latent [L_img, 64] after the step, float32, a view: writing to it changes the run.
-        velocities: each image's velocity [L_img, 64], after true CFG. `on_step` may keep them; what `Denoiser.step` returns lies in
-            memory that the next step overwrites.
+        velocities: each image's velocity [L_img, 64], after true CFG. `on_step` may keep them; what `Denoiser.step` returns
+            lies in memory that the next step overwrites.
         grids: rows and columns of tokens of each image.
     """
 
