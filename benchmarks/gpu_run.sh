@@ -11,7 +11,8 @@ LIMIT=540
 
 stage_check() { # kernels natively in bfloat16 against float64, attention backends against each other
     timeout $LIMIT $PYTHON -m pytest -q -m gpu tests/test_uso_kernels_norms.py tests/test_uso_kernels_rows.py \
-        tests/test_uso_kernels_qk_norm_rope.py tests/test_attention.py tests/test_quantization_gpu.py
+        tests/test_uso_kernels_qk_norm_rope.py tests/test_attention.py tests/test_quantization_gpu.py \
+        tests/test_placement_gpu.py
 }
 
 stage_cold() { # first step of a process with an empty Triton cache, and peak memory against the formula

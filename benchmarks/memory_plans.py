@@ -3,8 +3,8 @@
     python -m benchmarks.memory_plans --config uso-flux-dev-fp8 --budget 24 --budget 16 --budget 12 --budget 8
 
 Weights are zeros of the right types and sizes: memory and transfers do not depend on their values. All phases of a request run,
-with two denoising steps, which reach the peak as 28 do (the modulation table is made for all of them). On a CPU it rehearses a
-tiny model, without a cap.
+with two denoising steps, which reach the peak as 28 do (the modulation table is made for all of them), but for the safety
+classifier. On a CPU it rehearses a tiny model, without a cap.
 """
 
 from __future__ import annotations
@@ -64,6 +64,8 @@ def text_parts(config: EngineConfig, workload: Workload) -> list[tuple[MovablePa
     t5, clip = text_modules(workload)
     for encoder in (t5, clip):
         _zeros(encoder, torch.bfloat16)
+    # Filling undid the tie that the checkpoint has.
+    t5.encoder.embed_tokens.weight = t5.shared.weight
     quantized = config.precision.text_encoder
     if quantized != "bf16":
         quantize_text_encoder(t5, quantized)
@@ -104,7 +106,9 @@ def carry_out(config: EngineConfig, workload: Workload, budget_gib: float, devic
     texts, style = text_parts(config, workload), style_encoder(config, workload)
     module = autoencoder_module(workload)
     _zeros(module)
-    autoencoder = Autoencoder(module, scale_factor=0.3611, shift_factor=0.1159)
+    decodes_in_bf16 = config.autoencoder is not None and config.autoencoder.decode_dtype == "bf16"
+    decode_dtype = torch.bfloat16 if decodes_in_bf16 else torch.float32
+    autoencoder = Autoencoder(module, scale_factor=0.3611, shift_factor=0.1159, decode_dtype=decode_dtype)
     parts = [*(part for part, _, _ in texts), *style.parts, *autoencoder.parts]
     measure = _capped(budget_gib, device)
     budget = MemoryBudget(int(budget_gib * GIB), binding=True)
@@ -157,14 +161,19 @@ def _capped(budget_gib: float, device: torch.device) -> Callable[[], float | Non
     gc.collect()
     torch.cuda.empty_cache()
     torch.zeros(1, device=device)
-    free, total = torch.cuda.mem_get_info(device)
-    context = total - free - torch.cuda.memory_reserved(device)
-    torch.cuda.set_per_process_memory_fraction((budget_gib * GIB - context) / total, device)
+
+    def context() -> int:
+        free, total = torch.cuda.mem_get_info(device)
+        return total - free - torch.cuda.memory_reserved(device)
+
+    capacity = torch.cuda.mem_get_info(device)[1]
+    torch.cuda.set_per_process_memory_fraction((budget_gib * GIB - context()) / capacity, device)
     torch.cuda.reset_peak_memory_stats(device)
 
     def read() -> float:
         torch.cuda.synchronize(device)
-        return (torch.cuda.max_memory_reserved(device) + context) / GIB
+        # Again: kernels are loaded as they are used, and take memory of the context.
+        return (torch.cuda.max_memory_reserved(device) + context()) / GIB
 
     return read
 
@@ -179,6 +188,8 @@ def main() -> None:
     options = parser.parse_args()
     names = options.config or ["uso-flux-dev", *(f"uso-flux-dev-{tier}" for tier in ("fp8", "int8", "int4"))]
     workload, device = WORKLOADS[options.workload], torch.device(options.device)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
     over = []
     for name in names:
         for budget in options.budget or [24.0, 16.0, 12.0, 8.0]:

@@ -56,6 +56,14 @@ def test_streamed_transformer_computes_the_same(blocks: bool, modulation: bool) 
         assert stream.device_bytes == 0
 
 
+class Interrupting:
+    """An argument that no layer can read without the user pressing Ctrl-C."""
+
+    @classmethod
+    def __torch_function__(cls, *arguments: object, **keywords: object) -> None:
+        raise KeyboardInterrupt
+
+
 def test_layers_run_from_the_buffers_and_rest_on_the_host() -> None:
     layers = [nn.Linear(8, 8) for _ in range(4)]
     stream = LayerStream(layers, "cpu", repeats=True)
@@ -72,6 +80,12 @@ def test_layers_run_from_the_buffers_and_rest_on_the_host() -> None:
     with pytest.raises(RuntimeError):
         layers[0](torch.randn(2, 9))
     assert layers[0].weight.data_ptr() == hosts[0]
+    # An interrupt passes by the hook that would put them back; letting go of the buffers does it.
+    with pytest.raises(KeyboardInterrupt):
+        layers[1](Interrupting())
+    assert layers[1].weight.data_ptr() != hosts[1]
+    stream.release()
+    assert [layer.weight.data_ptr() for layer in layers] == hosts
     stream.remove()
     moved = stream.moved_bytes
     layers[0](torch.randn(2, 8))

@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from uso_engine import USOEngine, load_config
+from uso_engine import ResearchOptions, USOEngine, load_config
 from uso_engine.config import EngineConfig, PrecisionConfig
 from uso_engine.errors import MemoryBudgetError
+from uso_engine.generation import Pictures, workload
 from uso_engine.placement import Placement, find_budget
 from uso_engine.quantization.engine_sizes import EngineSizes, Workload
 from uso_engine.quantization.memory_phases import GIB, MODULATION, Choice, moved_bytes_of
@@ -165,6 +166,10 @@ def test_by_default_the_budget_is_what_the_gpu_has_free(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 200 * GIB))
     assert find_budget(config, "bf16", CPU, None) is None
     found = {}
+    # Twice the size in float32: nothing may be taken for bf16's.
+    free = 48 * GIB
+    assert find_budget(config, "float32", torch.device("cuda"), None) is not None
+    assert find_budget(config, "bf16", torch.device("cuda"), None) is None
     for gib in (16, 24, 80):
         free = gib * GIB
         found[gib] = find_budget(config, "bf16", torch.device("cuda"), None)
@@ -172,3 +177,46 @@ def test_by_default_the_budget_is_what_the_gpu_has_free(monkeypatch: pytest.Monk
     for gib in (16, 24):
         budget = found[gib]
         assert budget is not None and (budget.size_bytes, budget.binding) == (gib * GIB, False)
+
+
+def test_a_budget_beyond_what_the_gpu_has_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (15 * GIB, 16 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+    cuda, config = torch.device("cuda"), load_config("uso-flux-dev-fp8")
+    with pytest.raises(MemoryBudgetError, match=r"memory_budget_gib is 24, but cuda has 15\.00 GiB free"):
+        find_budget(config, "fp8", cuda, 24)
+    # The context is part of a budget and taken already.
+    assert find_budget(config, "fp8", cuda, 16) is not None
+
+
+def test_a_closed_engine_brings_nothing_any_more() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("uso_engine.placement.plan_memory", everything_streamed)
+        engine = USOEngine.from_config("uso-tiny", device="cpu", memory_budget_gib=4)
+    module, encoder = engine.pipeline.transformer, engine.pipeline.text.t5
+    assert module.double_blocks[0]._forward_pre_hooks and encoder.encoder.block[0]._forward_pre_hooks
+    engine.close()
+    assert not module.double_blocks[0]._forward_pre_hooks and not encoder.encoder.block[0]._forward_pre_hooks
+
+
+def test_plans_count_what_research_options_bring(pictures: dict[str, Any]) -> None:
+    with USOEngine.from_config("uso-tiny", device="cpu", memory_budget_gib=4) as engine:
+        pipeline = engine.pipeline
+        style = engine.encode_style(pictures["images"][1])
+        request = engine.request_type(prompt="x", num_images=2, negative_prompt="y")
+        long = replace(style, tokens=style.tokens.repeat(10, 1))
+        options = ResearchOptions(sigmas=tuple(1 - i / 100 for i in range(101)), style_tokens=(long,))
+        work = workload(pipeline, request, options, Pictures((), ()), (64, 64))
+    assert (work.steps, work.images, work.negative, work.sequences) == (100, 2, True, 4)
+    assert (work.contents, work.styles) == (0, 0)
+    assert work.text_tokens == 20 + len(long.tokens)
+
+
+def test_quantised_text_encoders_need_scratch() -> None:
+    loaded = load_config("uso-tiny")
+    precision = loaded.precision.model_copy(update={"text_encoder": "int8"})
+    working = []
+    for config in (loaded, loaded.model_copy(update={"precision": precision})):
+        with USOEngine.from_config(config, device="cpu", memory_budget_gib=4) as engine:
+            working.append(placement_of(engine).sizes.components["T5"].working_bytes)
+    assert working[1] > working[0]

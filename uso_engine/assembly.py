@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -134,22 +135,27 @@ def load_pipeline(
     on_host = budget is not None
     loaded = load_transformer(config, device=device, tier=tier, attention=attention, on_host=on_host, progress=progress)
     device = "cpu" if on_host else device
-    dtype = loaded.module.img_in.weight.dtype
-    report("style encoder", 0, 0)
-    style = load_style_encoder(config, device=device, dtype=dtype)
-    report("text encoders", 0, 0)
-    text = load_text_encoders(config, device=device, dtype=dtype)
-    if text is not None:
-        check_text_widths(text, config)
-    autoencoder = None
-    if config.autoencoder is not None:
-        report("autoencoder", 0, 0)
-        path = resolve(config.autoencoder.checkpoint, "autoencoder", config)
-        autoencoder = load_autoencoder(config.autoencoder, path, device=device)
-    placement = None
-    if budget is not None:
-        parts = [*other_parts, *(part for owner in (text, style, autoencoder) if owner is not None for part in owner.parts)]
-        placement = place(config, tier, budget, transformer=loaded.module, parts=parts, autoencoder=autoencoder, device=runs_on)
+    with ExitStack() as undo:
+        undo.callback(loaded.close)
+        dtype = loaded.module.img_in.weight.dtype
+        report("style encoder", 0, 0)
+        style = load_style_encoder(config, device=device, dtype=dtype)
+        report("text encoders", 0, 0)
+        text = load_text_encoders(config, device=device, dtype=dtype)
+        if text is not None:
+            check_text_widths(text, config)
+        autoencoder = None
+        if config.autoencoder is not None:
+            report("autoencoder", 0, 0)
+            path = resolve(config.autoencoder.checkpoint, "autoencoder", config)
+            autoencoder = load_autoencoder(config.autoencoder, path, device=device)
+        placement = None
+        if budget is not None:
+            parts = [*other_parts, *(part for owner in (text, style, autoencoder) if owner is not None for part in owner.parts)]
+            placement = place(
+                config, tier, budget, transformer=loaded.module, parts=parts, autoencoder=autoencoder, device=runs_on
+            )
+        undo.pop_all()
     limits = CacheLimits(
         *(int(size * MIB) for size in (config.cache.prompt_mib, config.cache.style_mib, config.cache.content_mib))
     )

@@ -235,7 +235,7 @@ class USOEngine:
             return self.pipeline.encode_content(pixels)
 
     def preview(self, step: Step, image: int = 0) -> Image:
-        """Show where a run is heading, cheaply; to be called from ``on_step``, which runs while the engine is taken.
+        """Show where a run is heading, cheaply; from ``on_step``, while the engine is taken. Memory plans do not count it.
 
         Args:
             step: what ``on_step`` was given.
@@ -278,6 +278,8 @@ class USOEngine:
                 self._safety = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+            if hasattr(torch.accelerator, "empty_host_cache"):  # Pinned memory, which older versions of torch keep.
+                torch.accelerator.empty_host_cache()
 
     def __enter__(self) -> Self:
         return self

@@ -178,16 +178,19 @@ def workload(
 ) -> Workload:
     """What a request asks of the memory."""
     assert pipeline.placement is not None
-    usual = pipeline.placement.usual
+    usual, given = pipeline.placement.usual, options.prompt_embedding
+    saved = [tokens.tokens.shape[0] for tokens in options.style_tokens if isinstance(tokens, StyleTokens)]
+    text = given.tokens.shape[0] if isinstance(given, TextEmbedding) else usual.text_tokens
     return replace(
         usual,
+        text_tokens=text + sum(saved),
         width=size[0],
         height=size[1],
         images=request.num_images,
-        steps=request.num_inference_steps,
+        steps=request.num_inference_steps if options.sigmas is None else len(options.sigmas) - 1,
         contents=len(pictures.contents),
         content_side=request.content_long_side,
-        styles=len(pictures.styles) + len(options.style_tokens),
+        styles=len(pictures.styles) + len(options.style_tokens) - len(saved),
         negative=bool(request.negative_prompt) and request.true_cfg_scale != 1,
     )
 

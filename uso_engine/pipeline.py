@@ -205,6 +205,21 @@ class Pipeline:
         """
         if not settings.seeds:
             raise ValueError("expected at least one seed, got none")
+        try:
+            denoiser = self._admit(conditions, settings, negative)
+            try:
+                # Asked for before the first step: whether a backend takes a batch depends on its lengths.
+                attention = self.transformer.attention_backends(denoiser.batch)
+            except BackendUnavailable as error:
+                raise BackendError(str(error)) from error
+            denoiser.run(on_step, observer)
+            steps, tokens = denoiser.index, denoiser.index * denoiser.tokens_per_step
+            return Denoised(torch.stack(denoiser.latents()), steps, tokens, attention)
+        finally:
+            if self.placement is not None:
+                self.placement.end_denoising()
+
+    def _admit(self, conditions: Conditions, settings: DenoiseSettings, negative: Conditions | None) -> Denoiser:
         sigmas = (
             schedule(settings.steps, settings.width, settings.height)
             if settings.sigmas is None
@@ -224,29 +239,9 @@ class Pipeline:
             )
             for entry in ([conditions] if negative is None else [conditions, negative])
         ]
-        jobs = [
-            ImageJob(
-                sequences[0], start, tuple(sigmas), sequences[1] if negative is not None else None, settings.true_cfg_scale
-            )
-            for start in starts
-        ]
-        denoiser = Denoiser(self.transformer, jobs, reference_numerics=settings.reference_numerics)
-        try:
-            # Asked for before the first step: whether a backend takes a batch depends on its lengths.
-            attention = self.transformer.attention_backends(denoiser.batch)
-        except BackendUnavailable as error:
-            raise BackendError(str(error)) from error
-        try:
-            denoiser.run(on_step, observer)
-        finally:
-            if self.placement is not None:
-                self.placement.end_denoising()
-        return Denoised(
-            torch.stack(denoiser.latents()),
-            denoiser.index,
-            denoiser.index * denoiser.tokens_per_step,
-            attention,
-        )
+        against = None if negative is None else sequences[1]
+        jobs = [ImageJob(sequences[0], start, tuple(sigmas), against, settings.true_cfg_scale) for start in starts]
+        return Denoiser(self.transformer, jobs, reference_numerics=settings.reference_numerics)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Turn latents [n, 16, h / 8, w / 8] into pixels [n, 3, h, w] around -1..1."""
@@ -264,6 +259,8 @@ class Pipeline:
     def close(self) -> None:
         """Let go of weight files and cached conditions."""
         self.loaded.close()
+        if self.placement is not None:
+            self.placement.close()
         self._prompts.clear()
         self._styles.clear()
         self._contents.clear()

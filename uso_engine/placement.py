@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,9 +26,11 @@ from .quantization.engine_sizes import (
 )
 from .quantization.hosted_part import HostedPart
 from .quantization.layer_stream import place_transformer
-from .quantization.memory_phases import GIB
+from .quantization.memory_phases import GIB, RESERVE_BYTES
 from .quantization.memory_plan import MemoryPlan, plan_memory
 from .transformer_loading import FLOAT_TIERS, kinds_of
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class Placement:
         self.plan, self.usual, self.sizes, self.budget = plan, usual, sizes, budget
         self._streams = place_transformer(transformer, plan, device)
         self._hosted: list[HostedPart] = []
+        self._parts, self._device = tuple(parts), device
         for part in parts:
             if part.name in plan.streamed:
                 hosted = HostedPart(part.modules, part.layers, device)
@@ -81,7 +86,7 @@ class Placement:
                 for module in part.modules:
                     module.to(device)
         if autoencoder is not None and plan.tile_side is not None:
-            autoencoder.set_tiles(min(plan.tile_side, autoencoder.tile_side or plan.tile_side))
+            autoencoder.decode_in_tiles(plan.tile_side)
 
     @property
     def moved_bytes(self) -> int:
@@ -108,9 +113,22 @@ class Placement:
         )
 
     def end_denoising(self) -> None:
-        """Let go of the buffers through which blocks are streamed."""
-        if "blocks" in self._streams:
-            self._streams["blocks"].release()
+        """Let go of the buffers through which modulation linears and blocks are streamed."""
+        for stream in self._streams.values():
+            stream.release()
+        if self._streams and self._device.type == "cuda":
+            # What the allocator keeps of them would stand in the way of the autoencoder.
+            torch.cuda.empty_cache()
+
+    def close(self) -> None:
+        """Stop bringing anything; the parts stay where they are."""
+        for stream in self._streams.values():
+            stream.remove()
+        for hosted in self._hosted:
+            hosted.remove()
+        for part in self._parts:
+            part.running = nullcontext
+        self._streams, self._hosted, self._parts = {}, [], ()
 
     def take_over_weights(self) -> None:
         """Let changed weights (other LoRAs) be the ones that are streamed."""
@@ -138,6 +156,7 @@ def find_budget(config: EngineConfig, tier: Tier, device: torch.device, asked_gi
         if not 0 < asked_gib < float("inf"):
             raise ValueError(f"memory_budget_gib must be a positive number, got {asked_gib}")
         budget = int(asked_gib * GIB)
+        _require_room(budget, device)
         # Known without loading anything; the parts around the transformer are measured once they are loaded.
         alone = EngineSizes(_transformer_sizes(config, tier), {}, 0, 0)
         _require_fit(plan_memory(budget, alone, usual_workload(config)), config)
@@ -145,8 +164,7 @@ def find_budget(config: EngineConfig, tier: Tier, device: torch.device, asked_gi
     if device.type != "cuda":
         return None
     free = torch.cuda.mem_get_info(device)[0]
-    kinds = {} if tier == "float32" or tier == "bf16" else kinds_of(config, tier)
-    public = engine_sizes(config.transformer.params, kinds, text_encoder=config.precision.text_encoder)
+    public = public_sizes(config, tier)
     plan = plan_memory(free, public, usual_workload(config))
     everything_stays = not plan.streamed and not plan.streamed_double_blocks and not plan.streamed_single_blocks
     return None if plan.fits and everything_stays and plan.tile_side is None else MemoryBudget(free, binding=False)
@@ -186,6 +204,7 @@ def place(
     usual = usual_workload(config)
     plan = plan_memory(budget.size_bytes, sizes, usual)
     _require_fit(plan, config)
+    logger.info("%s: %s", config.name, plan)
     return Placement(
         plan, usual, sizes, budget=budget, transformer=transformer, parts=parts, autoencoder=autoencoder, device=device
     )
@@ -206,6 +225,16 @@ def usual_workload(config: EngineConfig) -> Workload:
     )
 
 
+def public_sizes(config: EngineConfig, tier: Tier) -> EngineSizes:
+    """Sizes of a configuration's transformer and of the public models around it, before anything is loaded."""
+    return engine_sizes(
+        config.transformer.params,
+        {} if tier == "float32" or tier == "bf16" else kinds_of(config, tier),
+        text_encoder=config.precision.text_encoder,
+        dtype=FLOAT_TIERS.get(tier, torch.bfloat16),
+    )
+
+
 def _transformer_sizes(config: EngineConfig, tier: Tier) -> TransformerSizes:
     if tier == "float32" or tier == "bf16":
         return transformer_sizes(config.transformer.params, {}, dtype=FLOAT_TIERS[tier])
@@ -219,6 +248,15 @@ def _component_sizes(part: MovablePart) -> ComponentSizes:
 
     weights, layers = size(part.modules), [size([layer]) for layer in part.layers]
     return ComponentSizes(part.name, weights, weights - sum(layers), max(layers, default=0), part.working_bytes)
+
+
+def _require_room(budget_bytes: int, device: torch.device) -> None:
+    """A budget is for all of the process; the CUDA context, part of what is kept free, is taken already."""
+    if device.type != "cuda":
+        return
+    here = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    if budget_bytes - RESERVE_BYTES > here:
+        raise MemoryBudgetError(f"memory_budget_gib is {budget_bytes / GIB:g}, but {device} has {here / GIB:.2f} GiB free")
 
 
 def _require_fit(plan: MemoryPlan, config: EngineConfig) -> None:

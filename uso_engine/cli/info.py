@@ -75,17 +75,16 @@ def _tier_needs() -> dict[str, str]:
 def _plans(config: str, budgets: list[float], size: tuple[int, int, int]) -> None:
     """Print a configuration's memory plans; computed from sizes alone, so that no weights are needed."""
     from uso_engine.config import load_config
-    from uso_engine.quantization.engine_sizes import Workload, engine_sizes
+    from uso_engine.placement import public_sizes
+    from uso_engine.quantization.engine_sizes import Workload
     from uso_engine.quantization.memory_plan import describe_plans
-    from uso_engine.transformer_loading import kinds_of
 
     settings = load_config(config)
     if min(budgets) <= 0:
         raise ValueError(f"--budget must be positive, got {min(budgets)}")
     workload = Workload(width=size[0], height=size[1], images=size[2], steps=settings.defaults.steps)
     tier = settings.precision.tier
-    kinds = {} if tier == "bf16" or tier == "float32" else kinds_of(settings, tier)
-    sizes = engine_sizes(settings.transformer.params, kinds, text_encoder=settings.precision.text_encoder)
+    sizes = public_sizes(settings, tier)
     console.print(f"{settings.name}, tier {tier}, {size[2]} x {size[0]}x{size[1]}", highlight=False)
     console.print(describe_plans(sizes, budgets, workload), highlight=False, markup=False, soft_wrap=True)
 

@@ -64,7 +64,10 @@ class Autoencoder:
         # 16-bit convolutions run on tensor cores in this layout; in float32 it would change the order of sums for nothing.
         self._decode_layout = torch.contiguous_format if decode_dtype == torch.float32 else torch.channels_last
         self._module.decoder.to(memory_format=self._decode_layout)
-        self.set_tiles(tile_side)
+        self._check_tiles(tile_side)
+        self._encode_tile = self._decode_tile = tile_side
+        settings = f"{scale_factor} {shift_factor} {encode_dtype} {tile_side}"
+        self.identity = fingerprint([module.encoder], settings)
         self._part = MovablePart("autoencoder", [module])
 
     @property
@@ -84,26 +87,14 @@ class Autoencoder:
         module.to(device)
         return self
 
-    def set_tiles(self, tile_side: int | None) -> None:
-        """Choose the tiles from now on.
-
-        Args:
-            tile_side: see the class; what is encoded in tiles is another answer, so the identity changes.
+    def decode_in_tiles(self, tile_side: int) -> None:
+        """Decode larger images in tiles of at most so many pixels from now on; how images are encoded does not change.
 
         Raises:
             ValueError: not a positive multiple of four latent cells (32 pixels).
         """
-        # Tiles overlap by a quarter, which has to fall on whole latent cells.
-        step = 4 * self.downscale
-        if tile_side is not None and (tile_side < step or tile_side % step):
-            raise ValueError(f"tile_side must be a positive multiple of {step}, got {tile_side}")
-        self.tile_side = tile_side
-        self._module.use_tiling = tile_side is not None
-        if tile_side is not None:
-            self._module.tile_sample_min_size = tile_side
-            self._module.tile_latent_min_size = tile_side // self.downscale
-        settings = f"{self.scale_factor} {self.shift_factor} {self._encode_dtype} {tile_side}"
-        self.identity = fingerprint([self._module.encoder], settings)
+        self._check_tiles(tile_side)
+        self._decode_tile = tile_side if self._decode_tile is None else min(tile_side, self._decode_tile)
 
     def hash_pixels(self, pixels: Tensor, sample_seed: int | None = None) -> str:
         """Hash pixels as read by this encoder: the cache's key."""
@@ -125,6 +116,7 @@ class Autoencoder:
             ValueError: pixels of another shape or range.
         """
         self._check_pixels(pixels)
+        self._use_tiles(self._encode_tile)
         with self._part.running():
             device = next(self._module.encoder.parameters()).device
             posterior = self._module.encode(pixels.to(device, self._encode_dtype), return_dict=True).latent_dist
@@ -149,6 +141,7 @@ class Autoencoder:
         """
         if latents.ndim != 4 or latents.shape[1] != self.latent_channels or 0 in latents.shape:
             raise ValueError(f"latents must have shape [n, {self.latent_channels}, h/8, w/8], got {list(latents.shape)}")
+        self._use_tiles(self._decode_tile)
         pictures = []
         with self._part.running():
             device = next(self._module.decoder.parameters()).device
@@ -168,3 +161,15 @@ class Autoencoder:
         largest = float(pixels.abs().amax())
         if not largest <= _LARGEST_PIXEL:
             raise ValueError(f"pixels must lie in -1..1, the largest magnitude is {largest:g}")
+
+    def _check_tiles(self, tile_side: int | None) -> None:
+        # Tiles overlap by a quarter, which has to fall on whole latent cells.
+        step = 4 * self.downscale
+        if tile_side is not None and (tile_side < step or tile_side % step):
+            raise ValueError(f"tile_side must be a positive multiple of {step}, got {tile_side}")
+
+    def _use_tiles(self, tile_side: int | None) -> None:
+        self._module.use_tiling = tile_side is not None
+        if tile_side is not None:
+            self._module.tile_sample_min_size = tile_side
+            self._module.tile_latent_min_size = tile_side // self.downscale

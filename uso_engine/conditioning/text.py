@@ -139,7 +139,7 @@ class TextEncoders:
         self.pooled_width = int(clip.config.hidden_size)
         words = (self._t5_words, self._clip_words)
         self.identity = fingerprint([t5, clip], *(f"{entry.limit} {entry.definition}" for entry in words))
-        self._t5_part = MovablePart("T5", [t5], list(t5.encoder.block), _t5_working_bytes(t5, t5_max_length))
+        self._t5_part = MovablePart("T5", [t5], list(t5.encoder.block))
         # Some releases of transformers 5 hold the layers one level deeper.
         tower = getattr(clip, "text_model", clip)
         self._clip_part = MovablePart("CLIP", [clip], list(tower.encoder.layers), _clip_working_bytes(clip, clip_max_length))
@@ -198,6 +198,8 @@ class TextEncoders:
     @property
     def parts(self) -> tuple[MovablePart, ...]:
         """Both encoders, for whoever moves them."""
+        # T5 may have been quantised since.
+        self._t5_part.working_bytes = _t5_working_bytes(self._t5, self._t5_words.limit)
         return self._t5_part, self._clip_part
 
     def to(self, device: torch.device | str) -> TextEncoders:

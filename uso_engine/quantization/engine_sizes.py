@@ -202,6 +202,7 @@ def engine_sizes(
     kinds: Mapping[str, Kind],
     *,
     text_encoder: TextPrecision = "bf16",
+    dtype: torch.dtype = torch.bfloat16,
     models: PublicModels | None = None,
 ) -> EngineSizes:
     """Sizes of an engine for FLUX.1-dev and the public models around it.
@@ -210,26 +211,30 @@ def engine_sizes(
         params: the transformer's sizes.
         kinds: form of its matrices; {} for bf16.
         text_encoder: how T5's matrices are kept.
+        dtype: of what stays in floating point in transformer, projector and text encoders.
         models: other models' sizes.
     """
     public = models if models is not None else PublicModels()
-    t5_bytes = 2 * public.t5_matrices if text_encoder == "bf16" else public.t5_matrices + 4 * public.t5_outputs
-    t5_scratch = 0 if text_encoder == "bf16" else 2 * 4096 * 10240
+    size = dtype.itemsize
+    t5_bytes = size * public.t5_matrices if text_encoder == "bf16" else public.t5_matrices + 4 * public.t5_outputs
+    t5_scratch = 0 if text_encoder == "bf16" else size * 4096 * 10240
     tokens, width, style_tokens = public.projector_params
     with torch.device("meta"):
         projector = StyleProjector(
             vision_tokens=tokens, vision_width=width, style_tokens=style_tokens, hidden_size=params.hidden_size
         )
-    projector_bytes = 2 * sum(parameter.numel() for parameter in projector.parameters())
+    projector_bytes = size * sum(parameter.numel() for parameter in projector.parameters())
     components = (
         ComponentSizes(
             "T5",
-            t5_bytes + 2 * public.t5_others,
-            2 * public.t5_others,
-            public.t5_block * (2 if text_encoder == "bf16" else 1),
-            330_000_000 + t5_scratch,
+            t5_bytes + size * public.t5_others,
+            size * public.t5_others,
+            public.t5_block * (size if text_encoder == "bf16" else 1),
+            165_000_000 * size + t5_scratch,
         ),
-        ComponentSizes("CLIP", 2 * public.clip, 2 * (public.clip - 12 * public.clip_block), 2 * public.clip_block, 20_000_000),
+        ComponentSizes(
+            "CLIP", size * public.clip, size * (public.clip - 12 * public.clip_block), size * public.clip_block, 20_000_000
+        ),
         ComponentSizes(
             "SigLIP and projector",
             4 * public.vision + projector_bytes,
@@ -246,4 +251,4 @@ def engine_sizes(
             170_000_000,
         ),
     )
-    return EngineSizes(transformer_sizes(params, kinds), {component.name: component for component in components})
+    return EngineSizes(transformer_sizes(params, kinds, dtype=dtype), {component.name: component for component in components})

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from uso_engine.errors import MemoryBudgetError
+
 _ALIGNMENT = 256
 
 
@@ -57,7 +59,11 @@ class HostCopy:
                 end += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
             self._places.append(_Place(owner, name, tensor, offsets[id(tensor)]))
             tensors.append(tensor)
-        self.memory = torch.empty(end, dtype=torch.uint8, pin_memory=pinned)
+        try:
+            self.memory = torch.empty(end, dtype=torch.uint8, pin_memory=pinned)
+        except RuntimeError as error:
+            kind = "pinned host memory" if pinned else "host memory"
+            raise MemoryBudgetError(f"no {end / 2**30:.2f} GiB of {kind} for weights that find no room on the GPU") from error
         for place, tensor in zip(self._places, tensors, strict=True):
             place.view(self.memory).copy_(tensor)
         self.rest()

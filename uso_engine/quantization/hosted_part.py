@@ -39,10 +39,19 @@ class HostedPart:
         memory = torch.empty(self._rest.size_bytes, dtype=torch.uint8, device=self.device)
         memory.copy_(self._rest.memory, non_blocking=True)
         self._moved += memory.nbytes
-        self._rest.run_from(memory)
         try:
+            self._rest.run_from(memory)
             yield
         finally:
             self._rest.rest()
+            del memory
             if self._stream is not None:
                 self._stream.release()
+            if self.device.type == "cuda":
+                # What the allocator keeps of this part would stand in the way of the next.
+                torch.cuda.empty_cache()
+
+    def remove(self) -> None:
+        """Stop streaming layers; everything stays on the host."""
+        if self._stream is not None:
+            self._stream.remove()

@@ -15,10 +15,8 @@ from uso_engine.model.transformer import Transformer
 
 from .host_copy import HostCopy
 from .layer_kinds import is_modulation
-from .memory_phases import MODULATION
+from .memory_phases import BUFFERS, MODULATION
 from .memory_plan import MemoryPlan
-
-_BUFFERS = 2
 
 
 class _Buffer:
@@ -81,13 +79,17 @@ class LayerStream:
         if self._copies is not None:
             self._copies.synchronize()
             torch.cuda.current_stream(self.device).synchronize()
+        # An interrupted layer never reached its hook; its tensors must not keep a buffer alive.
+        for layer in self._layers:
+            layer.rest()
         self._buffers = []
 
     def take_over(self) -> None:
         """Let what others have put into the layers since be what is streamed from now on."""
-        self.release()
+        # Before the buffers go: letting go of them puts the host's tensors back into the layers.
         for layer in self._layers:
             layer.take_over()
+        self.release()
 
     def remove(self) -> None:
         """Stop streaming; the layers stay on the host."""
@@ -99,7 +101,7 @@ class LayerStream:
         def bring(module: nn.Module, arguments: object) -> None:
             if not self._buffers:
                 size = max(layer.size_bytes for layer in self._layers)
-                count = min(_BUFFERS, len(self._layers))
+                count = min(BUFFERS, len(self._layers))
                 self._buffers = [_Buffer(size, self.device) for _ in range(count)]
                 if self._copies is not None:
                     # The allocator may hand out memory that work already queued on this stream still reads.
@@ -136,6 +138,8 @@ class LayerStream:
 
     def _fetch(self, index: int, buffer: _Buffer) -> _Buffer:
         source = self._layers[index].memory
+        # Interrupted between here and the end, a buffer holds no layer.
+        buffer.holds = None
         if self._copies is None:
             buffer.memory[: source.nbytes].copy_(source)
         else:

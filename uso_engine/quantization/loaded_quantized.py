@@ -102,4 +102,6 @@ class LoadedQuantizedTransformer:
             progress=progress,
         )
         for key, tensor in tensors:
-            put(self.module, key, tensor)
+            # Computed where the model runs, kept where the old one lies: a streamed layer's must not pile up on the GPU.
+            path, _, name = key.rpartition(".")
+            put(self.module, key, tensor.to(getattr(self.module.get_submodule(path), name).device))

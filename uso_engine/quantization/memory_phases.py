@@ -21,7 +21,7 @@ RESERVE_BYTES = GIB
 MODULATION = "modulation linears"
 """Name of the part."""
 
-_BUFFERS = 2
+BUFFERS = 2
 """Layers of a streamed part on the GPU at once: the one that runs and the next on its way."""
 
 
@@ -56,7 +56,7 @@ def block_bytes(choice: Choice, transformer: TransformerSizes) -> int:
 def block_buffers(choice: Choice, transformer: TransformerSizes) -> int:
     """Bytes on the GPU through which blocks are streamed: every buffer takes the largest of them."""
     blocks = _streamed_blocks(choice, transformer)
-    return min(_BUFFERS, len(blocks)) * max(blocks, default=0)
+    return min(BUFFERS, len(blocks)) * max(blocks, default=0)
 
 
 def phases_of(choice: Choice, sizes: EngineSizes, work: Workload) -> list[Phase]:
@@ -68,12 +68,14 @@ def phases_of(choice: Choice, sizes: EngineSizes, work: Workload) -> list[Phase]
         part = sizes.components.get(name)
         if part is None:
             return 0
-        moved = part.fixed_bytes + _BUFFERS * part.largest_layer_bytes if name in choice.streamed else 0
+        moved = part.fixed_bytes + BUFFERS * part.largest_layer_bytes if name in choice.streamed else 0
         return moved + part.working_bytes
 
-    modulation = _BUFFERS * max(transformer.modulation) if MODULATION in choice.streamed else 0
+    modulation = BUFFERS * max(transformer.modulation) if MODULATION in choice.streamed else 0
     width = transformer.hidden_size * transformer.itemsize
-    table = work.sequences * work.steps * transformer.vectors * width
+    # Images of one prompt share a table; a step gathers its rows for every sequence.
+    prompts = 2 if work.negative else 1
+    table = (prompts * work.steps + work.sequences) * transformer.vectors * width
     activations = ROW_WIDTHS * work.rows * width + transformer.scratch
     pixels = work.width * work.height
     if choice.tile_side is not None:
