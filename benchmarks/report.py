@@ -16,6 +16,7 @@ from typing import Any
 from uso_engine.model.params import TransformerParams
 
 from .measure import RESULTS
+from .quality import quality_table, training_table
 from .roofline import GPUS, Tokens, floor_ms, memory_bytes, step_flops
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -163,10 +164,13 @@ TABLES: dict[str, Callable[[list[Record]], str]] = {
     "tiers": tier_table,
     "kernels": kernel_table,
     "faithfulness": faithfulness_table,
+    "quality": lambda records: quality_table(),
+    "training": lambda records: training_table(),
 }
 DOCUMENTS = {
     "docs/performance.md": ("roofline", "memory", "ladder", "step", "tiers", "kernels"),
     "docs/faithfulness.md": ("faithfulness",),
+    "docs/quality.md": ("quality", "training"),
     "README.md": ("step", "ladder"),
 }
 """Which tables stand in which document."""

@@ -94,6 +94,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=1200)
     parser.add_argument("--peak", type=float, default=3e-3)
+    parser.add_argument("--batch", type=int, default=8, help="crops a step; whole pictures, at the end, are half as many")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.manual_seed(options.seed)
@@ -107,7 +108,9 @@ def main() -> None:
     run = Run(options.out, options.seconds, options.peak, {"autoencoder": model}, optimizer)
     for step in run.steps():
         late = run.progress > 0.85
-        pixels = _crops(rng, [arrays[0], arrays[0], arrays[1]], 2 if late else 4, 128 if late else 64)
+        pixels = _crops(
+            rng, [arrays[0], arrays[0], arrays[1]], options.batch // 2 if late else options.batch, 128 if late else 64
+        )
         with torch.autocast("cpu", torch.bfloat16):
             latent = model.encode(pixels).latent_dist
             decoded = model.decode(latent.sample()).sample.float()
@@ -121,7 +124,7 @@ def main() -> None:
         optimizer.step()
         if step % 50 == 0:
             run.log(loss=loss.item(), mse=mse.item(), rate=rate.item())
-        if step % 500 == 499:
+        if step % 1000 == 999:
             averaged = build_autoencoder()
             averaged.load_state_dict(run.average["autoencoder"])
             run.log(held_out_psnr_db=psnr(averaged.eval(), to_pixels(held_out)))

@@ -53,12 +53,13 @@ def _encode(pictures: npt.NDArray[np.uint8], model: torch.nn.Module) -> npt.NDAr
     return np.asarray(torch.cat(means).float())
 
 
-def write_latents(data: Path, autoencoder: Path, count: int) -> None:
+def write_latents(data: Path, autoencoder: Path, count: int | None = None) -> None:
     """Writes scaled and shifted latents of targets and contents, float16 [n, 16, 16, 16], and ``latents.json``.
 
     Training may begin once ``latents.json`` is there: it says how many samples are done.
     """
     samples = read_samples(data)
+    count = len(samples.modes) if count is None else count
     model = load_autoencoder(autoencoder)
     shape = (len(samples.modes), 16, 16, 16)
     latents = {
@@ -83,7 +84,7 @@ def main() -> None:
     parser.add_argument("--part", choices=("levels", "latents"), required=True)
     parser.add_argument("--vision", type=Path)
     parser.add_argument("--autoencoder", type=Path)
-    parser.add_argument("--count", type=int, default=8_000)
+    parser.add_argument("--count", type=int, default=None, help="samples whose latents are written; by default all")
     options = parser.parse_args()
     if options.part == "levels":
         write_levels(options.data, options.vision)

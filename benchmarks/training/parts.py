@@ -23,11 +23,11 @@ EMBEDDED = Path("uso_engine/embedded/uso-tiny")
 PARAMS = TransformerParams(
     vec_in_dim=64,
     context_in_dim=64,
-    hidden_size=128,
+    hidden_size=192,
     mlp_ratio=3.0,
-    num_heads=2,
+    num_heads=3,
     depth=2,
-    depth_single_blocks=3,
+    depth_single_blocks=2,
     axes_dim=(16, 24, 24),
 )
 STYLE_TOKENS = 4
@@ -67,6 +67,12 @@ class Parts(nn.ModuleDict):
         chosen = {id(parameter) for parameter in inside}
         rest = [parameter for parameter in self.parameters() if id(parameter) not in chosen]
         return [{"params": inside}, {"params": rest, "adam": True, "factor": 0.5}]
+
+    def forget_guidance(self) -> None:
+        """Gives the guidance input fresh weights whose answer is zero: the flow stage has taught it to be ignored."""
+        guidance_in = self["transformer"].guidance_in
+        _start(guidance_in)  # type: ignore[arg-type]
+        nn.init.zeros_(guidance_in.out_layer.weight)  # type: ignore[union-attr, arg-type]
 
 
 def _start(module: nn.Module) -> None:

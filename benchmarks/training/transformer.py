@@ -113,7 +113,7 @@ def train(rank: int, options: argparse.Namespace) -> None:
     parts = Parts()
     optimizer = Muon(parts.parameter_groups(), options.peak)
     run = Run(
-        options.out, options.seconds, options.peak, {"parts": parts}, optimizer, 150.0, writes=rank == 0, agree=first_seconds
+        options.out, options.seconds, options.peak, {"parts": parts}, optimizer, 300.0, writes=rank == 0, agree=first_seconds
     )
     rng = np.random.default_rng((options.seed, rank, run.step))
     data = TrainingSet(options.data)
@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=4200)
     parser.add_argument("--peak", type=float, default=3e-3)
-    parser.add_argument("--batch", type=int, default=16, help="images per process and step")
+    parser.add_argument("--batch", type=int, default=24, help="images per process and step")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     start_processes(train, parser.parse_args())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,7 +24,7 @@ def evaluate(
     tiers: Annotated[str, typer.Option(help="Precision tiers, separated by commas; the first one runs every row.")] = "bf16",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     changes: Annotated[bool, typer.Option(help="Also drop and exchange every input.")] = True,
-    output: Annotated[Path | None, typer.Option(help="Folder for report.json, report.md and grid.png.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for report.json, report.md and grid.jpg.")] = None,
 ) -> None:
     """Judge a configuration on drawings it was not trained on, by classifiers that only ever saw drawings.
 
@@ -32,7 +33,7 @@ def evaluate(
     from uso_engine.config import PrecisionConfig, load_config
     from uso_engine.engine import USOEngine
     from uso_engine.evaluation.evaluate import evaluate as run
-    from uso_engine.evaluation.evaluate import standard_variations
+    from uso_engine.evaluation.evaluate import measure_autoencoder, standard_variations
 
     loaded = load_config(config)
     engines: list[tuple[str, USOEngine]] = []
@@ -48,6 +49,7 @@ def evaluate(
                 variations=standard_variations(changes=changes),
                 progress=lambda row, done, of: status.update(f"{row}: {done} of {of}"),
             )
+            report = replace(report, autoencoder_psnr_db=measure_autoencoder(engines[0][1], report.drawings))
     finally:
         for _, engine in engines:
             engine.close()
@@ -57,5 +59,5 @@ def evaluate(
         output.mkdir(parents=True, exist_ok=True)
         (output / "report.json").write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
         (output / "report.md").write_text(table + "\n", encoding="utf-8")
-        report.to_grid().save(output / "grid.png")
+        report.to_grid().save(output / "grid.jpg", quality=90)
         console.print(f"written to {output}", highlight=False, soft_wrap=True)

@@ -17,6 +17,7 @@ from PIL import Image
 from uso_engine.evaluation.captions import PLACE_WORDS, STYLE_WORDS
 from uso_engine.evaluation.classifiers import Classifiers, load_classifiers, read_picture
 from uso_engine.evaluation.drawings import KINDS, PLACE_NAMES, STYLE_NAMES, Triplet, draw_triplet, render
+from uso_engine.imaging.pixels import from_pixels, to_pixels
 
 if TYPE_CHECKING:
     from uso_engine.engine import USOEngine
@@ -86,12 +87,14 @@ class Report:
         drawings: content, style and true target picture of each.
         drawn: accuracy of the classifiers on the true targets: what a perfect model would get.
         rows: the variations.
+        autoencoder_psnr_db: what is left of content and target drawings after encoding and decoding; empty if not measured.
     """
 
     triplets: tuple[Triplet, ...]
     drawings: tuple[tuple[Image.Image, Image.Image, Image.Image], ...] = field(repr=False)
     drawn: dict[str, float]
     rows: tuple[Row, ...]
+    autoencoder_psnr_db: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
         """Plain data, without the pictures."""
@@ -106,7 +109,9 @@ class Report:
             for row in self.rows
         ]
         chance = {aspect: round(share, 4) for aspect, share in CHANCE.items()}
-        return {"triplets": len(self.triplets), "chance": chance, "true_drawings": self.drawn, "rows": rows}
+        autoencoder = {name: round(value, 2) for name, value in self.autoencoder_psnr_db.items()}
+        head = {"triplets": len(self.triplets), "chance": chance, "true_drawings": self.drawn}
+        return {**head, "autoencoder_psnr_db": autoencoder, "rows": rows}
 
     def to_table(self) -> str:
         """A Markdown table."""
@@ -117,7 +122,11 @@ class Report:
             lines.append(f"| {row.variation.name} | {row.tier} | {row.variation.steps} | {shares} | {psnr} |")
         drawn = " | ".join(f"{100 * self.drawn[aspect]:.0f} %" for aspect in ASPECTS)
         chance = " | ".join(f"{100 * CHANCE[aspect]:.0f} %" for aspect in ASPECTS)
-        return "\n".join([*lines, f"| the true drawings | | | {drawn} | |", f"| chance | | | {chance} | |"])
+        lines += [f"| the true drawings | | | {drawn} | |", f"| chance | | | {chance} | |"]
+        if self.autoencoder_psnr_db:
+            values = ", ".join(f"{value:.1f} dB on {name} drawings" for name, value in self.autoencoder_psnr_db.items())
+            lines += ["", f"Autoencoder, encoding and decoding: {values}."]
+        return "\n".join(lines)
 
     def to_grid(self, columns: int = 10) -> Image.Image:
         """Content, style and target drawings over every row's pictures, one triplet a column."""
@@ -200,6 +209,21 @@ def evaluate(
     return Report(triplets, drawings, drawn, tuple(rows))
 
 
+def measure_autoencoder(
+    engine: USOEngine, drawings: Sequence[tuple[Image.Image, Image.Image, Image.Image]]
+) -> dict[str, float]:
+    """Mean PSNR in dB of content and target drawings after encoding and decoding."""
+    pipeline = engine.pipeline
+    found = {}
+    for name, place in (("content", 0), ("target", 2)):
+        originals = [drawing[place] for drawing in drawings]
+        decoded = [
+            from_pixels(pipeline.decode(pipeline.autoencoder.encode(to_pixels(original))[None]))[0] for original in originals
+        ]
+        found[name] = sum(_psnr(a, b) for a, b in zip(decoded, originals, strict=True)) / len(originals)
+    return found
+
+
 def _generate(
     engine: USOEngine,
     variation: Variation,
@@ -257,8 +281,9 @@ def _accuracy(classifiers: Classifiers, pictures: Sequence[Image.Image], triplet
 def _mean_psnr(pictures: Sequence[Image.Image], base: Sequence[Image.Image] | None) -> float | None:
     if base is None:
         return None
-    values = []
-    for picture, other in zip(pictures, base, strict=True):
-        a, b = (torch.from_numpy(np.array(image)).float() for image in (picture, other))
-        values.append(float(10 * torch.log10(255**2 / (a - b).square().mean().clamp_min(1e-3))))
-    return sum(values) / len(values)
+    return sum(_psnr(picture, other) for picture, other in zip(pictures, base, strict=True)) / len(pictures)
+
+
+def _psnr(picture: Image.Image, other: Image.Image) -> float:
+    a, b = (torch.from_numpy(np.array(image)).float() for image in (picture, other))
+    return float(10 * torch.log10(255**2 / (a - b).square().mean().clamp_min(1e-3)))
