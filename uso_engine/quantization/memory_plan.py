@@ -71,7 +71,10 @@ class MemoryPlan:
         return Phase(highest.name, highest.peak_bytes + RESERVE_BYTES)
 
     def __str__(self) -> str:
-        lines = [f"budget {_gib(self.budget_bytes)}: {'fits' if self.fits else 'too small'}, peak {_gib(self.peak_bytes)}"]
+        verdict = "fits" if self.fits else "too small"
+        lines = [
+            f"budget {_gib(self.budget_bytes)}: {verdict}, peak {_gib(self.peak_bytes)}, {_gib(RESERVE_BYTES)} of it kept free"
+        ]
         lines += [f"  {problem}" for problem in self.problems]
         if not self.fits:
             return "\n".join(lines)
@@ -119,7 +122,7 @@ def plan_memory(
     smallest = _smallest(sizes)
     plan = _plan(smallest, sizes, work, budget_bytes, pcie_bytes_per_s)
     problems = tuple(
-        f"{phase.name} needs {_gib(phase.peak_bytes + RESERVE_BYTES)} even with everything streamed"
+        f"{phase.name} needs {(phase.peak_bytes + RESERVE_BYTES) / GIB:.3f} GiB even with everything streamed"
         for phase in plan.phases
         if phase.peak_bytes > usable
     )
@@ -203,7 +206,7 @@ def describe_plans(sizes: EngineSizes, budgets_gib: Sequence[float] = (24, 16, 1
 
 
 def _gib(size: int) -> str:
-    return f"{size / GIB:.1f} GiB"
+    return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
 
 
 def _listed(parts: dict[str, int]) -> str:
