@@ -113,6 +113,22 @@ def test_tiles_change_only_large_images(module: AutoencoderKL, tmp_path: Path) -
     assert torch.equal(untiled.encode(pixels(48, 80)), expected)
 
 
+def test_tiles_for_decoding_alone_leave_encoding_as_it_was(module: AutoencoderKL) -> None:
+    plain, other = (Autoencoder(module, scale_factor=0.3611, shift_factor=0.1159) for _ in range(2))
+    whole, latent = plain.encode(pixels(48, 80)), latents(1, 6, 10)
+    expected = plain.decode(latent)
+    other.decode_in_tiles(32)
+    assert torch.equal(other.encode(pixels(48, 80)), whole)
+    assert other.identity == plain.identity
+    assert not torch.equal(other.decode(latent), expected)
+    tiled = other.decode(latent)
+    # A configuration's smaller tiles stay.
+    other.decode_in_tiles(64)
+    assert torch.equal(other.decode(latent), tiled)
+    with pytest.raises(ValueError, match="tile_side must be a positive multiple of 32, got 40"):
+        other.decode_in_tiles(40)
+
+
 @pytest.mark.parametrize("side", [0, -32, 16, 48])
 def test_refuses_tiles_that_do_not_meet_on_latent_cells(module: AutoencoderKL, side: int) -> None:
     with pytest.raises(ValueError, match=f"tile_side must be a positive multiple of 32, got {side}"):

@@ -50,6 +50,14 @@ def test_streamed_weights_make_the_same_pictures(engines: tuple[USOEngine, USOEn
     assert difference(engines, num_images=3) <= 8
 
 
+def test_cached_conditions_wait_on_the_host(engines: tuple[USOEngine, USOEngine]) -> None:
+    plain, planned = engines
+    assert (plain.encode_prompt("a fish").tokens.device.type, planned.encode_prompt("a fish").tokens.device.type) == (
+        "cuda",
+        "cpu",
+    )
+
+
 def test_previews_while_blocks_are_streamed(engines: tuple[USOEngine, USOEngine]) -> None:
     planned = engines[1]
     expected = planned.generate(**REQUEST, **pictures()).images[0].tobytes()
