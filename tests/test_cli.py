@@ -14,6 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import uso_engine.cli.configs
+import uso_engine.cli.evaluate
 import uso_engine.cli.generate
 import uso_engine.cli.info
 import uso_engine.cli.verify  # noqa: F401  each adds its commands
@@ -120,8 +121,9 @@ def test_batch_keeps_what_was_finished(pictures: tuple[str, str], tmp_path: Path
         (("--prompt", "x", "--config", "uso-flux-dev"), 1, "uso-engine download"),
         (("--prompt", "x", "--device", "cuda:77"), 1, "cuda:77"),
         (("--prompt", "x", "--memory-budget", "0.5"), 1, "uso-tiny does not fit into 0.5 GiB"),
-        (("--prompt", "x", "--memory-budget", "-1"), 2, "memory_budget_gib must be a positive number"),
+        (("--prompt", "x", "--memory-budget", "-1"), 2, "memory_budget_gib must be a number of GiB"),
         (("--batch", "no-such.jsonl"), 1, "no file of requests"),
+        (("--prompt", "x", "--device", "meta"), 1, "the engine runs on 'cpu', 'cuda'"),
         (("--wrong-flag",), 2, "No such option"),
     ],
 )
@@ -188,6 +190,24 @@ def test_info_says_what_there_is() -> None:
     assert code == 0, printed
     for word in ("torch", "triton", "device", "kernels", "attention chunked", "FLUX.1-dev in int4"):
         assert word in printed
+
+
+def test_info_refuses_what_nobody_has() -> None:
+    for arguments in (("--budget", "nan"), ("--budget", "inf"), ("--budget", "1e-9"), ("--num-images", "0"), ("--width", "0")):
+        code, printed = run("info", "uso-flux-dev-int4", *arguments)
+        assert (code, arguments[0] in printed, "Traceback" in printed) == (2, True, False), printed
+
+
+def test_evaluate_looks_at_its_output_first(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file", tmp_path / "file" / "inside"):
+        code, printed = run("evaluate", "--count", "2", "--output", str(output))
+        assert (code, "cannot write to" in printed, "Traceback" in printed, "everything given" in printed) == (
+            1,
+            True,
+            False,
+            False,
+        )
 
 
 def test_verify_needs_cases(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ LAYERS = (
     {"imaging", "conditioning", "sampling", "weights", "quantization", "safety"},
     {"config", "request", "request_fields", "request_messages", "response", "result"},
     {"transformer_loading", "placement", "assembly", "pipeline", "generation", "research"}
-    | {"diffusers_call", "engine", "download"},
+    | {"diffusers_call", "engine", "download", "turn"},
     {"verification", "evaluation", "comparison", "embedded", "serving"},
     {"cli", "__init__"},
 )

@@ -205,5 +205,5 @@ def test_budget_too_small_says_why() -> None:
 
 def test_description_has_a_plan_for_each_budget() -> None:
     text = describe_plans(flux("int4"), (24, 2))
-    assert text.startswith("transformer 4.84 GB without modulation linears (3.25 GB)")
+    assert text.startswith("transformer 4.84 GB without modulation linears (3.25 GB); parts around it: the public models")
     assert "budget 24.0 GiB: fits" in text and "budget 2.0 GiB: too small" in text

@@ -126,9 +126,9 @@ def test_a_budget_too_small_is_an_error_before_anything_is_read(tmp_path: Path) 
     config = load_config("uso-flux-dev").model_copy(update={"base_folder": tmp_path})
     with pytest.raises(MemoryBudgetError, match=r"uso-flux-dev does not fit into 1\.5 GiB: .*denoising needs"):
         USOEngine.from_config(config, device="cpu", memory_budget_gib=1.5)
-    for wrong in (0, -1, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="memory_budget_gib must be a positive number"):
-            USOEngine.from_config("uso-tiny", device="cpu", memory_budget_gib=wrong)
+    for wrong in (0, -1, float("nan"), float("inf"), 1e300, "3", True):
+        with pytest.raises(ValueError, match=r"memory_budget_gib must be a number of GiB from 0\.001 to 1e\+06, got"):
+            USOEngine.from_config("uso-tiny", device="cpu", memory_budget_gib=wrong)  # type: ignore[arg-type]
     # The transformer alone would fit; with its encoders measured it does not.
     with pytest.raises(MemoryBudgetError, match=r"uso-tiny does not fit"):
         USOEngine.from_config("uso-tiny", device="cpu", memory_budget_gib=1.004)
@@ -139,6 +139,8 @@ def test_a_request_over_the_budget_is_refused_before_it_runs(pictures: dict[str,
         large = {**REQUEST, **pictures, "image_size": {"width": 512, "height": 512}}
         with pytest.raises(MemoryBudgetError, match=r"1 x 512x512 with 1 content and 1 style images needs .*smaller size"):
             engine.generate(**large)
+        with pytest.raises(MemoryBudgetError, match=r"\(content\), .* ask for a smaller content_long_side"):
+            engine.generate(**REQUEST, **pictures, content_long_side=1024)
         assert engine.cache_statistics()["prompt"].misses == 0
         placement = placement_of(engine)
         one, four = (
@@ -199,17 +201,39 @@ def test_a_closed_engine_brings_nothing_any_more() -> None:
     assert not module.double_blocks[0]._forward_pre_hooks and not encoder.encoder.block[0]._forward_pre_hooks
 
 
-def test_plans_count_what_research_options_bring(pictures: dict[str, Any]) -> None:
+def test_plans_count_what_research_options_bring(pictures: dict[str, Any], tmp_path: Path) -> None:
     with USOEngine.from_config("uso-tiny", device="cpu", memory_budget_gib=4) as engine:
         pipeline = engine.pipeline
         style = engine.encode_style(pictures["images"][1])
         request = engine.request_type(prompt="x", num_images=2, negative_prompt="y")
         long = replace(style, tokens=style.tokens.repeat(10, 1))
-        options = ResearchOptions(sigmas=tuple(1 - i / 100 for i in range(101)), style_tokens=(long,))
+        long.save(tmp_path / "style.safetensors")
+        embedding = engine.encode_prompt("x")
+        wide = replace(embedding, tokens=embedding.tokens.repeat(3, 1))
+        wide.save(tmp_path / "prompt.safetensors")
+        options = ResearchOptions(
+            sigmas=tuple(1 - i / 100 for i in range(101)),
+            style_tokens=(long, tmp_path / "style.safetensors"),
+            prompt_embedding=tmp_path / "prompt.safetensors",
+        )
         work = workload(pipeline, request, options, Pictures((), ()), (64, 64))
     assert (work.steps, work.images, work.negative, work.sequences) == (100, 2, True, 4)
     assert (work.contents, work.styles) == (0, 0)
-    assert work.text_tokens == 20 + len(long.tokens)
+    assert work.text_tokens == 3 * 20 + 2 * len(long.tokens)
+
+
+def test_plans_know_the_tiles_of_the_configuration() -> None:
+    loaded = load_config("uso-tiny")
+    assert loaded.autoencoder is not None
+    autoencoder = loaded.autoencoder.model_copy(update={"tile_side": 64})
+    peaks = []
+    for config in (loaded, loaded.model_copy(update={"autoencoder": autoencoder})):
+        with USOEngine.from_config(config, device="cpu", memory_budget_gib=4) as engine:
+            placement = placement_of(engine)
+            large = replace(placement.usual, width=512, height=512, content_side=512)
+            peaks.append(placement.plan.peak_for(placement.sizes, large))
+    assert [peak.name for peak in peaks] == ["decoding", "denoising"]
+    assert peaks[1].peak_bytes < peaks[0].peak_bytes
 
 
 def test_quantised_text_encoders_need_scratch() -> None:

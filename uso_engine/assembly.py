@@ -202,6 +202,8 @@ def check_device(device: torch.device | str) -> torch.device:
         found = torch.device(device)
     except RuntimeError as error:
         raise BackendError(f"{device!r} is not a device: expected 'cpu', 'cuda' or 'cuda:0'") from error
+    if found.type not in ("cpu", "cuda"):
+        raise BackendError(f"device {device!r} was asked for; the engine runs on 'cpu', 'cuda' or 'cuda:0'")
     if found.type == "cuda" and not torch.cuda.is_available():
         raise BackendError(f"device {device!r} was asked for, but torch {torch.__version__} sees no CUDA GPU")
     if found.type == "cuda" and found.index is not None and found.index >= torch.cuda.device_count():

@@ -173,7 +173,7 @@ class EngineConfig(Section):
     demonstration: bool = False
     model_name: str = "bytedance/uso"
     memory_budget_gib: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="GPU memory that may be used, in GiB; by default what the GPU has free"
+        None, ge=0.001, le=1e6, strict=True, description="GPU memory that may be used, in GiB; by default what the GPU has free"
     )
     transformer: TransformerConfig
     loras: tuple[LoRAConfig, ...] = ()

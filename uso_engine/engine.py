@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +29,7 @@ from .research import ResearchOptions
 from .result import GenerationResult
 from .sampling.denoiser import OnStep, Step
 from .transformer_loading import LoadProgress, read_loras
+from .turn import Turn
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -68,7 +68,7 @@ class USOEngine:
         self._pipeline: Pipeline | None = pipeline
         self._safety = safety
         self._image_limits = image_limits if image_limits is not None else ImageLimits()
-        self._turn = threading.Lock()
+        self._turn = Turn()
         limits, defaults = config.limits, config.defaults
         self.request_type: type[GenerationRequest] = request_model(
             SizeLimits(limits.min_side, limits.max_side, limits.max_pixels),

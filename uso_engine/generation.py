@@ -75,6 +75,22 @@ def open_pictures(request: GenerationRequest, options: ResearchOptions, limits: 
     return Pictures(tuple(contents), tuple(styles))
 
 
+def open_saved(pipeline: Pipeline, options: ResearchOptions) -> tuple[TextEmbedding | None, tuple[StyleTokens, ...]]:
+    """The prompt embedding and style tokens that were handed in, read from their files where they are paths.
+
+    Raises:
+        MissingFileError, CheckpointError: a file that is not there or does not fit the model.
+    """
+    params, text = pipeline.transformer.params, options.prompt_embedding
+    if isinstance(text, str | Path):
+        text = TextEmbedding.load(text, token_width=params.context_in_dim, pooled_width=params.vec_in_dim)
+    styles = (
+        StyleTokens.load(tokens, width=params.hidden_size) if isinstance(tokens, str | Path) else tokens
+        for tokens in options.style_tokens
+    )
+    return text, tuple(styles)
+
+
 def encode_conditions(
     pipeline: Pipeline, request: GenerationRequest, options: ResearchOptions, pictures: Pictures
 ) -> tuple[Conditions, Conditions | None, TextEmbedding]:
@@ -86,18 +102,9 @@ def encode_conditions(
     Raises:
         BackendError: the engine lacks an encoder that the request needs.
     """
-    params = pipeline.transformer.params
-    given = options.prompt_embedding
-    if given is None:
-        text = pipeline.encode_prompt(request.prompt)
-    elif isinstance(given, str | Path):
-        text = TextEmbedding.load(given, token_width=params.context_in_dim, pooled_width=params.vec_in_dim)
-    else:
-        text = given
-    styles = [pipeline.encode_style(image) for image in pictures.styles]
-    for tokens in options.style_tokens:
-        loaded = StyleTokens.load(tokens, width=params.hidden_size) if isinstance(tokens, str | Path) else tokens
-        styles.append(loaded)
+    saved_text, saved_styles = open_saved(pipeline, options)
+    text = pipeline.encode_prompt(request.prompt) if saved_text is None else saved_text
+    styles = [*(pipeline.encode_style(image) for image in pictures.styles), *saved_styles]
     contents = [
         pipeline.encode_content(
             to_pixels(resize_content(image, long_side=request.content_long_side)), sample_seed=options.posterior_seed
@@ -178,19 +185,19 @@ def workload(
 ) -> Workload:
     """What a request asks of the memory."""
     assert pipeline.placement is not None
-    usual, given = pipeline.placement.usual, options.prompt_embedding
-    saved = [tokens.tokens.shape[0] for tokens in options.style_tokens if isinstance(tokens, StyleTokens)]
-    text = given.tokens.shape[0] if isinstance(given, TextEmbedding) else usual.text_tokens
+    usual = pipeline.placement.usual
+    text, styles = open_saved(pipeline, options)
+    tokens = usual.text_tokens if text is None else len(text.tokens)
     return replace(
         usual,
-        text_tokens=text + sum(saved),
+        text_tokens=tokens + sum(len(style.tokens) for style in styles),
         width=size[0],
         height=size[1],
         images=request.num_images,
         steps=request.num_inference_steps if options.sigmas is None else len(options.sigmas) - 1,
         contents=len(pictures.contents),
         content_side=request.content_long_side,
-        styles=len(pictures.styles) + len(options.style_tokens) - len(saved),
+        styles=len(pictures.styles),
         negative=bool(request.negative_prompt) and request.true_cfg_scale != 1,
     )
 

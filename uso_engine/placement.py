@@ -26,11 +26,19 @@ from .quantization.engine_sizes import (
 )
 from .quantization.hosted_part import HostedPart
 from .quantization.layer_stream import place_transformer
-from .quantization.memory_phases import GIB, RESERVE_BYTES
+from .quantization.memory_phases import GIB, RESERVE_BYTES, budget_bytes
 from .quantization.memory_plan import MemoryPlan, plan_memory
 from .transformer_loading import FLOAT_TIERS, kinds_of
 
 logger = logging.getLogger(__name__)
+
+
+_ADVICE = {
+    "content": "ask for a smaller content_long_side",
+    "admission": "ask for fewer steps",
+    "denoising": "ask for a smaller size, fewer references or shorter conditions",
+}
+"""What makes a phase smaller."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +114,10 @@ class Placement:
         if peak.peak_bytes <= self.plan.budget_bytes:
             return
         fewer = [count for count in range(1, work.images) if self._fits(work, count)]
-        advice = f"; {max(fewer)} at a time would fit" if fewer else "; ask for a smaller size or raise the budget"
+        advice = f"{max(fewer)} at a time would fit" if fewer else _ADVICE.get(peak.name, "ask for a smaller size")
         raise MemoryBudgetError(
             f"{work.images} x {work.width}x{work.height} with {work.contents} content and {work.styles} style images needs "
-            f"{peak.peak_bytes / GIB:.2f} GiB ({peak.name}), memory_budget_gib is {self.plan.budget_bytes / GIB:g}{advice}"
+            f"{peak.peak_bytes / GIB:.2f} GiB ({peak.name}), memory_budget_gib is {self.plan.budget_bytes / GIB:g}; {advice}"
         )
 
     def end_denoising(self) -> None:
@@ -153,9 +161,7 @@ def find_budget(config: EngineConfig, tier: Tier, device: torch.device, asked_gi
         MemoryBudgetError: not even the transformer can be streamed within the budget.
     """
     if asked_gib is not None:
-        if not 0 < asked_gib < float("inf"):
-            raise ValueError(f"memory_budget_gib must be a positive number, got {asked_gib}")
-        budget = int(asked_gib * GIB)
+        budget = budget_bytes(asked_gib, "memory_budget_gib")
         _require_room(budget, device)
         # Known without loading anything; the parts around the transformer are measured once they are loaded.
         alone = EngineSizes(_transformer_sizes(config, tier), {}, 0, 0)
@@ -200,6 +206,7 @@ def place(
         {part.name: _component_sizes(part) for part in parts},
         encoder * AUTOENCODER_ENCODE_BYTES_PER_PIXEL,
         decoder * AUTOENCODER_DECODE_BYTES_PER_PIXEL,
+        None if autoencoder is None else autoencoder.tile_side,
     )
     usual = usual_workload(config)
     plan = plan_memory(budget.size_bytes, sizes, usual)

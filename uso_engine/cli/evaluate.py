@@ -32,9 +32,16 @@ def evaluate(
     """
     from uso_engine.config import PrecisionConfig, load_config
     from uso_engine.engine import USOEngine
+    from uso_engine.errors import OutputError
+    from uso_engine.evaluation.evaluate import draw_held_out, measure_autoencoder, standard_variations
     from uso_engine.evaluation.evaluate import evaluate as run
-    from uso_engine.evaluation.evaluate import measure_autoencoder, standard_variations
 
+    draw_held_out(count, seed)
+    if output is not None:
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot write to {output}: {error.strerror}") from error
     loaded = load_config(config)
     engines: list[tuple[str, USOEngine]] = []
     try:
@@ -56,7 +63,6 @@ def evaluate(
     table = report.to_table()
     console.print(table, highlight=False, soft_wrap=True, markup=False)
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
         (output / "report.json").write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
         (output / "report.md").write_text(table + "\n", encoding="utf-8")
         report.to_grid().save(output / "grid.jpg", quality=90)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import platform
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -75,14 +76,18 @@ def _tier_needs() -> dict[str, str]:
 def _plans(config: str, budgets: list[float], size: tuple[int, int, int]) -> None:
     """Print a configuration's memory plans; computed from sizes alone, so that no weights are needed."""
     from uso_engine.config import load_config
-    from uso_engine.placement import public_sizes
-    from uso_engine.quantization.engine_sizes import Workload
+    from uso_engine.placement import public_sizes, usual_workload
+    from uso_engine.quantization.memory_phases import budget_bytes
     from uso_engine.quantization.memory_plan import describe_plans
 
     settings = load_config(config)
-    if min(budgets) <= 0:
-        raise ValueError(f"--budget must be positive, got {min(budgets)}")
-    workload = Workload(width=size[0], height=size[1], images=size[2], steps=settings.defaults.steps)
+    for budget in budgets:
+        budget_bytes(budget, "--budget")
+    if min(size[:2]) < 16 or size[2] < 1:
+        raise ValueError(
+            f"--width and --height must be at least 16, --num-images at least 1, got {size[0]}, {size[1]}, {size[2]}"
+        )
+    workload = replace(usual_workload(settings), width=size[0], height=size[1], images=size[2])
     tier = settings.precision.tier
     sizes = public_sizes(settings, tier)
     console.print(f"{settings.name}, tier {tier}, {size[2]} x {size[0]}x{size[1]}", highlight=False)

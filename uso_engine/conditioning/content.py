@@ -76,6 +76,11 @@ class Autoencoder:
         return (self._part,)
 
     @property
+    def tile_side(self) -> int | None:
+        """The tiles that it was made with; a plan may decode in smaller ones."""
+        return self._encode_tile
+
+    @property
     def relative_working_size(self) -> tuple[float, float]:
         """Activations per pixel of encoder and decoder, FLUX's autoencoder in float32 being 1."""
         channels = int(self._module.config["block_out_channels"][0]) / 128

@@ -90,12 +90,14 @@ class EngineSizes:
         components: "T5", "CLIP", "SigLIP and projector", "autoencoder", "safety classifier".
         encode_bytes_per_pixel: live tensors of the autoencoder's encoder.
         decode_bytes_per_pixel: those of its decoder.
+        tile_side: of the tiles that the configuration asks for in both, in pixels.
     """
 
     transformer: TransformerSizes
     components: Mapping[str, ComponentSizes]
     encode_bytes_per_pixel: float = AUTOENCODER_ENCODE_BYTES_PER_PIXEL
     decode_bytes_per_pixel: float = AUTOENCODER_DECODE_BYTES_PER_PIXEL
+    tile_side: int | None = None
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,20 @@ BUFFERS = 2
 """Layers of a streamed part on the GPU at once: the one that runs and the next on its way."""
 
 
+SMALLEST_BUDGET_GIB, LARGEST_BUDGET_GIB = 0.001, 1e6
+
+
+def budget_bytes(gib: object, name: str) -> int:
+    """A budget in bytes.
+
+    Raises:
+        ValueError: not a number of GiB that a machine could have; says under which name it was given.
+    """
+    if isinstance(gib, bool) or not isinstance(gib, int | float) or not SMALLEST_BUDGET_GIB <= gib <= LARGEST_BUDGET_GIB:
+        raise ValueError(f"{name} must be a number of GiB from {SMALLEST_BUDGET_GIB:g} to {LARGEST_BUDGET_GIB:g}, got {gib!r}")
+    return int(gib * GIB)
+
+
 @dataclass(frozen=True)
 class Phase:
     """What the GPU holds at one point of a request."""
@@ -77,12 +91,14 @@ def phases_of(choice: Choice, sizes: EngineSizes, work: Workload) -> list[Phase]
     prompts = 2 if work.negative else 1
     table = (prompts * work.steps + work.sequences) * transformer.vectors * width
     activations = ROW_WIDTHS * work.rows * width + transformer.scratch
-    pixels = work.width * work.height
+    pixels, content_pixels = work.width * work.height, work.content_side**2
     if choice.tile_side is not None:
         pixels = min(pixels, choice.tile_side**2)
+    if sizes.tile_side is not None:
+        pixels, content_pixels = min(pixels, sizes.tile_side**2), min(content_pixels, sizes.tile_side**2)
     # A whole image is decoded one at a time; the finished ones wait in float32.
     decoding = int(sizes.decode_bytes_per_pixel * pixels) + 12 * work.images * work.width * work.height
-    encoding = int(sizes.encode_bytes_per_pixel * work.content_side**2)
+    encoding = int(sizes.encode_bytes_per_pixel * content_pixels)
     loads = {
         "text": max(running("T5"), running("CLIP")),
         "style": running("SigLIP and projector") if work.styles else 0,

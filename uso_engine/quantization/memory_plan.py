@@ -200,7 +200,7 @@ def describe_plans(sizes: EngineSizes, budgets_gib: Sequence[float] = (24, 16, 1
     transformer = sizes.transformer
     head = (
         f"transformer {transformer.without_modulation / 1e9:.2f} GB without modulation linears "
-        f"({sum(transformer.modulation) / 1e9:.2f} GB)"
+        f"({sum(transformer.modulation) / 1e9:.2f} GB); parts around it: the public models"
     )
     return "\n".join([head, *(str(plan_memory(int(budget * GIB), sizes, workload)) for budget in budgets_gib)])
 
