@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The whole GPU campaign, in stages of under nine minutes each:   benchmarks/gpu_run.sh [STAGE]...
 #
-# Stages, in order: check cold kernels ladder step stages tiers memory report. Without arguments all of them. Each appends its records to
+# Stages, in order: check cold kernels ladder step stages tiers memory_bf16 memory_fp8 memory_int8
+# memory_int4 report. Without arguments all of them. Each appends its records to
 # benchmarks/results/ and stops at the first thing that is wrong: a speed-up is never reported on a red gate.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -42,10 +43,14 @@ stage_tiers() { # every precision tier's step against bf16's, in the same run
     timeout $LIMIT $PYTHON -m benchmarks.tier_steps --workload full --rounds 20
 }
 
-stage_memory() { # memory plans for 24, 16, 12 and 8 GiB under a cap of their budget; needs 40 GB of host memory
-    for tier in "" -fp8 -int8 -int4; do
-        timeout $LIMIT $PYTHON -m benchmarks.memory_plans --config "uso-flux-dev$tier"
-    done
+# Memory plans for 24, 16, 12 and 8 GiB, each under a cap of its budget; 40 GB of host memory.
+stage_memory_bf16() { memory_plans uso-flux-dev; }
+stage_memory_fp8() { memory_plans uso-flux-dev-fp8; }
+stage_memory_int8() { memory_plans uso-flux-dev-int8; }
+stage_memory_int4() { memory_plans uso-flux-dev-int4; }
+
+memory_plans() {
+    timeout $LIMIT $PYTHON -m benchmarks.memory_plans --config "$1"
 }
 
 stage_report() { # tables of docs/performance.md from the records
@@ -53,7 +58,7 @@ stage_report() { # tables of docs/performance.md from the records
 }
 
 if [ $# -eq 0 ]; then
-    set -- check cold kernels ladder step stages tiers memory report
+    set -- check cold kernels ladder step stages tiers memory_bf16 memory_fp8 memory_int8 memory_int4 report
 fi
 for stage in "$@"; do
     echo "== $stage"
