@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole GPU campaign, in stages of under nine minutes each:   benchmarks/gpu_run.sh [STAGE]...
+# The whole GPU campaign, in stages of at most nine minutes each:   benchmarks/gpu_run.sh [STAGE]...
 #
 # Stages, in order: check cold kernels ladder step stages tiers memory_bf16 memory_fp8 memory_int8
 # memory_int4 report. Without arguments all of them. Each appends its records to
@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PYTHONPATH="$PWD:$PWD/kernels"
 PYTHON=${PYTHON:-python}
-LIMIT=540
+LIMIT=540 # seconds of a stage; one with two commands divides them
 
 stage_check() { # kernels natively in bfloat16 against float64, attention backends against each other
     timeout $LIMIT $PYTHON -m pytest -q -m gpu tests/test_uso_kernels_norms.py tests/test_uso_kernels_rows.py \
@@ -26,13 +26,13 @@ stage_kernels() { # each kernel against eager and torch.compile, with its share 
 }
 
 stage_ladder() { # every rung at full size, L = 5824
-    timeout $LIMIT $PYTHON -m benchmarks.ladder --workload full --rounds 20
-    timeout $LIMIT $PYTHON -m benchmarks.ladder --workload small --rounds 50
+    timeout $((LIMIT * 3 / 4)) $PYTHON -m benchmarks.ladder --workload full --rounds 20
+    timeout $((LIMIT / 4)) $PYTHON -m benchmarks.ladder --workload small --rounds 50
 }
 
 stage_step() { # ours against diffusers, eager, same tokens and weights
-    timeout $LIMIT $PYTHON -m benchmarks.step_benchmark --workload full --rounds 10
-    timeout $LIMIT $PYTHON -m benchmarks.step_benchmark --workload small --rounds 50
+    timeout $((LIMIT * 3 / 4)) $PYTHON -m benchmarks.step_benchmark --workload full --rounds 10
+    timeout $((LIMIT / 4)) $PYTHON -m benchmarks.step_benchmark --workload small --rounds 50
 }
 
 stage_stages() { # encoders, admission, 28 steps and decoding, each apart, at full size

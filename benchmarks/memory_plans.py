@@ -22,9 +22,10 @@ from uso_engine.conditioning.content import Autoencoder
 from uso_engine.conditioning.movable_part import MovablePart, attention_working_bytes
 from uso_engine.conditioning.style import StyleEncoder
 from uso_engine.config import EngineConfig, load_config
+from uso_engine.memory_budget import MemoryBudget, usual_workload
 from uso_engine.model.projector import StyleProjector
 from uso_engine.model.transformer import Transformer
-from uso_engine.placement import MemoryBudget, Placement, place, usual_workload
+from uso_engine.placement import Placement, place
 from uso_engine.quantization.layer_kinds import quantized_transformer
 from uso_engine.quantization.memory_phases import GIB
 from uso_engine.quantization.text_encoder import quantize_text_encoder

@@ -23,7 +23,7 @@ LAYERS = (
     {"model"},
     {"imaging", "conditioning", "sampling", "weights", "quantization", "safety"},
     {"config", "request", "request_fields", "request_messages", "response", "result"},
-    {"transformer_loading", "placement", "assembly", "pipeline", "generation", "research"}
+    {"transformer_loading", "memory_budget", "placement", "assembly", "pipeline", "generation", "research"}
     | {"diffusers_call", "engine", "download", "turn"},
     {"verification", "evaluation", "comparison", "embedded", "serving"},
     {"cli", "__init__"},

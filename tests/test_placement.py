@@ -15,7 +15,8 @@ from uso_engine import ResearchOptions, USOEngine, load_config
 from uso_engine.config import EngineConfig, PrecisionConfig
 from uso_engine.errors import MemoryBudgetError
 from uso_engine.generation import Pictures, workload
-from uso_engine.placement import Placement, find_budget
+from uso_engine.memory_budget import find_budget
+from uso_engine.placement import Placement
 from uso_engine.quantization.engine_sizes import EngineSizes, Workload
 from uso_engine.quantization.memory_phases import GIB, MODULATION, Choice, moved_bytes_of
 from uso_engine.quantization.memory_plan import MemoryPlan, plan_memory

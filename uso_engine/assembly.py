@@ -16,9 +16,10 @@ from .conditioning.text import TextEncoders
 from .config import AutoencoderConfig, EngineConfig, Tier
 from .download import missing_parts
 from .errors import BackendError, CheckpointError, MissingFileError
+from .memory_budget import MemoryBudget
 from .model.projector import StyleProjector
 from .pipeline import MIB, CacheLimits, Pipeline
-from .placement import MemoryBudget, place
+from .placement import place
 from .quantization.text_encoder import quantize_text_encoder
 from .transformer_loading import LoadProgress, load_transformer, resolve
 from .weights import autoencoder_checkpoint

@@ -22,8 +22,8 @@ from .imaging.open import ImageLimits, ImageSource, open_image
 from .imaging.pixels import to_pixels
 from .imaging.resize import resize_content
 from .imaging.sizes import SizeLimits
+from .memory_budget import find_budget
 from .pipeline import Pipeline
-from .placement import find_budget
 from .request import GenerationRequest, RequestDefaults, request_model
 from .research import ResearchOptions
 from .result import GenerationResult

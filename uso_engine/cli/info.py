@@ -76,8 +76,7 @@ def _tier_needs() -> dict[str, str]:
 def _plans(config: str, budgets: list[float], size: tuple[int, int, int]) -> None:
     """Print a configuration's memory plans; computed from sizes alone, so that no weights are needed."""
     from uso_engine.config import load_config
-    from uso_engine.placement import public_sizes, usual_workload
-    from uso_engine.quantization.memory_phases import budget_bytes
+    from uso_engine.memory_budget import budget_bytes, public_sizes, usual_workload
     from uso_engine.quantization.memory_plan import describe_plans
 
     settings = load_config(config)

@@ -25,20 +25,6 @@ BUFFERS = 2
 """Layers of a streamed part on the GPU at once: the one that runs and the next on its way."""
 
 
-SMALLEST_BUDGET_GIB, LARGEST_BUDGET_GIB = 0.001, 1e6
-
-
-def budget_bytes(gib: object, name: str) -> int:
-    """A budget in bytes.
-
-    Raises:
-        ValueError: not a number of GiB that a machine could have; says under which name it was given.
-    """
-    if isinstance(gib, bool) or not isinstance(gib, int | float) or not SMALLEST_BUDGET_GIB <= gib <= LARGEST_BUDGET_GIB:
-        raise ValueError(f"{name} must be a number of GiB from {SMALLEST_BUDGET_GIB:g} to {LARGEST_BUDGET_GIB:g}, got {gib!r}")
-    return int(gib * GIB)
-
-
 @dataclass(frozen=True)
 class Phase:
     """What the GPU holds at one point of a request."""
