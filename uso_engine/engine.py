@@ -24,6 +24,8 @@ from .imaging.resize import resize_content
 from .imaging.sizes import SizeLimits
 from .memory_budget import find_budget
 from .pipeline import Pipeline
+from .placement import release_cached_memory
+from .process_state import clean_process_state
 from .request import GenerationRequest, RequestDefaults, request_model
 from .research import ResearchOptions
 from .result import GenerationResult
@@ -42,9 +44,7 @@ DTYPE_TIERS: dict[torch.dtype, Tier] = {torch.float32: "float32", torch.bfloat16
 
 
 class USOEngine:
-    """A loaded model. Thread-safe: one request runs at a time, others wait their turn.
-
-    Make one with `from_config`; close it, or use it in a ``with`` statement.
+    """A loaded model; thread-safe, one request at a time. Made with `from_config`; usable in a ``with`` statement.
 
     Args:
         config: what it was made from.
@@ -76,6 +76,7 @@ class USOEngine:
         )
 
     @classmethod
+    @clean_process_state()
     def from_config(
         cls,
         config: str | Path | EngineConfig,
@@ -176,7 +177,7 @@ class USOEngine:
         self._check_safety(checked)
         options = research if research is not None else ResearchOptions()
         seeds = tuple(checked.seed + j for j in range(checked.num_images))
-        with self._turn:
+        with self._turn, clean_process_state():
             pipeline = self.pipeline
             watch = Stopwatch(self.device)
             made = generation.run(pipeline, checked, options, seeds, watch, limits=self._image_limits, on_step=on_step)
@@ -277,9 +278,7 @@ class USOEngine:
                 self._pipeline = None
                 self._safety = None
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-            if hasattr(torch.accelerator, "empty_host_cache"):  # Pinned memory, which older versions of torch keep.
-                torch.accelerator.empty_host_cache()
+            release_cached_memory()
 
     def __enter__(self) -> Self:
         return self

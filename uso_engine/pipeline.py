@@ -1,4 +1,7 @@
-"""From conditions to pictures: encode (cached), admit, denoise, decode. Knows nothing of requests, files or the network."""
+"""From conditions to pictures: encode (cached), admit, denoise, decode. Knows nothing of requests, files or the network.
+
+What it computes does not depend on autocast, default types and the like in the caller's process (`uso_engine.process_state`).
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from .errors import BackendError
 from .model.rope import PositionOffset
 from .model.transformer import Observer, Transformer
 from .placement import Placement
+from .process_state import clean_process_state
 from .quantization.loaded_quantized import LoadedQuantizedTransformer
 from .sampling.admission import Conditions, admit
 from .sampling.denoiser import Denoiser, ImageJob, OnStep
@@ -135,6 +139,7 @@ class Pipeline:
         """The autoencoder; BackendError where this engine has none."""
         return _present(self._autoencoder, "autoencoder ([autoencoder])")
 
+    @clean_process_state()
     def encode_prompt(self, prompt: str) -> TextEmbedding:
         """Embed a prompt, or take it from the cache."""
 
@@ -144,6 +149,7 @@ class Pipeline:
 
         return self._prompts.get_or_compute(self.text.hash_prompt(prompt), encode)
 
+    @clean_process_state()
     def encode_style(self, image: Image | Tensor) -> StyleTokens:
         """Turn a style image (or its preprocessed pixels) into style tokens, or take them from the cache."""
 
@@ -153,6 +159,7 @@ class Pipeline:
 
         return self._styles.get_or_compute(self.style.hash_source(image), encode)
 
+    @clean_process_state()
     def encode_content(self, pixels: Tensor, *, sample_seed: int | None = None) -> Tensor:
         """Turn a content image's pixels [1, 3, h, w] into its latent [16, h / 8, w / 8], or take it from the cache."""
         key = self.autoencoder.hash_pixels(pixels, sample_seed)
@@ -178,6 +185,7 @@ class Pipeline:
         tokens = tuple(scale_style(entry.tokens, style_scale) for entry in style)
         return Conditions(text.tokens, text.pooled, tokens, tuple(content))
 
+    @clean_process_state()
     def denoise(
         self,
         conditions: Conditions,
@@ -243,10 +251,12 @@ class Pipeline:
         jobs = [ImageJob(sequences[0], start, tuple(sigmas), against, settings.true_cfg_scale) for start in starts]
         return Denoiser(self.transformer, jobs, reference_numerics=settings.reference_numerics)
 
+    @clean_process_state()
     def decode(self, latents: Tensor) -> Tensor:
         """Turn latents [n, 16, h / 8, w / 8] into pixels [n, 3, h, w] around -1..1."""
         return self.autoencoder.decode(latents)
 
+    @clean_process_state()
     def set_loras(self, loras: LoRASet, *, keep_configured: bool = True) -> None:
         """Merge other LoRAs into the transformer, wherever its weights are."""
         try:
