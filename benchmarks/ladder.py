@@ -19,7 +19,6 @@ from torch import Tensor
 
 from uso_engine.model.packing import PackedBatch
 from uso_engine.model.transformer import Transformer
-from uso_engine.model.workspace import Workspace
 from uso_engine.sampling.admission import admit
 from uso_kernels.attention import available_backends
 
@@ -39,14 +38,14 @@ def engine_step(
 ) -> Evaluate:
     """The engine's step on a batch that is formed and admitted."""
     sequence = admit(transformer, conditions(inputs), inputs.grid, (*times, 0.0), inputs.guidance)
-    batch, workspace = PackedBatch.form([sequence]), Workspace()
+    batch = PackedBatch.form([sequence])
     rows = latents.new_zeros(batch.output.rows, latents.shape[1])
     rows[: len(latents)] = latents
     modulation = sequence.modulation[:1]
 
     def evaluate() -> Tensor:
         transformer.attention_backend = attention
-        velocity: Tensor = transformer(batch, rows, modulation, workspace=workspace)
+        velocity: Tensor = transformer(batch, rows, modulation)
         return velocity[: len(latents)]
 
     return evaluate

@@ -186,9 +186,9 @@ def memory_bytes(
         keeps_modulation: whether the modulation linears stay on the GPU.
     """
     weights, width, mlp = weight_count(params), params.hidden_size, params.mlp_width
-    # Streams and joint: x and its normed form (4 C); q, k, v (3 C); double blocks' attention output (C) and linear2's operand
-    # (C + E) kept from step to step; the largest product of a single block (3 C + E) and linear2's result (C) come and go.
-    per_token = 2 * width * 2 + 3 * width + width + (width + mlp) + (3 * width + mlp) + width
+    # The most that is alive at once, in a single block's attention: x and its normed form (2 C), the first matrix's product
+    # (3 C + E), q, k, v (3 C), the second matrix's operand (C + E), and dense attention's own result (C).
+    per_token = 2 * width + (3 * width + mlp) + 3 * width + (width + mlp) + width
     vectors = 12 * params.depth + 3 * params.depth_single_blocks + 2
     return {
         "weights": bytes_per_weight * (weights["rest"] + (weights["modulation"] if keeps_modulation else 0)),

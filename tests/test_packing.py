@@ -6,7 +6,6 @@ from random_models import SMALL, drawn_conditions, drawn_sequence, small_transfo
 
 from uso_engine.model.packing import PackedBatch
 from uso_engine.model.sequence import Sequence
-from uso_engine.model.workspace import Workspace
 from uso_kernels.ragged import TILE_ROWS, Ragged
 
 
@@ -34,10 +33,10 @@ def test_merge_and_split_are_inverse_and_cover_every_row(sequences: list[Sequenc
     batch = PackedBatch.form(sequences)
     text = torch.arange(batch.text.rows, dtype=torch.float32)[:, None]
     image = 1000 + torch.arange(batch.image.rows, dtype=torch.float32)[:, None]
-    workspace = Workspace(reuse=False)
-    joint = batch.merge(text, image, workspace)
+    joint = batch.merge(text, image)
     assert sorted(joint[:, 0].tolist()) == sorted([*text[:, 0].tolist(), *image[:, 0].tolist()])
-    text_again, image_again = batch.split(joint, workspace)
+    text_again, image_again = batch.split(joint)
+    assert isinstance(text_again, torch.Tensor) and isinstance(image_again, torch.Tensor)
     assert torch.equal(text_again, text)
     assert torch.equal(image_again, image)
 
@@ -56,7 +55,7 @@ def test_joint_order_is_text_image_content_then_padding(sequences: list[Sequence
 def test_image_stream_takes_latents_then_content(sequences: list[Sequence]) -> None:
     batch = PackedBatch.form(sequences)
     embedded = torch.arange(batch.output.rows, dtype=torch.float32)[:, None].expand(-1, SMALL.hidden_size)
-    stream = batch.image_stream(embedded, Workspace(reuse=False))
+    stream = batch.image_stream(embedded)
     for i, sequence in enumerate(sequences):
         rows = stream[batch.image.span(i)]
         assert torch.equal(rows[: sequence.image_length], embedded[batch.output.span(i)])
@@ -68,7 +67,8 @@ def test_one_aligned_sequence_needs_no_gathering(sequences: list[Sequence]) -> N
     assert batch.joint_sources is None
     assert batch.image_sources is None
     joint = torch.randn(batch.joint.rows, 4)
-    text, image = batch.split(joint, Workspace(reuse=False))
+    text, image = batch.split(joint)
+    assert isinstance(text, torch.Tensor) and isinstance(image, torch.Tensor)
     assert text.data_ptr() == joint.data_ptr()
     assert image.data_ptr() == joint[batch.text.rows :].data_ptr()
 

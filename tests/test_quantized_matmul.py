@@ -11,8 +11,7 @@ from torch.nn.functional import ScalingType, scaled_mm
 from uso_kernels import int4_matmul as int4
 from uso_kernels import int8_matmul as int8
 from uso_kernels import scaled_matmul as fp8
-from uso_kernels.quantize_rows import lend_quantized, quantize_rows
-from uso_kernels.scratch import new_memory
+from uso_kernels.quantize_rows import quantize_rows
 
 WIDTH = 3072
 ROWS = 48
@@ -68,19 +67,6 @@ def test_rows_of_a_larger_matrix_give_the_same_bits() -> None:
         assert relative_error(multiply(strided, xs, wq, ws, bias, dtype=torch.float32), whole) < 1e-6
 
 
-@pytest.mark.parametrize(("element", "multiply"), [(torch.float8_e4m3fn, fp8.scaled_matmul), (torch.int8, int8.int8_matmul)])
-def test_products_go_where_the_caller_wants_them(element: torch.dtype, multiply: Product) -> None:
-    x, weight, bias = operands(32, 96, 128)
-    (xq, xs), (wq, ws) = quantize_rows(x, element), quantize_rows(weight, element)
-    out = torch.full((32, 96), float("nan"))
-    y = multiply(xq, xs, wq, ws, bias, dtype=torch.float32, out=out)
-    assert y is out
-    assert torch.equal(y, multiply(xq, xs, wq, ws, bias, dtype=torch.float32))
-    for wrong in (out[:, :80], out.bfloat16(), out[:31]):
-        with pytest.raises(ValueError, match=r"out must be torch\.float32"):
-            multiply(xq, xs, wq, ws, bias, dtype=torch.float32, out=wrong)
-
-
 def test_the_float8_launch_is_torchs_public_product() -> None:
     """It calls what lies below `scaled_mm`, which cannot write to memory of the caller's; torch has both on a CPU, too."""
     x, weight, bias = operands(32, 96, 128)
@@ -96,8 +82,6 @@ def test_the_float8_launch_is_torchs_public_product() -> None:
 def test_scales_are_padded_where_a_gpu_reads_past_them() -> None:
     _, padded = quantize_rows(torch.randn(33, 64), torch.int8)
     assert fp8._padded(padded).data_ptr() == padded.data_ptr()
-    _, lent = lend_quantized(new_memory, "x", (33, 64), padded, torch.int8)
-    assert fp8._padded(lent).data_ptr() == lent.data_ptr()
     bare = torch.rand(33)
     copied = fp8._padded(bare)
     assert torch.equal(copied, bare)
@@ -146,11 +130,6 @@ def test_int4_product_is_that_of_the_dequantised_weight() -> None:
     x, bias = torch.randn(3, 5, 256), torch.randn(48)
     expected = x.double() @ int4.int4_dequantize(packed, scale, shift, dtype=torch.float32).double().t() + bias.double()
     assert relative_error(int4.int4_matmul(x, packed, scale, shift, bias), expected) < 1e-6
-    rows, out, memory = x[0], torch.full((5, 48), float("nan")), torch.full((48, 256), float("nan"))
-    y = int4.int4_matmul(rows, packed, scale, shift, bias, out=out, scratch=lambda name, shape, like, dtype=None: memory)
-    assert y is out
-    assert torch.equal(y, int4.int4_matmul(rows, packed, scale, shift, bias))
-    assert torch.equal(memory, int4.int4_dequantize(packed, scale, shift, dtype=torch.float32))
     with pytest.raises(ValueError, match="x has 255 columns, the weight 256"):
         int4.int4_matmul(x[..., :255], packed, scale, shift)
     with pytest.raises(ValueError, match="power of two"):

@@ -26,12 +26,11 @@ from .dense_attention import (
 from .launch import HAS_TRITON, is_interpreting, needs_gradient
 from .operands import FLOAT_DTYPES
 from .ragged import Ragged
-from .scratch import Scratch, new_memory
 from .triton_attention import attention_reference, triton_attention
 from .varlen_attention import varlen_attention, varlen_attention_missing
 from .xformers_attention import xformers_attention, xformers_attention_missing
 
-Attend = Callable[[Tensor, Tensor, Tensor, Ragged, Ragged, Tensor | None, Scratch], Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor, Ragged, Ragged, Tensor | None], Tensor]
 LONG_SEQUENCE = 1024
 """From this length on, a sequence fills a GPU by itself and the fastest dense call wins over one launch for all."""
 
@@ -45,7 +44,7 @@ class Backend:
     """One way to compute attention.
 
     Args:
-        attend: computes it, into its last argument but one if that is given; the last lends it memory.
+        attend: computes it, into its last argument if that is given.
         missing: why it cannot run on a device, or None.
         half_only: whether it takes float16 and bfloat16 only on a GPU.
     """
@@ -63,9 +62,7 @@ def _triton_missing(device: torch.device) -> str | None:
     return "Triton kernels run on CUDA, or on a CPU under TRITON_INTERPRET=1"
 
 
-def _attend_triton(
-    q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged, out: Tensor | None, scratch: Scratch
-) -> Tensor:
+def _attend_triton(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged, out: Tensor | None) -> Tensor:
     out = torch.empty_like(q, memory_format=torch.contiguous_format) if out is None else out
     triton_attention(q, k, v, queries, keys, out)
     return out
@@ -161,7 +158,6 @@ def attention(
     *,
     backend: str = "auto",
     out: Tensor | None = None,
-    scratch: Scratch = new_memory,
 ) -> Tensor:
     """Attend within each sequence.
 
@@ -174,7 +170,6 @@ def attention(
         backend: a key of `BACKENDS`, or "auto" for the default of device, dtype and lengths. The Triton kernel takes D 64
             and 128.
         out: [T_q, H, D], where the result goes; rows may be strided.
-        scratch: lends the memory that a backend needs beside `out`.
 
     Returns:
         [T_q, H, D] in q's dtype; rows that belong to no token are zero.
@@ -189,7 +184,7 @@ def attention(
         return attention_reference(q, k, v, queries, keys)
     if out is not None and (out.shape != q.shape or out.dtype != q.dtype or out.device != q.device or out.stride(2) != 1):
         raise ValueError(f"out must be {q.dtype} {tuple(q.shape)} with contiguous heads, got {out.dtype} {tuple(out.shape)}")
-    return BACKENDS[name].attend(q, k, v, queries, keys, out, scratch)
+    return BACKENDS[name].attend(q, k, v, queries, keys, out)
 
 
 def _check_operands(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged) -> None:

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .ragged import Ragged
-from .scratch import Scratch
 from .triton_attention import attend_sequence, attention_reference
 
 _CUDNN_FIRST = [
@@ -58,9 +57,7 @@ def _preference(q: Tensor) -> AbstractContextManager[object]:
     return nullcontext()
 
 
-def dense_attention(
-    q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged, out: Tensor | None, scratch: Scratch
-) -> Tensor:
+def dense_attention(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged, out: Tensor | None) -> Tensor:
     """Attend within each sequence, one after another; operands as `uso_kernels.attention.attention` has checked them."""
     with _preference(q):
         if out is None:
@@ -81,9 +78,7 @@ def unequal_lengths(queries: Ragged, keys: Ragged) -> str | None:
     return None
 
 
-def batched_dense_attention(
-    q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged, out: Tensor | None, scratch: Scratch
-) -> Tensor:
+def batched_dense_attention(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged, out: Tensor | None) -> Tensor:
     """Attend within all sequences at once; their lengths are equal."""
     count = len(queries)
     q_batch = q.unflatten(0, (count, -1))[:, : queries.lengths[0]].transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Multiply by a weight kept in 4 bits: dequantise it into scratch memory, then an ordinary matrix product.
+"""Multiply by a weight kept in 4 bits: turn it back into floats, then an ordinary matrix product.
 
     weight[n, k] = scale[n, g] * code[n, k] - shift[n, g]      g = k // group, code between 0 and 15
 
@@ -15,9 +15,7 @@ from torch import Tensor
 
 from .launch import Config, Generation, Launch, generation_of, jit, tl
 from .linear import linear
-from .operands import result_like
 from .ragged import Ragged
-from .scratch import Scratch, new_memory
 
 
 def pack_int4(codes: Tensor, group: int) -> Tensor:
@@ -128,9 +126,7 @@ def _(packed: Tensor, scale: Tensor, shift: Tensor, y: Tensor) -> None:
     pass
 
 
-def int4_dequantize(
-    packed: Tensor, scale: Tensor, shift: Tensor, *, dtype: torch.dtype = torch.bfloat16, out: Tensor | None = None
-) -> Tensor:
+def int4_dequantize(packed: Tensor, scale: Tensor, shift: Tensor, *, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """Turn a 4-bit weight back into numbers.
 
     Args:
@@ -138,7 +134,6 @@ def int4_dequantize(
         scale: float16 [N, K / G], G the group size: a power of two, at least 16.
         shift: float16 [N, K / G].
         dtype: of the result.
-        out: [N, K], where the result goes.
 
     Returns:
         [N, K] in `dtype`, computed in float32.
@@ -156,7 +151,7 @@ def int4_dequantize(
     half, rest = divmod(packed.shape[1], groups) if groups else (0, 1)
     if rest or half < 8 or half & (half - 1):
         raise ValueError(f"{2 * packed.shape[1]} columns in {groups} groups: a group must be a power of two of at least 16")
-    y = result_like(packed, out, (packed.shape[0], 2 * packed.shape[1]), dtype)
+    y = packed.new_empty(packed.shape[0], 2 * packed.shape[1], dtype=dtype)
     int4_dequantize_op(packed, scale, shift, y)
     return y
 
@@ -167,12 +162,9 @@ def int4_matmul(
     scale: Tensor,
     shift: Tensor,
     bias: Tensor | None = None,
-    *,
     sequences: Ragged | None = None,
-    out: Tensor | None = None,
-    scratch: Scratch = new_memory,
 ) -> Tensor:
-    """Multiply activations [..., K] by a 4-bit weight; the weight is rounded to x's dtype in scratch memory.
+    """Multiply activations [..., K] by a 4-bit weight, which is rounded to x's dtype first.
 
     Args:
         x: [..., K], float.
@@ -181,8 +173,6 @@ def int4_matmul(
         shift: see `int4_dequantize`.
         bias: [N] in x's dtype, or None.
         sequences: where the sequences of a packed x lie, each of which is a product of its own (see `uso_kernels.linear`).
-        out: [M, N], where the result goes; x is then [M, K].
-        scratch: lends the memory of the dequantised weight.
 
     Returns:
         [..., N] in x's dtype.
@@ -192,5 +182,4 @@ def int4_matmul(
     """
     if x.shape[-1] != 2 * packed.shape[-1]:
         raise ValueError(f"x has {x.shape[-1]} columns, the weight {2 * packed.shape[-1]}")
-    weight = scratch("weight", (packed.shape[0], 2 * packed.shape[1]), x)
-    return linear(x, int4_dequantize(packed, scale, shift, dtype=x.dtype, out=weight), bias, sequences=sequences, out=out)
+    return linear(x, int4_dequantize(packed, scale, shift, dtype=x.dtype), bias, sequences)

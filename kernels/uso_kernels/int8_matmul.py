@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from .launch import Config, Generation, Launch, generation_of, jit, tl
-from .operands import result_like
 from .scaled_matmul import check_quantized_product
 
 MOST_COLUMNS = (2**31 - 1) // 127**2
@@ -163,7 +162,6 @@ def int8_matmul(
     bias: Tensor | None = None,
     *,
     dtype: torch.dtype = torch.bfloat16,
-    out: Tensor | None = None,
 ) -> Tensor:
     """Multiply activations by a weight, both int8 with a scale per row.
 
@@ -174,7 +172,6 @@ def int8_matmul(
         weight_scale: float32 [N].
         bias: [N] or None.
         dtype: of the result.
-        out: [M, N], where the result goes.
 
     Returns:
         [M, N] in `dtype`; sums are exact, scales and bias are applied in float32.
@@ -185,6 +182,6 @@ def int8_matmul(
     check_quantized_product(x, x_scale, weight, weight_scale, bias, torch.int8)
     if x.shape[1] > MOST_COLUMNS:
         raise ValueError(f"int8 sums over more than {MOST_COLUMNS} columns can overflow, got {x.shape[1]}")
-    y = result_like(x, out, (x.shape[0], weight.shape[0]), dtype)
+    y = x.new_empty(x.shape[0], weight.shape[0], dtype=dtype)
     int8_matmul_op(x, x_scale, weight, weight_scale, bias, y)
     return y

@@ -2,8 +2,8 @@
 
     y = x weight^T + bias
 
-2 M N K operations, left to PyTorch's own product: on a GPU the bias is part of it, as long as `out` is contiguous. Its bits are
-those of `torch.nn.functional.linear`, which has no `out`.
+2 M N K operations, left to PyTorch's own product: on a GPU the bias is part of it. Its bits are those of
+`torch.nn.functional.linear`.
 
 A library chooses how it blocks a product by the number of rows, and with the blocking the order of the sums. On CPUs with AMX
 (bfloat16), in MKL under AVX2 (float32) and in cuBLAS, a row's bits therefore change with the rows beside it, aligned or not.
@@ -17,41 +17,35 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .launch import needs_gradient
-from .operands import result_like
 from .ragged import Ragged
 
 
-def linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, sequences: Ragged | None = None, out: Tensor | None = None
-) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, sequences: Ragged | None = None) -> Tensor:
     """Multiply by a transposed matrix and add a bias.
 
     Args:
-        x: [M, K]; without `sequences` and `out` also [..., K].
+        x: [M, K]; without `sequences` also [..., K].
         weight: [N, K], x's dtype; rows may be strided.
         bias: [N] in x's dtype, or None.
-        sequences: where the sequences of a packed x lie; None where x is one.
-        out: [M, N], where the result goes. Not written to where autograd records the operation, whose result is a new tensor.
+        sequences: where the sequences of a packed x lie; None where x is one. Autograd records one product of all.
 
     Returns:
         [M, N] (or [..., N]) in x's dtype.
 
     Raises:
-        ValueError: `out` has another shape, dtype or device, x has more than two dimensions beside it, or other rows than the
-            sequences.
+        ValueError: x has more than two dimensions beside several sequences, or other rows than they.
     """
-    several = sequences is not None and len(sequences) > 1
-    if needs_gradient(x, weight, bias) or (out is None and not several):
+    if sequences is None or len(sequences) == 1 or needs_gradient(x, weight, bias):
         return F.linear(x, weight, bias)
     if x.ndim != 2:
-        raise ValueError(f"with sequences or out, x must be a matrix, got shape {tuple(x.shape)}")
-    out = result_like(x, out, (x.shape[0], weight.shape[0]))
+        raise ValueError(f"with sequences, x must be a matrix, got shape {tuple(x.shape)}")
+    y = x.new_empty(x.shape[0], weight.shape[0])
     for rows in rows_of(sequences, x.shape[0]):
         if bias is None:
-            torch.mm(x[rows], weight.t(), out=out[rows])
+            torch.mm(x[rows], weight.t(), out=y[rows])
         else:
-            torch.addmm(bias, x[rows], weight.t(), out=out[rows])
-    return out
+            torch.addmm(bias, x[rows], weight.t(), out=y[rows])
+    return y
 
 
 def rows_of(sequences: Ragged | None, rows: int) -> tuple[slice, ...]:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from .launch import Config, Generation, Launch, generation_of, jit, power_of_two, tl
 from .operands import check_matrix
-from .scratch import Scratch
 
 QUANTIZED_LIMITS = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
 LAUNCH_LIMITS = {**QUANTIZED_LIMITS, torch.float32: 448.0}
@@ -43,14 +42,6 @@ def new_quantized(rows: int, width: int, dtype: torch.dtype, device: torch.devic
     """
     check_quantized_dtype(dtype)
     return torch.empty(rows, width, dtype=dtype, device=device), new_row_scales(rows, device)
-
-
-def lend_quantized(
-    scratch: Scratch, name: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """`new_quantized` of a shape [rows, width], in memory lent under two names that begin with `name`."""
-    row_scales = scratch(f"{name}.row_scales", (padded_scales(shape[0]),), like, torch.float32)
-    return scratch(f"{name}.values", shape, like, dtype), row_scales[: shape[0]]
 
 
 def quantized_result(

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn.functional import ScalingType
 
 from .linear import rows_of
-from .operands import result_like
 from .quantize_rows import SCALE_ROWS, new_row_scales
 from .ragged import Ragged
 
@@ -115,7 +114,6 @@ def scaled_matmul(
     *,
     dtype: torch.dtype = torch.bfloat16,
     sequences: Ragged | None = None,
-    out: Tensor | None = None,
 ) -> Tensor:
     """Multiply activations by a weight, both `torch.float8_e4m3fn` with a scale per row.
 
@@ -127,7 +125,6 @@ def scaled_matmul(
         bias: [N] or None; on a GPU in `dtype`.
         dtype: of the result; on a GPU bfloat16 only.
         sequences: where the sequences of a packed x lie, each of which is a product of its own (see `uso_kernels.linear`).
-        out: [M, N], where the result goes.
 
     Returns:
         [M, N] in `dtype`; sums are kept in float32.
@@ -138,7 +135,7 @@ def scaled_matmul(
     check_quantized_product(x, x_scale, weight, weight_scale, bias, torch.float8_e4m3fn)
     if x.is_cuda and dtype != torch.bfloat16:
         raise ValueError(f"row-wise fp8 products give bfloat16 on a GPU, got {dtype}")
-    y = result_like(x, out, (x.shape[0], weight.shape[0]), dtype)
+    y = x.new_empty(x.shape[0], weight.shape[0], dtype=dtype)
     for rows in rows_of(sequences, x.shape[0]):
         scaled_matmul_op(x[rows], x_scale[rows], weight, weight_scale, bias, y[rows])
     return y

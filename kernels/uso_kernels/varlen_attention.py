@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from .ragged import Ragged
-from .scratch import Scratch
 
 
 def varlen_attention_missing(device: torch.device) -> str | None:
@@ -22,9 +21,7 @@ def varlen_attention_missing(device: torch.device) -> str | None:
     return None
 
 
-def varlen_attention(
-    q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged, out: Tensor | None, scratch: Scratch
-) -> Tensor:
+def varlen_attention(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged, out: Tensor | None) -> Tensor:
     """Attend within all sequences in one launch; operands as `uso_kernels.attention.attention` has checked them."""
     from torch.nn.attention.varlen import varlen_attn
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from .ragged import Ragged
-from .scratch import Scratch
 from .varlen_attention import place_tokens, take_tokens
 
 
@@ -30,9 +29,7 @@ def _mask(query_lengths: tuple[int, ...], key_lengths: tuple[int, ...], device: 
     return mask
 
 
-def xformers_attention(
-    q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged, out: Tensor | None, scratch: Scratch
-) -> Tensor:
+def xformers_attention(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged, out: Tensor | None) -> Tensor:
     """Attend within all sequences in one launch; operands as `uso_kernels.attention.attention` has checked them."""
     attend = importlib.import_module("xformers.ops").memory_efficient_attention
     tokens = (take_tokens(x, layout)[None] for x, layout in ((q, queries), (k, keys), (v, keys)))

@@ -6,38 +6,78 @@ that form for the block that follows: gated addition and the next LayerNorm are 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from uso_kernels.attention import attention
+from uso_kernels.gated_residual import (
+    gated_residual,
+    gated_residual_layer_norm_modulate,
+    gated_residual_layer_norm_modulate_quantized,
+)
+from uso_kernels.gelu_concat import gelu_concat, gelu_concat_quantized
+from uso_kernels.layer_norm_modulate import layer_norm_modulate, layer_norm_modulate_quantized
 from uso_kernels.qk_norm_rope import qk_norm_rope
-from uso_kernels.quantize_rows import lend_quantized
 from uso_kernels.ragged import Ragged
-from uso_kernels.split_streams import split_streams_quantized
+from uso_kernels.rows import QuantizedRows, Rows
 
-from .activation import Activation, Norm, QuantizedRows, Stream, activate, add_and_norm, input_dtype, multiply
 from .linear import Linear
 from .modulation import DOUBLE_VECTORS, SINGLE_VECTORS, ModulationLinear
-from .packing import PackedBatch, select_rows
+from .packing import PackedBatch
 from .params import TransformerParams
-from .workspace import NARROW, WIDE, Workspace
 
 
 @dataclass(frozen=True)
 class Run:
-    """What every block of one evaluation shares.
-
-    Args:
-        batch: where the sequences lie.
-        workspace: buffers to write to.
-        attention: the attention backend, see `uso_kernels.attention`.
-    """
+    """What every block of one evaluation shares: the batch, and the attention backend (see `uso_kernels.attention`)."""
 
     batch: PackedBatch
-    workspace: Workspace = field(default_factory=lambda: Workspace(reuse=False))
     attention: str = "auto"
+
+
+class NextNorm(NamedTuple):
+    """The LayerNorm that follows: shift and scale [S, C], and the 8-bit type that its reader takes, None for floats."""
+
+    shift: Tensor
+    scale: Tensor
+    dtype: torch.dtype | None
+
+
+class Residual(NamedTuple):
+    """A residual stream [T, C], and its normalised, modulated form for the layer that reads it next (x itself: none does)."""
+
+    x: Tensor
+    normed: Rows
+
+
+def begin(x: Tensor, norm: NextNorm, tiles: Tensor) -> Residual:
+    """A residual stream from its tokens."""
+    shift, scale, dtype = norm
+    if dtype is not None:
+        return Residual(x, QuantizedRows(*layer_norm_modulate_quantized(x, shift, scale, tiles, dtype)))
+    return Residual(x, layer_norm_modulate(x, shift, scale, tiles))
+
+
+def proceed(x: Tensor, y: Tensor, gate: Tensor, tiles: Tensor, norm: NextNorm | None) -> Residual:
+    """A residual stream after the gated addition of y, with the LayerNorm that follows where one does."""
+    if norm is None:
+        total = gated_residual(x, y, gate, tiles)
+        return Residual(total, total)
+    shift, scale, dtype = norm
+    if dtype is not None:
+        total, rows = gated_residual_layer_norm_modulate_quantized(x, y, gate, shift, scale, tiles, dtype)
+        return Residual(total, QuantizedRows(*rows))
+    return Residual(*gated_residual_layer_norm_modulate(x, y, gate, shift, scale, tiles))
+
+
+def activate(attended: Tensor | None, hidden: Tensor, dtype: torch.dtype | None, out: Tensor | None = None) -> Rows:
+    """GELU of an MLP's hidden layer beside attention's output, as the matrix that reads it takes it."""
+    if dtype is None:
+        return gelu_concat(attended, hidden, out=out)
+    return QuantizedRows(*gelu_concat_quantized(attended, hidden, dtype))
 
 
 class HeadScale(nn.Module):
@@ -68,9 +108,17 @@ class SelfAttention(nn.Module):
         self.proj = Linear(width, width)
 
 
-def feed_forward(params: TransformerParams) -> nn.ModuleDict:
+class FeedForward(nn.ModuleDict):
     """The two layers of an MLP under their checkpoint names."""
-    return nn.ModuleDict({"0": Linear(params.hidden_size, params.mlp_width), "2": Linear(params.mlp_width, params.hidden_size)})
+
+    def __init__(self, params: TransformerParams) -> None:
+        width, mlp_width = params.hidden_size, params.mlp_width
+        super().__init__({"0": Linear(width, mlp_width), "2": Linear(mlp_width, width)})
+
+    @property
+    def layers(self) -> tuple[Linear, Linear]:
+        """Both layers, or what has replaced them."""
+        return cast("tuple[Linear, Linear]", (self["0"], self["2"]))
 
 
 class DoubleBlock(nn.Module):
@@ -81,84 +129,64 @@ class DoubleBlock(nn.Module):
         self.heads, self.head_dim = params.num_heads, params.head_dim
         self.img_mod = ModulationLinear(params.hidden_size, DOUBLE_VECTORS // 2)
         self.img_attn = SelfAttention(params)
-        self.img_mlp = feed_forward(params)
+        self.img_mlp = FeedForward(params)
         self.txt_mod = ModulationLinear(params.hidden_size, DOUBLE_VECTORS // 2)
         self.txt_attn = SelfAttention(params)
-        self.txt_mlp = feed_forward(params)
+        self.txt_mlp = FeedForward(params)
 
     def modulation_vectors(self, activated: Tensor) -> Tensor:
         """Image's six vectors, then text's, of N conditioning vectors: [N, C] to [N, 12, C]."""
         return torch.cat((self.img_mod(activated), self.txt_mod(activated)), dim=1)
 
-    def first_norms(self, modulation: Tensor) -> tuple[Norm, Norm]:
+    def first_norms(self, modulation: Tensor) -> tuple[NextNorm, NextNorm]:
         """The norms before attention, of text and of image, from this block's [S, 12, C]."""
-        text = Norm(modulation[:, 6], modulation[:, 7], input_dtype(self.txt_attn.qkv))
-        return text, Norm(modulation[:, 0], modulation[:, 1], input_dtype(self.img_attn.qkv))
+        text = NextNorm(modulation[:, 6], modulation[:, 7], self.txt_attn.qkv.takes)
+        return text, NextNorm(modulation[:, 0], modulation[:, 1], self.img_attn.qkv.takes)
 
     def forward(
-        self, text: Stream, image: Stream, modulation: Tensor, run: Run, following: tuple[Norm, Norm] | None
-    ) -> tuple[Stream, Stream]:
+        self, text: Residual, image: Residual, modulation: Tensor, run: Run, following: tuple[NextNorm, NextNorm] | None
+    ) -> tuple[Residual, Residual]:
         """Run the block.
 
         Args:
-            text: streams of [T_txt, C].
-            image: streams of [T_img, C].
+            text: residual of [T_txt, C].
+            image: residual of [T_img, C].
             modulation: [S, 12, C].
             run: the batch, and what to compute it with.
             following: the next block's norms of text and image; None after the last double block.
 
         Returns:
-            Both streams after the block.
+            Both residuals after the block.
         """
         batch = run.batch
-        q, k, v = _joint_buffers(run, image.x, self.heads, self.head_dim)
-        for stream, layer, layout, place in (
-            (text, self.txt_attn, batch.text, batch.text_place),
-            (image, self.img_attn, batch.image, batch.image_place),
+        q, k, v = batch.new_heads(image.x, self.heads, self.head_dim)
+        for residual, attn, layout, joint in (
+            (text, self.txt_attn, batch.text, batch.text_in_joint),
+            (image, self.img_attn, batch.image, batch.image_in_joint),
         ):
-            scales = layer.norm.query_norm.scale, layer.norm.key_norm.scale
-            targets = (x[place.span] for x in (batch.cos, batch.sin, q, k, v))
-            cos, sin, stream_q, stream_k, stream_v = targets
-            assert stream.normed is not None
-            qkv = multiply(layer.qkv, stream.normed, layout, run.workspace, WIDE)
-            qk_norm_rope(qkv, *scales, cos, sin, place.rows, stream_q, stream_k, stream_v)
-        out = run.workspace.take("attended", q.shape, q)
-        attended = _attend(q, k, v, run, batch.joint, out)
-        text_attended, image_attended = self._split(attended, run)
+            scales = attn.norm.query_norm.scale, attn.norm.key_norm.scale
+            cos, sin, joint_q, joint_k, joint_v = (x[joint.span] for x in (batch.cos, batch.sin, q, k, v))
+            qk_norm_rope(attn.qkv(residual.normed, layout), *scales, cos, sin, joint.rows, joint_q, joint_k, joint_v)
+        attended = attention(q, k, v, batch.joint, batch.joint, backend=run.attention).flatten(1)
+        # Both streams in one launch: as 8-bit rows where both matrices take them.
+        takes = self.txt_attn.proj.takes if self.txt_attn.proj.takes == self.img_attn.proj.takes else None
+        text_attended, image_attended = batch.split(attended, takes)
         text_next, image_next = following if following is not None else (None, None)
-        image = self._finish(image.x, image_attended, modulation[:, :6], run, image_next, "image")
-        text = self._finish(text.x, text_attended, modulation[:, 6:], run, text_next, "text")
+        image = _finish(image.x, image_attended, modulation[:, :6], self.img_attn.proj, self.img_mlp, batch.image, image_next)
+        text = _finish(text.x, text_attended, modulation[:, 6:], self.txt_attn.proj, self.txt_mlp, batch.text, text_next)
         return text, image
 
-    def _split(self, attended: Tensor, run: Run) -> tuple[Activation, Activation]:
-        batch, dtype = run.batch, input_dtype(self.txt_attn.proj)
-        if dtype is None or dtype != input_dtype(self.img_attn.proj):
-            return batch.split(attended, run.workspace)
-        rows, width = (batch.text_joint_rows, batch.image_joint_rows), attended.shape[1]
-        text_out, image_out = (
-            lend_quantized(run.workspace.take, f"{name}.attended", (layout.rows, width), attended, dtype)
-            for name, layout in (("text", batch.text), ("image", batch.image))
-        )
-        text, image = split_streams_quantized(attended, *rows, dtype, out=(text_out, image_out))
-        return QuantizedRows(*text), QuantizedRows(*image)
 
-    def _finish(
-        self, x: Tensor, attended: Activation, modulation: Tensor, run: Run, following: Norm | None, name: str
-    ) -> Stream:
-        """Output projection, MLP and the two gated additions of one stream; modulation is its [S, 6, C]."""
-        is_image = name == "image"
-        proj, mlp = (self.img_attn.proj, self.img_mlp) if is_image else (self.txt_attn.proj, self.txt_mlp)
-        layout = run.batch.image if is_image else run.batch.text
-        tiles = layout.tile_sequence
-        _, _, attention_gate, mlp_shift, mlp_scale, mlp_gate = modulation.unbind(1)
-        middle = Norm(mlp_shift, mlp_scale, input_dtype(mlp["0"]))
-        y = multiply(proj, attended, layout, run.workspace, NARROW)
-        x, normed = add_and_norm(x, y, attention_gate, tiles, middle, run.workspace, name)
-        assert normed is not None
-        hidden = multiply(mlp["0"], normed, layout, run.workspace, WIDE)
-        activated = activate(None, hidden, mlp["2"], run.workspace, hidden)
-        y = multiply(mlp["2"], activated, layout, run.workspace, NARROW)
-        return add_and_norm(x, y, mlp_gate, tiles, following, run.workspace, name)
+def _finish(
+    x: Tensor, attended: Rows, modulation: Tensor, proj: Linear, mlp: FeedForward, layout: Ragged, following: NextNorm | None
+) -> Residual:
+    """Output projection, MLP and the two gated additions of one stream; modulation is its [S, 6, C]."""
+    tiles, (widen, narrow) = layout.tile_sequence, mlp.layers
+    _, _, attention_gate, mlp_shift, mlp_scale, mlp_gate = modulation.unbind(1)
+    x, normed = proceed(x, proj(attended, layout), attention_gate, tiles, NextNorm(mlp_shift, mlp_scale, widen.takes))
+    hidden = widen(normed, layout)
+    y = narrow(activate(None, hidden, narrow.takes, out=hidden), layout)
+    return proceed(x, y, mlp_gate, tiles, following)
 
 
 class SingleBlock(nn.Module):
@@ -175,74 +203,53 @@ class SingleBlock(nn.Module):
 
     def modulation_vectors(self, activated: Tensor) -> Tensor:
         """Shift, scale and gate of N conditioning vectors: [N, C] to [N, 3, C]."""
-        vectors: Tensor = self.modulation(activated)
-        return vectors
+        return self.modulation(activated)
 
-    def first_norm(self, modulation: Tensor) -> Norm:
+    def first_norm(self, modulation: Tensor) -> NextNorm:
         """The norm before this block, from its [S, 3, C]."""
-        return Norm(modulation[:, 0], modulation[:, 1], input_dtype(self.linear1))
+        return NextNorm(modulation[:, 0], modulation[:, 1], self.linear1.takes)
 
-    def forward(self, stream: Stream, modulation: Tensor, run: Run, following: Norm) -> Stream:
+    def forward(self, residual: Residual, modulation: Tensor, run: Run, following: NextNorm) -> Residual:
         """Run the block on every row.
 
         Args:
-            stream: streams of [T, C].
+            residual: of [T, C].
             modulation: [S, 3, C].
             run: the batch, and what to compute it with.
             following: the next block's norm.
 
         Returns:
-            The stream after the block.
+            The residual after the block.
         """
-        assert stream.normed is not None
-        projected = multiply(self.linear1, stream.normed, run.batch.joint, run.workspace, WIDE)
+        layout = run.batch.joint
+        projected = self.linear1(residual.normed, layout)
         q, k, v = self._queries_keys_values(projected[:, : 3 * self.width], run)
-        y = self._output(q, k, v, projected[:, 3 * self.width :], run, run.batch.joint)
-        return add_and_norm(stream.x, y, modulation[:, 2], run.batch.joint.tile_sequence, following, run.workspace, "joint")
+        y = self._output(q, k, v, projected[:, 3 * self.width :], run, layout)
+        return proceed(residual.x, y, modulation[:, 2], layout.tile_sequence, following)
 
-    def forward_output_rows(self, stream: Stream, modulation: Tensor, run: Run, following: Norm) -> Stream:
+    def forward_output_rows(self, residual: Residual, modulation: Tensor, run: Run, following: NextNorm) -> Residual:
         """Run the last block: only the rows of the images being made leave it, so only they are computed.
 
-        Keys and values need every row; queries, MLP and output do not. Arguments as for `forward`, but `stream` must hold
-        floats; returns [T_out, C] streams.
+        Keys and values need every row; queries, MLP and output do not. Arguments as for `forward`, but `residual.normed` must
+        be floats; returns a residual of [T_out, C].
         """
-        rows, layout, workspace = run.batch.output_joint_rows, run.batch.output, run.workspace
-        assert isinstance(stream.normed, Tensor)
-        q, k, v = self._queries_keys_values(
-            multiply(self.linear1, stream.normed, run.batch.joint, workspace, WIDE, slice(0, 3 * self.width)), run
-        )
-        normed = select_rows(stream.normed, rows, workspace, NARROW)
-        hidden = multiply(self.linear1, normed, layout, workspace, WIDE, slice(3 * self.width, None))
-        y = self._output(select_rows(q, rows, workspace, NARROW), k, v, hidden, run, layout)
-        # The double blocks' image stream is no longer needed, and has at least as many rows.
-        x = select_rows(stream.x, rows, workspace, "image.x")
-        return add_and_norm(x, y, modulation[:, 2], layout.tile_sequence, following, workspace, "image")
+        rows, layout, joint = run.batch.output_joint_rows, run.batch.output, run.batch.joint
+        assert isinstance(residual.normed, Tensor)
+        q, k, v = self._queries_keys_values(self.linear1(residual.normed, joint, slice(0, 3 * self.width)), run)
+        hidden = self.linear1(residual.normed.index_select(0, rows), layout, slice(3 * self.width, None))
+        y = self._output(q.index_select(0, rows), k, v, hidden, run, layout)
+        return proceed(residual.x.index_select(0, rows), y, modulation[:, 2], layout.tile_sequence, following)
 
     def _queries_keys_values(self, qkv: Tensor, run: Run) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = _joint_buffers(run, qkv, self.heads, self.head_dim)
-        scales = self.norm.query_norm.scale, self.norm.key_norm.scale
-        qk_norm_rope(qkv, *scales, run.batch.cos, run.batch.sin, None, q, k, v)
+        q, k, v = run.batch.new_heads(qkv, self.heads, self.head_dim)
+        qk_norm_rope(qkv, self.norm.query_norm.scale, self.norm.key_norm.scale, run.batch.cos, run.batch.sin, None, q, k, v)
         return q, k, v
 
     def _output(self, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor, run: Run, queries: Ragged) -> Tensor:
         """Attention, MLP activation and the matrix that reads both; attention writes into that matrix's operand of floats."""
-        if input_dtype(self.linear2) is None:
-            operand = run.workspace.take("operand", (q.shape[0], self.width + hidden.shape[1]), q)
-            out = operand[:, : self.width].unflatten(1, (self.heads, self.head_dim))
-        else:
-            operand, out = None, run.workspace.take("attended", q.shape, q)
-        attended = _attend(q, k, v, run, queries, out)
-        activated = activate(attended, hidden, self.linear2, run.workspace, operand)
-        return multiply(self.linear2, activated, queries, run.workspace, NARROW)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, run: Run, queries: Ragged, out: Tensor) -> Tensor:
-    """Attention to the joint order's keys: [T_q, C]."""
-    attended = attention(q, k, v, queries, run.batch.joint, backend=run.attention, out=out, scratch=run.workspace.take)
-    return attended.flatten(1)
-
-
-def _joint_buffers(run: Run, like: Tensor, heads: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of the joint order, each [T, H, D], to be written."""
-    shape = (run.batch.joint.rows, heads, head_dim)
-    return run.workspace.take("q", shape, like), run.workspace.take("k", shape, like), run.workspace.take("v", shape, like)
+        operand, beside = None, None
+        if self.linear2.takes is None:
+            operand = q.new_empty(len(q), self.linear2.in_features)
+            beside = operand[:, : self.width].unflatten(1, (self.heads, self.head_dim))
+        attended = attention(q, k, v, queries, run.batch.joint, backend=run.attention, out=beside).flatten(1)
+        return self.linear2(activate(attended, hidden, self.linear2.takes, out=operand), queries)

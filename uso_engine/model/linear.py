@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from uso_kernels.linear import linear
 from uso_kernels.ragged import Ragged
-from uso_kernels.scratch import Scratch, new_memory
+from uso_kernels.rows import Rows
 
 
 class Linear(nn.Module):
@@ -20,6 +20,9 @@ class Linear(nn.Module):
         device: usually ``meta``; the loader brings the values.
         dtype: of weight and bias.
     """
+
+    takes: torch.dtype | None = None
+    """The 8-bit type of the rows that it multiplies; None: floats."""
 
     def __init__(
         self,
@@ -42,27 +45,17 @@ class Linear(nn.Module):
         """Of the results."""
         return self.weight.dtype
 
-    def forward(
-        self,
-        x: Tensor,
-        outputs: slice = slice(None),
-        *,
-        sequences: Ragged | None = None,
-        out: Tensor | None = None,
-        scratch: Scratch = new_memory,
-    ) -> Tensor:
+    def forward(self, x: Rows, sequences: Ragged | None = None, outputs: slice = slice(None)) -> Tensor:
         """Apply the layer.
 
         Args:
-            x: [..., in_features], the weight's dtype.
-            outputs: which output columns to compute; all by default.
+            x: [..., in_features], of what the layer takes; floats are the weight's dtype.
             sequences: where the sequences of a packed x lie: each is then a product of its own, so that its bits do not change
                 with its company (see `uso_kernels.linear`). None where x is no packed batch.
-            out: [M, selected out_features], where the result goes, but under autograd; x is then [M, in_features].
-            scratch: lends memory to the quantised layers that need some; this one needs none.
+            outputs: which output columns to compute; all by default.
 
         Returns:
             [..., selected out_features].
         """
-        bias = None if self.bias is None else self.bias[outputs]
-        return linear(x, self.weight[outputs], bias, sequences=sequences, out=out)
+        assert isinstance(x, Tensor)
+        return linear(x, self.weight[outputs], None if self.bias is None else self.bias[outputs], sequences)

@@ -17,12 +17,11 @@ from typing import NamedTuple, TypedDict
 import torch
 from torch import Tensor
 
-from uso_kernels.launch import needs_gradient
 from uso_kernels.ragged import Ragged, round_up_to_tile
-from uso_kernels.split_streams import split_streams
+from uso_kernels.rows import QuantizedRows, Rows
+from uso_kernels.split_streams import split_streams, split_streams_quantized
 
 from .sequence import Sequence
-from .workspace import WIDE, Workspace
 
 
 class _IndexTables(TypedDict):
@@ -35,8 +34,8 @@ class _IndexTables(TypedDict):
     joint_sources: Tensor | None
 
 
-class Place(NamedTuple):
-    """Joint rows of a stream: a span, and the index of each of its rows within it, None where they are in order."""
+class JointRows(NamedTuple):
+    """Where a stream's rows lie in joint order: a span, and the index of each row within it, None where they are in order."""
 
     span: slice
     rows: Tensor | None
@@ -77,18 +76,18 @@ class PackedBatch:
     joint_sources: Tensor | None
 
     @property
-    def text_place(self) -> Place:
+    def text_in_joint(self) -> JointRows:
         """Where the text stream's rows lie in joint order."""
         if self.joint_sources is None:
-            return Place(slice(0, self.text.rows), None)
-        return Place(slice(None), self.text_joint_rows)
+            return JointRows(slice(0, self.text.rows), None)
+        return JointRows(slice(None), self.text_joint_rows)
 
     @property
-    def image_place(self) -> Place:
+    def image_in_joint(self) -> JointRows:
         """Where the image stream's rows lie in joint order."""
         if self.joint_sources is None:
-            return Place(slice(self.text.rows, None), None)
-        return Place(slice(None), self.image_joint_rows)
+            return JointRows(slice(self.text.rows, None), None)
+        return JointRows(slice(None), self.image_joint_rows)
 
     @staticmethod
     def form(sequences: Sequences[Sequence]) -> PackedBatch:
@@ -125,21 +124,32 @@ class PackedBatch:
             **rows,
         )
 
-    def image_stream(self, embedded: Tensor, workspace: Workspace) -> Tensor:
-        """The image stream [T_img, C], in the memory `image.x`, of embedded latents [T_out, C] and the fixed content tokens."""
-        return _arrange((embedded, self.content_tokens), self.image_sources, workspace, "image.x")
+    def image_stream(self, embedded: Tensor) -> Tensor:
+        """The image stream [T_img, C] of embedded latents [T_out, C] and the fixed content tokens."""
+        return _arrange((embedded, self.content_tokens), self.image_sources)
 
-    def merge(self, text: Tensor, image: Tensor, workspace: Workspace) -> Tensor:
-        """Bring both streams, [T_txt, C] and [T_img, C], into joint order [T, C], in the memory `joint.x`."""
-        return _arrange((text, image), self.joint_sources, workspace, "joint.x")
+    def merge(self, text: Tensor, image: Tensor) -> Tensor:
+        """Bring both streams, [T_txt, C] and [T_img, C], into joint order [T, C]."""
+        return _arrange((text, image), self.joint_sources)
 
-    def split(self, joint: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor]:
-        """Bring joint rows [T, C] back to the text and image streams; views where the orders agree."""
+    def split(self, joint: Tensor, dtype: torch.dtype | None = None) -> tuple[Rows, Rows]:
+        """Bring joint rows [T, C] back to the text and image streams; views where the orders agree and rows stay floats.
+
+        Args:
+            joint: [T, C].
+            dtype: the 8-bit type that the readers of the rows take, None for floats.
+        """
+        if dtype is not None:
+            text, image = split_streams_quantized(joint, self.text_joint_rows, self.image_joint_rows, dtype)
+            return QuantizedRows(*text), QuantizedRows(*image)
         if self.joint_sources is None:
             return joint[: self.text.rows], joint[self.text.rows :]
-        out = workspace.take("operand", joint.shape, joint)
-        text_rows, image_rows = self.text_joint_rows, self.image_joint_rows
-        return split_streams(joint, text_rows, image_rows, out=(out[: self.text.rows], out[self.text.rows :]))
+        return split_streams(joint, self.text_joint_rows, self.image_joint_rows)
+
+    def new_heads(self, like: Tensor, heads: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Memory for queries, keys and values of the joint order, each [T, H, D]."""
+        q, k, v = (like.new_empty(self.joint.rows, heads, head_dim) for _ in range(3))
+        return q, k, v
 
 
 def _index_rows(sequences: Sequences[Sequence], text: Ragged, image: Ragged, joint: Ragged, output: Ragged) -> _IndexTables:
@@ -178,21 +188,10 @@ def _index_rows(sequences: Sequences[Sequence], text: Ragged, image: Ragged, joi
     )
 
 
-def select_rows(x: Tensor, rows: Tensor, workspace: Workspace, name: str) -> Tensor:
-    """The given rows of x, in the memory `name`."""
-    if needs_gradient(x):
-        return x.index_select(0, rows)
-    return torch.index_select(x, 0, rows, out=workspace.take(name, (rows.shape[0], *x.shape[1:]), x))
-
-
-def _arrange(parts: tuple[Tensor, Tensor], sources: Tensor | None, workspace: Workspace, name: str) -> Tensor:
-    """Two tensors laid end to end, or the rows of that in another order, in the memory `name`."""
-    if needs_gradient(*parts):
-        stacked = torch.cat(parts)
-        return stacked if sources is None else stacked.index_select(0, sources)
-    shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
-    stacked = torch.cat(parts, out=workspace.take(name if sources is None else WIDE, shape, parts[0]))
-    return stacked if sources is None else select_rows(stacked, sources, workspace, name)
+def _arrange(parts: tuple[Tensor, Tensor], sources: Tensor | None) -> Tensor:
+    """Two tensors laid end to end, or the rows of that in another order."""
+    stacked = torch.cat(parts)
+    return stacked if sources is None else stacked.index_select(0, sources)
 
 
 def _unless_in_order(rows: Tensor, device: torch.device) -> Tensor | None:

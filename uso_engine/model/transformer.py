@@ -10,20 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from uso_kernels.attention import resolve_backend
 from uso_kernels.ragged import Ragged
 
-from .activation import Norm, input_dtype, multiply, norm
-from .blocks import DoubleBlock, Run, SingleBlock
+from .blocks import DoubleBlock, NextNorm, Run, SingleBlock, begin
 from .linear import Linear
 from .modulation import DOUBLE_VECTORS, FINAL_VECTORS, SINGLE_VECTORS, Embedder, sinusoidal_embedding
 from .packing import PackedBatch
 from .params import TransformerParams
-from .workspace import NARROW, Workspace
 
 Observer = Callable[[str, Tensor, Ragged], None]
 """Called with a name (``double.0.img``, ``double.0.txt``, ``single.0``, ``velocity``), a packed tensor and its layout."""
@@ -121,14 +118,7 @@ class Transformer(nn.Module):
         chosen = (resolve_backend(self.attention_backend, x, layout, batch.joint) for layout in (batch.joint, batch.output))
         return tuple(dict.fromkeys(chosen))
 
-    def forward(
-        self,
-        batch: PackedBatch,
-        latents: Tensor,
-        modulation: Tensor,
-        observer: Observer | None = None,
-        workspace: Workspace | None = None,
-    ) -> Tensor:
+    def forward(self, batch: PackedBatch, latents: Tensor, modulation: Tensor, observer: Observer | None = None) -> Tensor:
         """Predict the velocity of every image in a packed batch.
 
         Args:
@@ -136,42 +126,42 @@ class Transformer(nn.Module):
             latents: [T_out, in_channels], packed latents in output order, the weights' dtype.
             modulation: [S, vectors, C], each sequence's row of its modulation table for this step.
             observer: sees intermediate tensors, which nothing overwrites later.
-            workspace: buffers kept from step to step; not used under autograd or with an observer.
 
         Returns:
-            [T_out, in_channels], velocity in output order; with a workspace, the next call overwrites it.
+            [T_out, in_channels], velocity in output order.
         """
-        if workspace is None or observer is not None or torch.is_grad_enabled():
-            workspace = Workspace(reuse=False)
-        run = Run(batch, workspace, self.attention_backend)
-        doubles, singles = _blocks(self.double_blocks, DoubleBlock), _blocks(self.single_blocks, SingleBlock)
+        run = Run(batch, self.attention_backend)
         double, single, final = self._split_modulation(modulation)
-        text_norm, image_norm = doubles[0].first_norms(double[0])
-        text = norm(batch.text_tokens, text_norm, batch.text.tile_sequence, workspace, "text")
-        image_x = batch.image_stream(multiply(self.img_in, latents, batch.output, workspace, NARROW), workspace)
-        image = norm(image_x, image_norm, batch.image.tile_sequence, workspace, "image")
-        for i, block in enumerate(doubles):
-            following = doubles[i + 1].first_norms(double[i + 1]) if i + 1 < len(doubles) else None
-            text, image = block(text, image, double[i], run, following)
-            if observer is not None:
-                observer(f"double.{i}.txt", text.x, batch.text)
-                observer(f"double.{i}.img", image.x, batch.image)
         # The last block computes fewer rows than it is given and takes floats, to pick them.
+        singles = _blocks(self.single_blocks, SingleBlock)
         norms = [block.first_norm(vectors) for block, vectors in zip(singles, single, strict=True)]
         norms[-1] = norms[-1]._replace(dtype=None)
-        joint = norm(batch.merge(text.x, image.x, workspace), norms[0], batch.joint.tile_sequence, workspace, "joint")
-        for i, single_block in enumerate(singles[:-1]):
-            joint = single_block(joint, single[i], run, norms[i + 1])
+        joint = begin(self._double_stream(latents, double, run, observer), norms[0], batch.joint.tile_sequence)
+        for i, block in enumerate(singles[:-1]):
+            joint = block(joint, single[i], run, norms[i + 1])
             if observer is not None:
                 observer(f"single.{i}", joint.x, batch.joint)
-        last_norm = Norm(final[:, 0], final[:, 1], input_dtype(self.final_layer.linear))
+        last_norm = NextNorm(final[:, 0], final[:, 1], self.final_layer.linear.takes)
         output = singles[-1].forward_output_rows(joint, single[-1], run, last_norm)
-        assert output.normed is not None
-        velocity = multiply(self.final_layer.linear, output.normed, batch.output, workspace, "velocity")
+        velocity: Tensor = self.final_layer.linear(output.normed, batch.output)
         if observer is not None:
             observer(f"single.{len(singles) - 1}", output.x, batch.output)
             observer("velocity", velocity, batch.output)
         return velocity
+
+    def _double_stream(self, latents: Tensor, modulation: tuple[Tensor, ...], run: Run, observer: Observer | None) -> Tensor:
+        """The residual in joint order [T, C] after all double blocks."""
+        batch, blocks = run.batch, _blocks(self.double_blocks, DoubleBlock)
+        text_norm, image_norm = blocks[0].first_norms(modulation[0])
+        text = begin(batch.text_tokens, text_norm, batch.text.tile_sequence)
+        image = begin(batch.image_stream(self.img_in(latents, batch.output)), image_norm, batch.image.tile_sequence)
+        for i, block in enumerate(blocks):
+            following = blocks[i + 1].first_norms(modulation[i + 1]) if i + 1 < len(blocks) else None
+            text, image = block(text, image, modulation[i], run, following)
+            if observer is not None:
+                observer(f"double.{i}.txt", text.x, batch.text)
+                observer(f"double.{i}.img", image.x, batch.image)
+        return batch.merge(text.x, image.x)
 
     def _split_modulation(self, modulation: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
         """Views of each double block's [S, 12, C], each single block's [S, 3, C] and the final layer's [S, 2, C]."""

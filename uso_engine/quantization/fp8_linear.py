@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from uso_engine.model.activation import QuantizedRows
 from uso_kernels.linear import linear
 from uso_kernels.quantize_rows import quantize_rows
 from uso_kernels.ragged import Ragged
+from uso_kernels.rows import Rows
 from uso_kernels.scaled_matmul import scaled_matmul
-from uso_kernels.scratch import Scratch, new_memory
 
 from .quantized_linear import QuantizedLinear, TensorLayout
 
@@ -23,7 +22,7 @@ class Fp8Linear(QuantizedLinear):
     On a CPU the same quantised values are multiplied in float32, so the error is the tier's.
     """
 
-    quantized_input: torch.dtype | None = FP8
+    takes: torch.dtype | None = FP8
     values: Tensor
     scale: Tensor
 
@@ -42,38 +41,21 @@ class Fp8Linear(QuantizedLinear):
     def dequantized_weight(self) -> Tensor:
         return self.values.float() * self.scale[:, None]
 
-    def forward(
-        self,
-        x: Tensor | QuantizedRows,
-        outputs: slice = slice(None),
-        *,
-        sequences: Ragged | None = None,
-        out: Tensor | None = None,
-        scratch: Scratch = new_memory,
-    ) -> Tensor:
-        rows, dtype = self._rows(x, FP8, scratch)
+    def forward(self, x: Rows, sequences: Ragged | None = None, outputs: slice = slice(None)) -> Tensor:
+        rows, dtype = self._rows(x, FP8)
         values, scale, bias = self.values[outputs], self.scale[outputs], self._bias(outputs)
-        y = scaled_matmul(*rows, values, scale, bias, dtype=dtype, sequences=sequences, out=out)
+        y = scaled_matmul(*rows, values, scale, bias, dtype=dtype, sequences=sequences)
         return y.view(*x.shape[:-1], -1) if isinstance(x, Tensor) else y
 
 
 class Fp8WeightLinear(Fp8Linear):
-    """Weight-only: the weight is turned back into x's type in scratch memory; activations keep theirs."""
+    """Weight-only: the weight is turned back into x's type for each product; activations keep theirs."""
 
-    quantized_input = None
+    takes = None
 
-    def forward(
-        self,
-        x: Tensor | QuantizedRows,
-        outputs: slice = slice(None),
-        *,
-        sequences: Ragged | None = None,
-        out: Tensor | None = None,
-        scratch: Scratch = new_memory,
-    ) -> Tensor:
+    def forward(self, x: Rows, sequences: Ragged | None = None, outputs: slice = slice(None)) -> Tensor:
         if not isinstance(x, Tensor):
             raise TypeError("a weight-only layer takes activations as floats")
         values, scale = self.values[outputs], self.scale[outputs]
-        weight = scratch("weight", values.shape, x).copy_(values)
-        weight.mul_(scratch("weight_scale", scale.shape, x).copy_(scale)[:, None])
-        return linear(x, weight, self._bias(outputs), sequences=sequences, out=out)
+        weight = values.to(x.dtype).mul_(scale.to(x.dtype)[:, None])
+        return linear(x, weight, self._bias(outputs), sequences)

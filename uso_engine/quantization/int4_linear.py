@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from uso_engine.model.activation import QuantizedRows
 from uso_kernels.int4_matmul import int4_dequantize, int4_matmul, pack_int4
 from uso_kernels.ragged import Ragged
-from uso_kernels.scratch import Scratch, new_memory
+from uso_kernels.rows import Rows
 
 from . import quanto_values
 from .quantized_linear import QuantizedLinear, TensorLayout
@@ -29,7 +28,7 @@ def group_size(in_features: int) -> int:
 
 
 class Int4Linear(QuantizedLinear):
-    """Weight-only: our kernel turns the weight back into x's type in scratch memory; activations keep theirs."""
+    """Weight-only: our kernel turns the weight back into x's type for each product; activations keep theirs."""
 
     packed: Tensor
     scale: Tensor
@@ -53,16 +52,8 @@ class Int4Linear(QuantizedLinear):
     def dequantized_weight(self) -> Tensor:
         return int4_dequantize(self.packed, self.scale, self.shift, dtype=torch.float32)
 
-    def forward(
-        self,
-        x: Tensor | QuantizedRows,
-        outputs: slice = slice(None),
-        *,
-        sequences: Ragged | None = None,
-        out: Tensor | None = None,
-        scratch: Scratch = new_memory,
-    ) -> Tensor:
+    def forward(self, x: Rows, sequences: Ragged | None = None, outputs: slice = slice(None)) -> Tensor:
         if not isinstance(x, Tensor):
             raise TypeError("a weight-only layer takes activations as floats")
         weight = self.packed[outputs], self.scale[outputs], self.shift[outputs]
-        return int4_matmul(x, *weight, self._bias(outputs), sequences=sequences, out=out, scratch=scratch)
+        return int4_matmul(x, *weight, self._bias(outputs), sequences=sequences)

@@ -9,10 +9,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from uso_engine.model.activation import QuantizedRows
-from uso_kernels.quantize_rows import lend_quantized, quantize_rows
+from uso_kernels.quantize_rows import quantize_rows
 from uso_kernels.ragged import Ragged
-from uso_kernels.scratch import Scratch, new_memory
+from uso_kernels.rows import QuantizedRows, Rows
 
 
 class TensorLayout(NamedTuple):
@@ -38,8 +37,8 @@ class QuantizedLinear(nn.Module, abc.ABC):
         device: usually ``meta``; `assign` brings the values.
     """
 
-    quantized_input: torch.dtype | None = None
-    """The type of `QuantizedRows` that `forward` takes in place of floats; None: floats only."""
+    takes: torch.dtype | None = None
+    """The 8-bit type of the rows that it multiplies, which floats are brought to; None: floats only."""
 
     column_multiple: ClassVar[int] = 16
     """K and N must be multiples of it."""
@@ -75,19 +74,8 @@ class QuantizedLinear(nn.Module, abc.ABC):
         """Choose the values for a finite float32 weight [N, K]; the result follows `layout`."""
 
     @abc.abstractmethod
-    def forward(
-        self,
-        x: Tensor | QuantizedRows,
-        outputs: slice = slice(None),
-        *,
-        sequences: Ragged | None = None,
-        out: Tensor | None = None,
-        scratch: Scratch = new_memory,
-    ) -> Tensor:
-        """Apply the layer, as `uso_engine.model.linear.Linear.forward` does.
-
-        `scratch` lends what the layer cannot do without beside the result: the weight in x's type, or x's quantised rows.
-        """
+    def forward(self, x: Rows, sequences: Ragged | None = None, outputs: slice = slice(None)) -> Tensor:
+        """Apply the layer, as `uso_engine.model.linear.Linear.forward` does."""
 
     def dequantized_weight(self) -> Tensor:
         """The weight that the stored values stand for, float32 [N, K]."""
@@ -116,13 +104,11 @@ class QuantizedLinear(nn.Module, abc.ABC):
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
-    def _rows(self, x: Tensor | QuantizedRows, dtype: torch.dtype, scratch: Scratch) -> tuple[QuantizedRows, torch.dtype]:
+    def _rows(self, x: Rows, dtype: torch.dtype) -> tuple[QuantizedRows, torch.dtype]:
         """What an 8-bit product multiplies, [M, in_features], and the type of its result."""
-        if not isinstance(x, Tensor):
-            return x, self.dtype
-        rows = x.reshape(-1, self.in_features)
-        lent = lend_quantized(scratch, "rows", rows.shape, rows, dtype)
-        return QuantizedRows(*quantize_rows(rows, dtype, out=lent)), x.dtype
+        if isinstance(x, Tensor):
+            return QuantizedRows(*quantize_rows(x.reshape(-1, self.in_features), dtype)), x.dtype
+        return x, self.dtype
 
     def _bias(self, outputs: slice) -> Tensor | None:
         return None if self.bias is None else self.bias[outputs]

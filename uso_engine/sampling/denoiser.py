@@ -19,7 +19,6 @@ from uso_engine.model.packing import PackedBatch
 from uso_engine.model.rope import Grid
 from uso_engine.model.sequence import Sequence
 from uso_engine.model.transformer import Observer, Transformer
-from uso_engine.model.workspace import Workspace
 from uso_kernels.euler_update import euler_update, guide_reference
 from uso_kernels.ragged import TILE_ROWS, round_up_to_tile
 
@@ -55,8 +54,7 @@ class Step:
         sigmas: sigma before this step, one per image.
         next_sigmas: sigma after it, one per image.
         latents: each image's packed latent [L_img, 64] after the step, float32, a view: writing to it changes the run.
-        velocities: each image's velocity [L_img, 64], after true CFG. `on_step` may keep them; what `Denoiser.step` returns
-            lies in memory that the next step overwrites.
+        velocities: each image's velocity [L_img, 64], after true CFG; no later step overwrites them.
         grids: rows and columns of tokens of each image.
     """
 
@@ -119,7 +117,6 @@ class Denoiser:
         # [steps, T_pos]: the step width of each row, so that images may have schedules of their own.
         self._deltas = sigmas.diff(dim=1).t()[:, row_job].float().contiguous().to(weight.device)
         self._guided_rows, self._negative_rows, self._guidance = self._guided_tables()
-        self._workspace = Workspace()
         self.index = 0
 
     @property
@@ -146,11 +143,6 @@ class Denoiser:
     def attention_backends(self) -> tuple[str, ...]:
         """The attention backends that compute this batch."""
         return self._transformer.attention_backends(self._batch)
-
-    @property
-    def workspace_bytes(self) -> int:
-        """Bytes of the buffers kept from step to step."""
-        return self._workspace.size_bytes
 
     def _guided_tables(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """What true CFG needs: the rows to evaluate again under the negative prompts; each row's negative row, -1 where there
@@ -191,8 +183,7 @@ class Denoiser:
                 velocity = guide_reference(velocity, self._positive_rows, self._negative_rows, self._guidance)
             self._latents += (velocity * delta[:, None]).to(self._latents.dtype)
         else:
-            guided = self._workspace.take("guided", self._latents.shape, self._latents)
-            velocity = euler_update(self._latents, velocity, delta, self._negative_rows, self._guidance, guided=guided)
+            velocity = euler_update(self._latents, velocity, delta, self._negative_rows, self._guidance)
         self.index += 1
         return self._report(velocity)
 
@@ -201,8 +192,6 @@ class Denoiser:
         while self.index < self.steps:
             report = self.step(observer if self.index == 0 else None)
             if on_step is not None:
-                # A caller who collects them must not find the last step's everywhere.
-                report.velocities = tuple(velocity.clone() for velocity in report.velocities)
                 on_step(report)
                 if report.stopped:
                     return
@@ -214,16 +203,11 @@ class Denoiser:
 
     def _velocity(self, observer: Observer | None) -> Tensor:
         """Velocity of all sequences [T_out, 64]: the images' rows, then those of their negative prompts."""
-        positive, columns = self._latents.shape
-        latents = self._workspace.take("latents", (self._batch.output.rows, columns), self._latents, self._model_dtype)
-        latents[:positive] = self._latents
+        latents = self._latents.to(self._model_dtype)
         if self._guided_rows is not None:
-            torch.index_select(latents[:positive], 0, self._guided_rows, out=latents[positive:])
-        rows = [sequence.modulation[self.index] for sequence in self._sequences]
-        modulation = rows[0][None]
-        if len(rows) > 1:
-            modulation = torch.stack(rows, out=self._workspace.take("modulation", (len(rows), *rows[0].shape), rows[0]))
-        return self._transformer(self._batch, latents, modulation, observer, self._workspace)
+            latents = torch.cat((latents, latents.index_select(0, self._guided_rows)))
+        modulation = torch.stack([sequence.modulation[self.index] for sequence in self._sequences])
+        return self._transformer(self._batch, latents, modulation, observer)
 
     def _report(self, velocity: Tensor) -> Step:
         layout = self._batch.output
