@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from types import ModuleType
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 
-import uso_kernels
-from uso_kernels.interpret import LAUNCHES, interpreted, mutated_arguments
+from uso_kernels.interpret import interpreted
+from uso_kernels.operation import Operation
 
 # The interpreter rounds neither bfloat16 nor float8 as a GPU does; those are for a GPU.
 PLACES = [
@@ -24,18 +19,12 @@ PLACES = [
 HALF_PLACES = [PLACES[0], PLACES[1], PLACES[2]]
 
 
-def kernel_modules() -> list[ModuleType]:
-    """Every module of the package."""
-    return [importlib.import_module(f"uso_kernels.{module.name}") for module in pkgutil.iter_modules(uso_kernels.__path__)]
-
-
-def run_kernel(operation: Any, *arguments: object) -> None:
+def run_kernel(operation: Operation, *operands: object) -> None:
     """Launch an operation's Triton kernel; a CPU tensor goes through the interpreter without registering anything."""
-    if any(isinstance(argument, Tensor) and argument.is_cuda for argument in arguments):
-        operation(*arguments)
-        return
-    launch = next(launch for known, launch in LAUNCHES if known is operation)
-    interpreted(launch, mutated_arguments(operation))(*arguments)
+    if any(isinstance(operand, Tensor) and operand.is_cuda for operand in operands):
+        operation(*operands)
+    else:
+        interpreted(operation)(*operands)
 
 
 def poisoned(*shape: int, dtype: torch.dtype, device: str = "cpu") -> Tensor:

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from kernel_runs import kernel_modules
 
 from uso_kernels.ahead_of_time import compile_launch, standard_launches
+from uso_kernels.example import kernel_modules
 from uso_kernels.launch import COMPUTE_CAPABILITIES, TritonUnavailable, is_interpreting
 
 Record = dict[str, str | int | bool]

@@ -11,7 +11,7 @@ from torch import Tensor
 from uso_kernels.attention import BACKENDS, BackendUnavailable, attention, available_backends, choose_backend, resolve_backend
 from uso_kernels.dense_attention import dense_runs_on_amx
 from uso_kernels.ragged import Ragged
-from uso_kernels.triton_attention import attention_reference, triton_attention_op
+from uso_kernels.triton_attention import attention_into, attention_reference
 
 Place = tuple[str, torch.dtype]
 # One token, one more and one less than a tile of rows and than a block of keys, several blocks.
@@ -42,7 +42,7 @@ def truth(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged) -> Ten
 
 def launch(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged, out: Tensor) -> None:
     layouts = (queries.bounds_tensor, queries.lengths_tensor, keys.bounds_tensor, keys.lengths_tensor)
-    run_kernel(triton_attention_op, q, k, v, *layouts, queries.max_capacity, out)
+    run_kernel(attention_into, q, k, v, *layouts, queries.max_capacity, out)
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
@@ -185,7 +185,7 @@ def test_gradients_flow_through_the_default() -> None:
 def test_operation_keeps_torchs_rules() -> None:
     q, k, v, layout = operands([32], ("cpu", torch.float32))
     layouts = (layout.bounds_tensor, layout.lengths_tensor) * 2
-    torch.library.opcheck(triton_attention_op, (q, k, v, *layouts, layout.max_capacity, torch.empty_like(q)))
+    torch.library.opcheck(attention_into.op, (q, k, v, *layouts, layout.max_capacity, torch.empty_like(q)))
 
 
 def test_bad_operands_are_refused() -> None:

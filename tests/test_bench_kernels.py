@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from uso_kernels.example import Size, all_examples
+
 COMMAND = ["-o", "python_files=bench_*.py", "-o", "python_functions=bench_*", "-p", "no:cacheprovider", "-q"]
 
 
@@ -17,5 +19,7 @@ def test_every_kernel_benchmark_runs(repository: Path) -> None:
         env=environment, capture_output=True, text=True, check=False, cwd=repository,
     )  # fmt: skip
     assert answer.returncode == 0, answer.stdout[-3000:]
-    for kernel in ("gated_residual_layer_norm_modulate", "qk_norm_rope", "gelu_concat", "attention chunked"):
-        assert kernel in answer.stdout
+    hot = [example.name for example in all_examples("hopper", Size(32, 256)) if example.is_hot]
+    assert len(hot) > 20
+    for kernel in (*hot, "attention dense", "attention chunked"):
+        assert kernel in answer.stdout, kernel

@@ -7,13 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from kernel_runs import kernel_modules
-from torch._library.custom_ops import CustomOpDef
+from kernel_runs import run_kernel
 
-from uso_kernels.interpret import LAUNCHES, interpreted, mutated_arguments
 from uso_kernels.launch import TritonUnavailable, generation_of
-from uso_kernels.quantize_rows import new_quantized, quantize_rows_op, quantize_rows_reference
-from uso_kernels.scaled_matmul import scaled_matmul_op
+from uso_kernels.quantize_rows import quantize_rows_into
+from uso_kernels.rows import new_quantized, quantize_rows_reference
 
 PROGRAM = """
 import torch
@@ -66,12 +64,6 @@ def test_the_model_through_interpreted_kernels(repository: Path) -> None:
     ]  # fmt: skip
 
 
-def test_every_kernel_can_be_interpreted() -> None:
-    """All but the float8 product, which is torch's own."""
-    operations = {value for module in kernel_modules() for value in vars(module).values() if isinstance(value, CustomOpDef)}
-    assert operations - {operation for operation, _ in LAUNCHES} == {scaled_matmul_op}
-
-
 def test_without_the_interpreter_it_is_refused(repository: Path) -> None:
     program = "from uso_kernels.interpret import register_cpu_launches as register; register()"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -85,8 +77,7 @@ def test_types_that_the_interpreter_cannot_round_are_rounded_by_torch() -> None:
     """124.3 in float8 is 128; the interpreter alone says 64."""
     x = torch.tensor([[448.0, 124.3, 7.95]])
     values, scales = new_quantized(1, 3, torch.float8_e4m3fn, x.device)
-    launch = next(launch for operation, launch in LAUNCHES if operation is quantize_rows_op)
-    interpreted(launch, mutated_arguments(quantize_rows_op))(x, values, scales)
+    run_kernel(quantize_rows_into, x, values, scales)
     assert values.float().tolist() == [[448.0, 128.0, 8.0]]
     assert torch.equal(values.float(), quantize_rows_reference(x, torch.float8_e4m3fn)[0].float())
 

@@ -75,7 +75,7 @@ def test_the_float8_launch_is_torchs_public_product() -> None:
         scales = (xs[:, None], ScalingType.RowWise, ws[None, :], ScalingType.RowWise)
         expected = scaled_mm(xq, wq.t(), *scales, bias=added, output_dtype=torch.bfloat16, use_fast_accum=True)
         y = torch.full((32, 96), float("nan"), dtype=torch.bfloat16)
-        fp8._launch(xq, xs, wq, ws, added, y)
+        fp8.scaled_matmul_into.native(xq, xs, wq, ws, added, y)
         assert torch.equal(y, expected)
 
 
@@ -146,8 +146,8 @@ def test_int8_kernel_in_the_interpreter(rows: int, n: int, k: int, dtype: torch.
     (xq, xs), (wq, ws) = quantize_rows(x, torch.int8), quantize_rows(weight, torch.int8)
     for shift in (None, bias):
         y = torch.full((rows, n + 5), float("nan"), dtype=dtype)[:, :n]
-        int8._launch(xq, xs, wq, ws, shift, y)
-        expected = int8.int8_matmul_reference(xq, xs, wq, ws, shift, torch.float64)
+        int8.int8_matmul_into.native(xq, xs, wq, ws, shift, y)
+        expected = int8.int8_matmul(xq, xs, wq, ws, shift, dtype=torch.float64)
         assert relative_error(y, expected) <= 2 * relative_error(expected.to(dtype), expected) + 1e-7
 
 
@@ -157,18 +157,18 @@ def test_int4_kernel_in_the_interpreter(dtype: torch.dtype) -> None:
     codes = torch.randint(0, 16, (37, 384), dtype=torch.uint8)
     packed, scale, shift = int4.pack_int4(codes, 128), torch.rand(37, 3).half(), torch.rand(37, 3).half()
     y = torch.full((37, 400), float("nan"), dtype=dtype)[:, :384]
-    int4._launch(packed, scale, shift, y)
+    int4.int4_dequantize_into.native(packed, scale, shift, y)
     # A fused multiply-add rounds once where the reference rounds twice.
-    expected = int4.int4_dequantize_reference(packed, scale, shift, torch.float64)
+    expected = int4.int4_dequantize(packed, scale, shift, dtype=torch.float64)
     assert relative_error(y, expected) <= 2 * relative_error(expected.to(dtype), expected) + 1e-7
 
 
 def test_operations_describe_themselves_rightly() -> None:
     x, weight, bias = operands(16, 32, 64)
     (xq, xs), (wq, ws) = quantize_rows(x, torch.int8), quantize_rows(weight, torch.int8)
-    opcheck(int8.int8_matmul_op, (xq, xs, wq, ws, bias, torch.empty(16, 32)))
+    opcheck(int8.int8_matmul_into.op, (xq, xs, wq, ws, bias, torch.empty(16, 32)))
     (xq, xs), (wq, ws) = quantize_rows(x, torch.float8_e4m3fn), quantize_rows(weight, torch.float8_e4m3fn)
     # The schema check multiplies its own copies of the arguments, which torch cannot do in float8.
-    opcheck(fp8.scaled_matmul_op, (xq, xs, wq, ws, bias, torch.empty(16, 32)), test_utils=("test_faketensor",))
+    opcheck(fp8.scaled_matmul_into.op, (xq, xs, wq, ws, bias, torch.empty(16, 32)), test_utils=("test_faketensor",))
     packed = torch.randint(0, 255, (32, 64), dtype=torch.uint8)
-    opcheck(int4.int4_dequantize_op, (packed, torch.rand(32, 1).half(), torch.rand(32, 1).half(), torch.empty(32, 128)))
+    opcheck(int4.int4_dequantize_into.op, (packed, torch.rand(32, 1).half(), torch.rand(32, 1).half(), torch.empty(32, 128)))

@@ -7,20 +7,13 @@ from torch import Tensor
 
 from uso_kernels.gated_residual import (
     gated_residual,
+    gated_residual_into,
     gated_residual_layer_norm_modulate,
-    gated_residual_layer_norm_modulate_quantized,
-    gated_residual_op,
-    gated_residual_reference,
+    summed,
 )
-from uso_kernels.layer_norm_modulate import (
-    layer_norm_modulate,
-    layer_norm_modulate_op,
-    layer_norm_modulate_quantized,
-    layer_norm_modulate_reference,
-    normalized_wide,
-)
-from uso_kernels.quantize_rows import new_quantized, quantize_rows_reference
+from uso_kernels.layer_norm_modulate import layer_norm_modulate, layer_norm_modulate_into, normalized
 from uso_kernels.ragged import Ragged
+from uso_kernels.rows import QuantizedRows, new_quantized, quantize_rows_reference
 
 Place = tuple[str, torch.dtype]
 WIDTHS = [64, 200, 3072]
@@ -45,7 +38,11 @@ def wide(given: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def normed(x: Tensor, given: dict[str, Tensor]) -> Tensor:
-    return layer_norm_modulate_reference(x, given["shift"], given["scale"], given["tiles"])
+    return normalized(x, given["shift"], given["scale"], given["tiles"], 1e-6).to(x.dtype)
+
+
+def added(given: dict[str, Tensor]) -> Tensor:
+    return summed(given["x"], given["y"], given["gate"], given["tiles"]).to(given["x"].dtype)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -53,7 +50,7 @@ def normed(x: Tensor, given: dict[str, Tensor]) -> Tensor:
 def test_layer_norm_modulate(place: Place, width: int) -> None:
     given = operands(width, place)
     out = poisoned(*given["x"].shape, dtype=place[1], device=place[0])
-    run_kernel(layer_norm_modulate_op, given["x"], given["shift"], given["scale"], given["tiles"], 1e-6, out, None)
+    run_kernel(layer_norm_modulate_into, given["x"], given["shift"], given["scale"], given["tiles"], 1e-6, out, None)
     check_error(out, normed(given["x"], given), normed(wide(given)["x"], wide(given)))
 
 
@@ -66,9 +63,9 @@ def test_gated_residual(place: Place, width: int, with_norm: bool) -> None:
     names = ("x", "y", "gate")
     norm = (given["shift"], given["scale"]) if with_norm else (None, None)
     run_kernel(
-        gated_residual_op, *(given[n] for n in names), *norm, given["tiles"], 1e-6, total, out if with_norm else None, None
+        gated_residual_into, *(given[n] for n in names), *norm, given["tiles"], 1e-6, total, out if with_norm else None, None
     )
-    eager, true_total = (gated_residual_reference(g["x"], g["y"], g["gate"], g["tiles"]) for g in (given, truth))
+    eager, true_total = added(given), added(truth)
     check_error(total, eager, true_total)
     if with_norm:
         check_error(out, normed(eager, given), normed(true_total, truth))
@@ -81,16 +78,15 @@ def test_quantising_endings(place: Place, dtype: torch.dtype) -> None:
     given = operands(200, place)
     x, shift, scale, tiles = given["x"], given["shift"], given["scale"], given["tiles"]
     total = poisoned(*x.shape, dtype=place[1], device=place[0])
-    summed = gated_residual_reference(x, given["y"], given["gate"], tiles)
-    for name, source in (("norm", x), ("gated", summed)):
+    for name, source in (("norm", x), ("gated", added(given))):
         values, scales = new_quantized(x.shape[0], x.shape[1], dtype, x.device)
         values.copy_(poisoned(*x.shape, dtype=dtype, device=place[0]))
         scales.fill_(float("nan"))
         if name == "norm":
-            run_kernel(layer_norm_modulate_op, x, shift, scale, tiles, 1e-6, values, scales)
+            run_kernel(layer_norm_modulate_into, x, shift, scale, tiles, 1e-6, values, scales)
         else:
-            run_kernel(gated_residual_op, x, given["y"], given["gate"], shift, scale, tiles, 1e-6, total, values, scales)
-        expected, expected_scales = quantize_rows_reference(normalized_wide(source, shift, scale, tiles, 1e-6), dtype)
+            run_kernel(gated_residual_into, x, given["y"], given["gate"], shift, scale, tiles, 1e-6, total, values, scales)
+        expected, expected_scales = quantize_rows_reference(normalized(source, shift, scale, tiles, 1e-6), dtype)
         torch.testing.assert_close(scales, expected_scales, rtol=1e-3 if place[1] == torch.float16 else 1e-5, atol=0)
         is_equal = values.float() == expected.float()
         assert is_equal.float().mean() > 0.99
@@ -104,7 +100,7 @@ def test_one_sequence_does_not_reach_another() -> None:
     x = given["x"].clone()
     x[32:] = float("nan")
     out = poisoned(*x.shape, dtype=x.dtype)
-    run_kernel(layer_norm_modulate_op, x, given["shift"], given["scale"], given["tiles"], 1e-6, out, None)
+    run_kernel(layer_norm_modulate_into, x, given["shift"], given["scale"], given["tiles"], 1e-6, out, None)
     assert torch.isfinite(out[:32]).all()
     assert out[32:].isnan().all()
 
@@ -115,50 +111,34 @@ def test_operations_keep_torchs_rules(dtype: torch.dtype) -> None:
     x, shift, scale, tiles = given["x"], given["shift"], given["scale"], given["tiles"]
     values, scales = new_quantized(x.shape[0], x.shape[1], torch.int8, x.device)
     total, out = x.contiguous().clone(), x.contiguous().clone()
-    torch.library.opcheck(layer_norm_modulate_op, (x, shift, scale, tiles, 1e-6, out, None))
-    torch.library.opcheck(layer_norm_modulate_op, (x, shift, scale, tiles, 1e-6, values, scales))
+    torch.library.opcheck(layer_norm_modulate_into.op, (x, shift, scale, tiles, 1e-6, out, None))
+    torch.library.opcheck(layer_norm_modulate_into.op, (x, shift, scale, tiles, 1e-6, values, scales))
     y, gate = given["y"], given["gate"]
-    torch.library.opcheck(gated_residual_op, (x, y, gate, None, None, tiles, 1e-6, total, None, None))
-    torch.library.opcheck(gated_residual_op, (x, y, gate, shift, scale, tiles, 1e-6, total, out, None))
+    torch.library.opcheck(gated_residual_into.op, (x, y, gate, None, None, tiles, 1e-6, total, None, None))
+    torch.library.opcheck(gated_residual_into.op, (x, y, gate, shift, scale, tiles, 1e-6, total, out, None))
 
 
-def test_public_functions_write_where_they_are_told() -> None:
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
+def test_public_functions_agree_in_floats_and_in_eight_bits(dtype: torch.dtype) -> None:
     given = operands(64, ("cpu", torch.float32))
     x, y, gate, shift, scale, tiles = given.values()
-    x = x.contiguous()
-    expected_total, expected = gated_residual_layer_norm_modulate(x, y, gate, shift, scale, tiles)
-    copy, buffer = x.clone(), torch.empty_like(x)
-    total, out = gated_residual_layer_norm_modulate(copy, y, gate, shift, scale, tiles, out=(copy, buffer))
-    assert total is copy
-    assert out is buffer
-    assert torch.equal(total, expected_total)
-    assert torch.equal(out, expected)
-    assert torch.equal(gated_residual(x, y, gate, tiles), expected_total)
-    again, (values, scales) = gated_residual_layer_norm_modulate_quantized(x, y, gate, shift, scale, tiles, torch.int8)
-    assert torch.equal(again, expected_total)
-    torch.testing.assert_close(values.float() * scales[:, None], expected, rtol=0, atol=float(scales.max()) * 0.51)
-    rows = new_quantized(x.shape[0], x.shape[1], torch.int8, x.device)
-    again, kept = gated_residual_layer_norm_modulate_quantized(
-        x, y, gate, shift, scale, tiles, torch.int8, out=(copy.fill_(0), rows)
-    )
-    assert again is copy
-    assert torch.equal(again, expected_total)
-    assert kept[0] is rows[0]
-    assert torch.equal(kept[0], values)
-    assert torch.equal(kept[1], scales)
-    values, scales = layer_norm_modulate_quantized(x, shift, scale, tiles, torch.int8)
-    kept = layer_norm_modulate_quantized(x, shift, scale, tiles, torch.int8, out=rows)
-    assert kept[1] is rows[1]
-    assert torch.equal(kept[0], values)
-    assert torch.equal(kept[1], scales)
-    expected = layer_norm_modulate(x, shift, scale, tiles)
-    torch.testing.assert_close(values.float() * scales[:, None], expected, rtol=0, atol=float(scales.max()) * 0.51)
+    total, expected = gated_residual_layer_norm_modulate(x, y, gate, shift, scale, tiles)
+    assert torch.equal(total, added(given))
+    assert torch.equal(gated_residual(x, y, gate, tiles), total)
+    again, rows = gated_residual_layer_norm_modulate(x, y, gate, shift, scale, tiles, dtype)
+    assert torch.equal(again, total)
+    for result, floats in ((rows, expected), (layer_norm_modulate(x, shift, scale, tiles, dtype), normed(x, given))):
+        assert isinstance(result, QuantizedRows) and isinstance(floats, Tensor)
+        values, scales = quantize_rows_reference(floats, dtype)
+        assert torch.equal(result.values.view(torch.int8), values.view(torch.int8))
+        assert torch.equal(result.scale, scales)
 
 
 def test_gradients_flow() -> None:
     given = operands(64, ("cpu", torch.float32))
     x, y, gate, shift, scale, tiles = (v.clone().requires_grad_() if v.is_floating_point() else v for v in given.values())
     total, out = gated_residual_layer_norm_modulate(x, y, gate, shift, scale, tiles)
+    assert isinstance(out, Tensor)
     (total.sum() + out.square().sum()).backward()
     for name, tensor in (("x", x), ("y", y), ("gate", gate), ("shift", shift), ("scale", scale)):
         assert tensor.grad is not None, name
@@ -185,8 +165,6 @@ def test_bad_operands_are_refused() -> None:
     with pytest.raises(ValueError, match="16384"):
         layer_norm_modulate(torch.empty(16, 20000), torch.empty(1, 20000), torch.empty(1, 20000), tiles[:1])
     with pytest.raises(ValueError, match="quantised to"):
-        layer_norm_modulate_quantized(x, shift, scale, tiles, torch.float16)
-    with pytest.raises(ValueError, match="out must be"):
-        layer_norm_modulate(x, shift, scale, tiles, out=torch.empty(3, 64))
+        layer_norm_modulate(x, shift, scale, tiles, torch.float16)
     with pytest.raises(ValueError, match="y must be"):
         gated_residual(x, given["y"][:16], given["gate"], tiles)

@@ -5,7 +5,7 @@ import torch
 from kernel_runs import PLACES, check_error, drawn, poisoned, run_kernel
 from torch import Tensor
 
-from uso_kernels.qk_norm_rope import qk_norm_rope, qk_norm_rope_op, qk_norm_rope_reference
+from uso_kernels.qk_norm_rope import qk_norm_rope, qk_norm_rope_into
 
 Place = tuple[str, torch.dtype]
 
@@ -26,12 +26,12 @@ def test_rows_land_normalised_and_turned_where_they_belong(place: Place, head_di
     qkv, q_scale, k_scale, cos, sin = operands(head_dim, heads, place)
     rows = torch.randperm(48, generator=torch.Generator().manual_seed(3))[:32].to(place[0])
     targets = [poisoned(48, heads, head_dim, dtype=place[1], device=place[0]) for _ in range(3)]
-    run_kernel(qk_norm_rope_op, qkv, q_scale, k_scale, cos, sin, rows, *targets, 1e-6)
+    run_kernel(qk_norm_rope_into, qkv, q_scale, k_scale, cos, sin, rows, *targets, 1e-6)
     eager = [torch.empty_like(target) for target in targets]
-    qk_norm_rope_reference(qkv, q_scale, k_scale, cos, sin, rows, eager[0], eager[1], eager[2])
+    qk_norm_rope_into.reference(qkv, q_scale, k_scale, cos, sin, rows, *eager, 1e-6)
     truth = [torch.empty_like(target, dtype=torch.float64) for target in targets]
     a, b, c, d, e = (x.double() for x in (qkv, q_scale, k_scale, cos, sin))
-    qk_norm_rope_reference(a, b, c, d, e, rows, truth[0], truth[1], truth[2])
+    qk_norm_rope_into.reference(a, b, c, d, e, rows, *truth, 1e-6)
     others = torch.ones(48, dtype=torch.bool, device=place[0])
     others[rows] = False
     for target, plain, true in zip(targets, eager, truth, strict=True):
@@ -45,8 +45,8 @@ def test_a_stream_in_joint_order_needs_no_index(place: Place) -> None:
     qkv, q_scale, k_scale, cos, sin = operands(128, 2, place)
     given = (qkv, q_scale, k_scale, cos[:32], sin[:32])
     first, second = ([poisoned(32, 2, 128, dtype=place[1], device=place[0]) for _ in range(3)] for _ in range(2))
-    run_kernel(qk_norm_rope_op, *given, None, *first, 1e-6)
-    run_kernel(qk_norm_rope_op, *given, torch.arange(32, device=place[0]), *second, 1e-6)
+    run_kernel(qk_norm_rope_into, *given, None, *first, 1e-6)
+    run_kernel(qk_norm_rope_into, *given, torch.arange(32, device=place[0]), *second, 1e-6)
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a, b)
 
@@ -55,7 +55,7 @@ def test_operation_keeps_torchs_rules_and_gradients_flow() -> None:
     qkv, q_scale, k_scale, cos, sin = operands(64, 2, ("cpu", torch.float32))
     rows = torch.arange(32)
     q, k, v = (torch.zeros(48, 2, 64) for _ in range(3))
-    torch.library.opcheck(qk_norm_rope_op, (qkv, q_scale, k_scale, cos, sin, rows, q, k, v, 1e-6))
+    torch.library.opcheck(qk_norm_rope_into.op, (qkv, q_scale, k_scale, cos, sin, rows, q, k, v, 1e-6))
     leaf = qkv.clone().requires_grad_()
     q, k, v = (torch.zeros(48, 2, 64) for _ in range(3))
     qk_norm_rope(leaf, q_scale, k_scale, cos, sin, rows, q, k, v)
@@ -84,4 +84,4 @@ def test_bad_operands_are_refused() -> None:
     refused(7, target.half(), "k must be")
     small = operands(32, 2, ("cpu", torch.float32))
     with pytest.raises(ValueError, match=r"\(64, 128\) have kernels, got 32"):
-        run_kernel(qk_norm_rope_op, *small, rows, *(torch.empty(48, 2, 32) for _ in range(3)), 1e-6)
+        run_kernel(qk_norm_rope_into, *small, rows, *(torch.empty(48, 2, 32) for _ in range(3)), 1e-6)

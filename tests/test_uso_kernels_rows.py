@@ -1,19 +1,18 @@
 """Kernels that move rows: row quantisation, splitting the joint order, GELU beside attention, the Euler step."""
 
 import math
-from functools import partial
 
 import pytest
 import torch
 from kernel_runs import PLACES, check_error, drawn, poisoned, run_kernel
 from torch import Tensor
 
-from uso_kernels.euler_update import euler_update, euler_update_op, guide_reference
-from uso_kernels.gelu_concat import gelu_concat, gelu_concat_op, gelu_concat_quantized, gelu_concat_reference
-from uso_kernels.quantize_rows import SCALE_ROWS, new_quantized, quantize_rows, quantize_rows_op, quantize_rows_reference
-from uso_kernels.split_streams import split_streams, split_streams_op, split_streams_quantized
+from uso_kernels.euler_update import euler_update, euler_update_into, guide_reference
+from uso_kernels.gelu_concat import gelu_concat, gelu_concat_into, joined
+from uso_kernels.quantize_rows import quantize_rows, quantize_rows_into
+from uso_kernels.rows import SCALE_ROWS, QuantizedRows, new_quantized, quantize_rows_reference
+from uso_kernels.split_streams import split_streams, split_streams_into
 
-Rows = tuple[Tensor, Tensor]
 Place = tuple[str, torch.dtype]
 EIGHT_BITS = pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
 
@@ -25,7 +24,7 @@ def test_quantize_rows_equals_the_reference(place: Place, dtype: torch.dtype) ->
     x[3] = 0
     values, scales = new_quantized(x.shape[0], x.shape[1], dtype, x.device)
     values.copy_(poisoned(*x.shape, dtype=dtype, device=place[0]))
-    run_kernel(quantize_rows_op, x, values, scales)
+    run_kernel(quantize_rows_into, x, values, scales)
     expected, expected_scales = quantize_rows_reference(x, dtype)
     assert torch.equal(scales, expected_scales)
     assert torch.equal(values.float(), expected.float())
@@ -36,7 +35,7 @@ def test_quantize_rows_rounds_and_keeps_what_is_broken_broken(dtype: torch.dtype
     x = torch.randn(40, 100, generator=torch.Generator().manual_seed(0)) * torch.logspace(-25, 25, 40)[:, None]
     x[4], x[5, 7], x[6, 8] = 0, float("nan"), float("inf")
     launched = new_quantized(x.shape[0], x.shape[1], dtype, x.device)
-    run_kernel(quantize_rows_op, x, *launched)
+    run_kernel(quantize_rows_into, x, *launched)
     for values, scales in (quantize_rows(x, dtype), launched):
         result = values.float() * scales[:, None]
         sound = [row for row in range(40) if row not in (4, 5, 6)]
@@ -54,11 +53,11 @@ def test_split_streams(place: Place) -> None:
     joint = drawn(48, 210, seed=0, place=place)[:, 5:205]
     rows = torch.randperm(48, generator=torch.Generator().manual_seed(1)).to(place[0])
     text, image = (poisoned(n, 200, dtype=place[1], device=place[0]) for n in (16, 32))
-    run_kernel(split_streams_op, joint, rows[:16], rows[16:], text, image, None, None)
+    run_kernel(split_streams_into, joint, rows[:16], rows[16:], text, None, image, None)
     assert torch.equal(text, joint[rows[:16]])
     assert torch.equal(image, joint[rows[16:]])
     text_q, image_q = (new_quantized(n, 200, torch.int8, joint.device) for n in (16, 32))
-    run_kernel(split_streams_op, joint, rows[:16], rows[16:], text_q[0], image_q[0], text_q[1], image_q[1])
+    run_kernel(split_streams_into, joint, rows[:16], rows[16:], *text_q, *image_q)
     for (values, scales), part in zip((text_q, image_q), (rows[:16], rows[16:]), strict=True):
         expected, expected_scales = quantize_rows_reference(joint[part], torch.int8)
         assert torch.equal(values, expected)
@@ -73,11 +72,11 @@ def test_gelu_concat(place: Place, widths: tuple[int, int]) -> None:
     attended = drawn(rows, width, seed=0, place=place) if width else None
     hidden = drawn(rows, 2 * hidden_width, seed=1, place=place)[:, :hidden_width] * 3
     out = poisoned(rows, width + hidden_width, dtype=place[1], device=place[0])
-    run_kernel(gelu_concat_op, attended, hidden, out, None)
-    truth = gelu_concat_reference(None if attended is None else attended.double(), hidden.double())
-    check_error(out, gelu_concat_reference(attended, hidden), truth)
+    run_kernel(gelu_concat_into, attended, hidden, out, None)
+    truth = joined(None if attended is None else attended.double(), hidden.double())
+    check_error(out, joined(attended, hidden), truth)
     values, scales = new_quantized(out.shape[0], out.shape[1], torch.int8, out.device)
-    run_kernel(gelu_concat_op, attended, hidden, values, scales)
+    run_kernel(gelu_concat_into, attended, hidden, values, scales)
     expected, expected_scales = quantize_rows_reference(truth.float(), torch.int8)
     torch.testing.assert_close(scales, expected_scales, rtol=1e-5, atol=0)
     assert (values.float() - expected.float()).abs().max() <= 1
@@ -93,7 +92,7 @@ def test_gelu_concat_leaves_what_attention_wrote() -> None:
     assert (out[:, :40] == 7.0).all()
     torch.testing.assert_close(out[:, 40:], torch.nn.functional.gelu(hidden, approximate="tanh"))
     out[:, 40:] = float("nan")
-    run_kernel(gelu_concat_op, None, hidden, out, None)
+    run_kernel(gelu_concat_into, None, hidden, out, None)
     assert (out[:, :40] == 7.0).all()
     assert torch.isfinite(out[:, 40:]).all()
 
@@ -102,7 +101,7 @@ def test_gelu_concat_leaves_what_attention_wrote() -> None:
 def test_gelu_is_exact_far_from_zero(place: Place) -> None:
     hidden = torch.tensor([[-60000.0, -50.0, -10.0, 0.0, 10.0, 50.0, 60000.0]]).to(place[1]).to(place[0])
     out = poisoned(1, 7, dtype=place[1], device=place[0])
-    run_kernel(gelu_concat_op, None, hidden, out, None)
+    run_kernel(gelu_concat_into, None, hidden, out, None)
     torch.testing.assert_close(out, hidden.clamp(min=0), rtol=0, atol=1e-30)
 
 
@@ -118,7 +117,7 @@ def test_euler_update(place: Place, guided: bool) -> None:
         negative[16:32] = torch.arange(48, 64)
         guidance = torch.full((48,), 2.5, device=place[0])
     result, after = poisoned(48, 64, dtype=torch.float32, device=place[0]), latents.clone()
-    run_kernel(euler_update_op, after, velocity, delta, negative, guidance, result)
+    run_kernel(euler_update_into, after, velocity, delta, negative, guidance, result)
     expected = velocity[:48].double()
     if guided:
         expected[16:32] = velocity[48:].double() + 2.5 * (expected[16:32] - velocity[48:].double())
@@ -141,7 +140,7 @@ def test_row_offsets_past_two_to_the_31() -> None:
     x[rows - 1] = torch.arange(width)
     assert (rows - 1) * stride > 2**31
     values, scales = new_quantized(rows, width, torch.int8, x.device)
-    run_kernel(quantize_rows_op, x, values, scales)
+    run_kernel(quantize_rows_into, x, values, scales)
     assert not values[: rows - 1].any()
     assert torch.equal((values[rows - 1] * scales[rows - 1]).round(), torch.arange(width).float())
 
@@ -149,63 +148,37 @@ def test_row_offsets_past_two_to_the_31() -> None:
 def test_operations_keep_torchs_rules() -> None:
     x = torch.randn(16, 64)
     values, scales = new_quantized(16, 64, torch.int8, x.device)
-    torch.library.opcheck(quantize_rows_op, (x, values, scales))
+    torch.library.opcheck(quantize_rows_into.op, (x, values, scales))
     rows = torch.arange(16)
-    torch.library.opcheck(split_streams_op, (x, rows[:4], rows[4:], x[:4].clone(), x[4:].clone(), None, None))
-    torch.library.opcheck(gelu_concat_op, (x, x.clone(), torch.empty(16, 128), None))
-    torch.library.opcheck(gelu_concat_op, (None, x, values, scales))
-    torch.library.opcheck(euler_update_op, (x, x.clone(), x[:, 0].contiguous(), None, None, torch.empty(16, 64)))
+    torch.library.opcheck(split_streams_into.op, (x, rows[:4], rows[4:], x[:4].clone(), None, x[4:].clone(), None))
+    torch.library.opcheck(gelu_concat_into.op, (x, x.clone(), torch.empty(16, 128), None))
+    torch.library.opcheck(gelu_concat_into.op, (None, x, values, scales))
+    torch.library.opcheck(euler_update_into.op, (x, x.clone(), x[:, 0].contiguous(), None, None, torch.empty(16, 64)))
 
 
 def test_public_functions_agree_with_plain_torch() -> None:
     x, y = torch.randn(32, 64), torch.randn(32, 96)
     rows = torch.randperm(32)
     text, image = split_streams(x, rows[:10], rows[10:])
+    assert isinstance(text, Tensor) and isinstance(image, Tensor)
     assert torch.equal(torch.cat((text, image)), x[rows])
-    for values, scales in split_streams_quantized(x, rows[:10], rows[10:], torch.int8):
-        assert values.shape[0] == scales.shape[0]
-    values, scales = gelu_concat_quantized(x, y, torch.int8)
+    for dtype in (torch.int8, torch.float8_e4m3fn):
+        for result, part in zip(split_streams(x, rows[:10], rows[10:], dtype), (rows[:10], rows[10:]), strict=True):
+            assert isinstance(result, QuantizedRows)
+            values, scales = quantize_rows_reference(x[part], dtype)
+            assert torch.equal(result.values.view(torch.int8), values.view(torch.int8))
+            assert torch.equal(result.scale, scales)
+    activated = gelu_concat(x, y, torch.int8)
+    assert isinstance(activated, QuantizedRows)
+    values, scales = activated
     expected = torch.cat((x, torch.nn.functional.gelu(y, approximate="tanh")), dim=1)
     torch.testing.assert_close(values.float() * scales[:, None], expected, rtol=0, atol=float(scales.max()) * 0.51)
     leaf = y.clone().requires_grad_()
-    gelu_concat(x, leaf).sum().backward()
+    floats = gelu_concat(x, leaf)
+    assert isinstance(floats, Tensor)
+    floats.sum().backward()
     assert leaf.grad is not None
     assert math.isfinite(float(leaf.grad.sum()))
-
-
-def test_results_go_where_the_caller_wants_them() -> None:
-    x, order = torch.randn(32, 64), torch.randperm(32)
-    text, image = split_streams(x, order[:10], order[10:])
-    memory = torch.full((32, 64), float("nan"))
-    assert split_streams(x, order[:10], order[10:], out=(memory[:10], memory[10:]))[1].data_ptr() == memory[10:].data_ptr()
-    assert torch.equal(memory, torch.cat((text, image)))
-    for dtype in (torch.int8, torch.float8_e4m3fn):
-        parts = [new_quantized(rows, 64, dtype, x.device) for rows in (10, 22)]
-        given = split_streams_quantized(x, order[:10], order[10:], dtype, out=(parts[0], parts[1]))
-        for result, part, expected in zip(given, parts, split_streams_quantized(x, order[:10], order[10:], dtype), strict=True):
-            check_written(result, part, expected)
-        for make in (quantize_rows, partial(gelu_concat_quantized, None)):
-            memory_of_rows = new_quantized(32, 64, dtype, x.device)
-            check_written(make(x, dtype, out=memory_of_rows), memory_of_rows, make(x, dtype))
-
-
-def check_written(result: Rows, memory: Rows, expected: Rows) -> None:
-    """The result lies in the memory and has the expected bits."""
-    assert result[0] is memory[0]
-    assert result[1] is memory[1]
-    assert torch.equal(result[0].view(torch.int8), expected[0].view(torch.int8))
-    assert torch.equal(result[1], expected[1])
-
-
-def test_memory_for_quantised_rows_that_does_not_fit() -> None:
-    x = torch.randn(16, 64)
-    values, scales = new_quantized(16, 64, torch.int8, x.device)
-    for wrong in ((values[:, :63], scales), (values.float(), scales), (values.t().contiguous().t(), scales)):
-        with pytest.raises(ValueError, match=r"out's values must be torch\.int8"):
-            quantize_rows(x, torch.int8, out=wrong)
-    for wrong in ((values, scales[:15]), (values, scales.double()), (values, torch.zeros(32)[::2])):
-        with pytest.raises(ValueError, match="out's row scales must be contiguous float32"):
-            quantize_rows(x, torch.int8, out=wrong)
 
 
 def test_bad_operands_are_refused() -> None:
@@ -220,6 +193,10 @@ def test_bad_operands_are_refused() -> None:
         gelu_concat(x[:3], x)
     with pytest.raises(ValueError, match=r"torch\.float32"):
         gelu_concat(x.half(), x)
+    with pytest.raises(ValueError, match="quantised to"):
+        gelu_concat(None, x, torch.float16)
+    with pytest.raises(ValueError, match="out must be"):
+        gelu_concat(None, x, out=torch.empty(3, 64))
     with pytest.raises(ValueError, match="latents must be float32"):
         euler_update(x.half(), x, x[:, 0])
     with pytest.raises(ValueError, match="together"):

@@ -2,13 +2,14 @@
 
     python -m pytest benchmarks/kernels/bench_kernels.py -o python_files='bench_*.py' -o python_functions='bench_*'
 
-On a GPU every call works on the next of several copies of its operands, together larger than the L2 cache. The result is
-compared with the reference before it is timed. On a CPU the operations are their references: a smoke test.
+What is timed are the modules' own examples, those that a step makes, and every attention backend. On a GPU every call works on
+the next of several copies of its operands, together larger than the L2 cache. The result is compared with the reference before
+it is timed. On a CPU the operations are their references: a smoke test.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import cycle
 from typing import NamedTuple
@@ -20,108 +21,68 @@ from torch import Tensor
 
 from benchmarks.measure import interleave, write_record
 from uso_kernels.attention import attention, available_backends
-from uso_kernels.gated_residual import gated_residual_layer_norm_modulate, gated_residual_reference
-from uso_kernels.gelu_concat import gelu_concat, gelu_concat_reference
-from uso_kernels.layer_norm_modulate import layer_norm_modulate, layer_norm_modulate_quantized, layer_norm_modulate_reference
-from uso_kernels.qk_norm_rope import qk_norm_rope, qk_norm_rope_reference
-from uso_kernels.quantize_rows import quantize_rows, quantize_rows_reference
+from uso_kernels.example import Size, all_examples
+from uso_kernels.launch import Generation, generation_of
 from uso_kernels.ragged import Ragged
-from uso_kernels.split_streams import split_streams, split_streams_reference
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+GENERATION: Generation = generation_of(torch.empty(1, device=DEVICE)) if DEVICE.type == "cuda" else "hopper"
 L2_BYTES = 128 * 2**20
 WARMUP_S = 0.2 if DEVICE.type == "cuda" else 0.0
 
 
 class Case(NamedTuple):
-    """One operation: ours, plain PyTorch, what both take, bytes it must move, FLOPs it must make (0: it is bound by memory)."""
+    """What is timed: ours, plain PyTorch, what both take, positions of what they fill, FLOPs (0: it is bound by memory)."""
 
     ours: Callable[..., object]
     plain: Callable[..., object]
-    make: Callable[[], tuple[object, ...]]
-    moved_bytes: int
-    flops: int = 0
+    operands: tuple[object, ...]
+    writes: tuple[int, ...]
+    flops: int
 
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes that must be moved: every operand once."""
+        return sum(operand.nbytes for operand in self.operands if isinstance(operand, Tensor))
 
-def gated_plain(x: Tensor, y: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, tiles: Tensor) -> tuple[Tensor, Tensor]:
-    total = gated_residual_reference(x, y, gate, tiles)
-    return total, layer_norm_modulate_reference(total, shift, scale, tiles)
-
-
-def norm_quantized_plain(x: Tensor, shift: Tensor, scale: Tensor, tiles: Tensor) -> tuple[Tensor, Tensor]:
-    return quantize_rows_reference(layer_norm_modulate_reference(x, shift, scale, tiles), torch.int8)
-
-
-def normal(*shape: int) -> Tensor:
-    return torch.randn(*shape, device=DEVICE, dtype=torch.bfloat16)
-
-
-def norm_quantized(x: Tensor, shift: Tensor, scale: Tensor, tiles: Tensor) -> tuple[Tensor, Tensor]:
-    return layer_norm_modulate_quantized(x, shift, scale, tiles, torch.int8)
+    def copy(self) -> tuple[object, ...]:
+        """The same operands in memory of their own."""
+        return tuple(operand.clone() if isinstance(operand, Tensor) else operand for operand in self.operands)
 
 
 def cases(rows: int, width: int) -> dict[str, Case]:
     """Every kernel at T = rows and C = width."""
-    heads, layout = width // 128, Ragged.pack([rows], DEVICE)
-    tiles, size, text = layout.tile_sequence, 2 * rows * width, rows // 128 * 16
-    order = torch.arange(rows, device=DEVICE)
-
-    def rotary() -> tuple[object, ...]:
-        q, k, v = (normal(rows, heads, 128) for _ in range(3))
-        angles = torch.randn(rows, 64, device=DEVICE)
-        return normal(rows, 3 * width), normal(128), normal(128), angles.cos(), angles.sin(), None, q, k, v
-
-    def norm() -> tuple[object, ...]:
-        return normal(rows, width), normal(1, width), normal(1, width), tiles
-
-    def gated() -> tuple[object, ...]:
-        return normal(rows, width), normal(rows, width), normal(1, width), normal(1, width), normal(1, width), tiles
-
-    return {
-        "layer_norm_modulate": Case(layer_norm_modulate, layer_norm_modulate_reference, norm, 2 * size),
-        "layer_norm_modulate_quantized": Case(norm_quantized, norm_quantized_plain, norm, 3 * size // 2),
-        "gated_residual_layer_norm_modulate": Case(gated_residual_layer_norm_modulate, gated_plain, gated, 4 * size),
-        "qk_norm_rope": Case(qk_norm_rope, qk_norm_rope_reference, rotary, 6 * size + 2 * 4 * 64 * rows),
-        "split_streams": Case(
-            lambda x: split_streams(x, order[:text], order[text:]),
-            lambda x: split_streams_reference(x, order[:text], order[text:]),
-            lambda: (normal(rows, width),),
-            2 * size,
-        ),
-        "gelu_concat": Case(
-            gelu_concat, gelu_concat_reference, lambda: (normal(rows, width), normal(rows, 4 * width)), 10 * size
-        ),
-        "quantize_rows": Case(
-            lambda x: quantize_rows(x, torch.int8),
-            lambda x: quantize_rows_reference(x, torch.int8),
-            lambda: (normal(rows, 5 * width),),
-            15 * size // 2,
-        ),
-    }
-
-
-def attention_cases(rows: int, width: int) -> dict[str, Case]:
-    """Every attention backend that runs here, one long sequence."""
-    layout, heads = Ragged.pack([rows], DEVICE), width // 128
-
-    def make() -> tuple[object, ...]:
-        q, k, v = (torch.randn(rows, heads, 128, device=DEVICE, dtype=torch.bfloat16) for _ in range(3))
-        return q, k, v, layout, layout
-
-    return {
-        f"attention {name}": Case(
-            lambda *given, name=name: attention(*given, backend=name),
-            lambda *given: attention(*given, backend="dense"),
-            make,
-            8 * rows * width,
-            4 * rows * rows * width,
+    size = Size(rows, width, device=DEVICE)
+    found = {
+        example.name: Case(
+            example.operation, example.operation.reference, example.operands, example.operation.writes, example.flops
         )
-        for name, reason in available_backends(DEVICE).items()
-        if reason is None and not (name == "triton" and DEVICE.type == "cpu")
+        for example in all_examples(GENERATION, size)
+        if example.is_hot
     }
+    return {**found, **dict(attention_cases(size))}
 
 
-NAMES = [*cases(256, 128), *attention_cases(256, 128)]
+def attention_cases(size: Size) -> Iterator[tuple[str, Case]]:
+    """Every other attention backend that runs here, one long sequence."""
+    layout, heads = Ragged.pack([size.rows], DEVICE), size.width // 128
+    q, k, v = size.normal(3, size.rows, heads, 128)
+    operands = (q, k, v, layout, layout, size.unwritten(size.rows, heads, 128))
+    for name, reason in available_backends(DEVICE).items():
+        if reason is None and name != "triton":
+
+            def attend(*given: Tensor, backend: str = name) -> None:
+                *rest, out = given
+                attention(*rest, backend=backend, out=out)  # type: ignore[arg-type]
+
+            def plain(*given: Tensor) -> None:
+                *rest, out = given
+                attention(*rest, backend="dense", out=out)  # type: ignore[arg-type]
+
+            yield f"attention {name}", Case(attend, plain, operands, (5,), 4 * size.rows * size.rows * size.width)
+
+
+NAMES = list(cases(64, 128))
 
 
 @cache
@@ -140,22 +101,19 @@ def ceilings() -> tuple[float, float]:
 def copies(case: Case) -> Callable[[], tuple[object, ...]]:
     """Operands in turn, so that none is found in the cache."""
     count = max(1, min(16, L2_BYTES // max(1, case.moved_bytes) + 1)) if DEVICE.type == "cuda" else 1
-    given = cycle([case.make() for _ in range(count)])
+    given = cycle([case.copy() for _ in range(count)])
     return lambda: next(given)
-
-
-def results_of(run: Callable[..., object], given: tuple[object, ...]) -> list[Tensor]:
-    """What an operation returns; the operands it wrote to if it returns nothing."""
-    result = run(*given)
-    found = given if result is None else result if isinstance(result, tuple) else (result,)
-    return [x.clone() for x in found if isinstance(x, Tensor)]
 
 
 def agree(case: Case) -> None:
     """Compare with the reference; a kernel that is wrong is not timed."""
-    given = case.make()
-    for ours, plain in zip(results_of(case.ours, given), results_of(case.plain, given), strict=True):
-        assert (ours.float() - plain.float()).norm() <= 0.03 * plain.float().norm()
+    results, expected = case.copy(), case.copy()
+    case.ours(*results)
+    case.plain(*expected)
+    for position in case.writes:
+        result, plain = results[position], expected[position]
+        if isinstance(result, Tensor) and isinstance(plain, Tensor):
+            assert (result.float() - plain.float()).norm() <= 0.03 * plain.float().norm()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -163,7 +121,7 @@ def agree(case: Case) -> None:
 def bench_kernel(name: str, benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> None:
     rows = request.config.getoption("--rows") or (5824 if DEVICE.type == "cuda" else 256)
     width = request.config.getoption("--width") or (3072 if DEVICE.type == "cuda" else 256)
-    case = {**cases(rows, width), **attention_cases(rows, width)}[name]
+    case = cases(rows, width)[name]
     agree(case)
     given = copies(case)
     variants = {"ours": lambda: case.ours(*given()), "eager": lambda: case.plain(*given())}

@@ -17,18 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .euler_update import euler_update_launch
-from .gated_residual import gated_residual_launch
-from .gelu_concat import gelu_concat_launch
-from .int4_matmul import int4_dequantize_launch
-from .int8_matmul import FEW_ROWS, int8_matmul_launch
+from .example import all_examples
 from .launch import COMPUTE_CAPABILITIES, Generation, Launch, TensorDescriptor, TritonUnavailable, is_interpreting
-from .layer_norm_modulate import layer_norm_modulate_launch
-from .qk_norm_rope import qk_norm_rope_launch
-from .quantize_rows import quantize_rows_launch
-from .ragged import Ragged
-from .split_streams import split_streams_launch
-from .triton_attention import TMA_GENERATIONS, triton_attention_launch
 
 _TYPE_NAMES = {
     torch.float32: "fp32",
@@ -40,9 +30,6 @@ _TYPE_NAMES = {
     torch.int32: "i32",
     torch.int64: "i64",
 }
-FP8_CAPABILITY = 89
-"""The first compute capability for which Triton has float8_e4m3fn."""
-_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -169,12 +156,6 @@ def _resources(cubin: bytes) -> tuple[int, int]:
     return int(usage[1]), int(usage[2])
 
 
-def quantized_dtypes(generation: Generation) -> tuple[torch.dtype, ...]:
-    """The 8-bit types that Triton has on a generation."""
-    has_fp8 = COMPUTE_CAPABILITIES[generation] >= FP8_CAPABILITY
-    return (torch.int8, torch.float8_e4m3fn) if has_fp8 else (torch.int8,)
-
-
 def standard_launches(generation: Generation) -> Iterator[tuple[str, Launch]]:
     """Every kernel of the hot loop at the real model's shapes, and at every other entry of its configuration table.
 
@@ -184,97 +165,6 @@ def standard_launches(generation: Generation) -> Iterator[tuple[str, Launch]]:
     Yields:
         A name, and the launch on CPU tensors of few rows.
     """
-    yield from _norm_launches(generation)
-    yield from _row_launches(generation)
-    yield from _qk_launches(generation)
-    yield from _product_launches(generation)
-    yield from _euler_launches(generation)
-    yield from _attention_launches(generation)
-
-
-def _endings(generation: Generation, width: int) -> Iterator[tuple[str, Tensor, Tensor | None]]:
-    """Results of a row-wise kernel: bfloat16, and each 8-bit type with its row scales."""
-    yield "bf16", torch.empty(_ROWS, width, dtype=torch.bfloat16), None
-    for dtype in quantized_dtypes(generation):
-        yield str(dtype).removeprefix("torch."), torch.empty(_ROWS, width, dtype=dtype), torch.empty(_ROWS)
-
-
-def _norm_launches(generation: Generation) -> Iterator[tuple[str, Launch]]:
-    tiles = torch.zeros(_ROWS // 16, dtype=torch.int32)
-    for width in (3072, 256, 1024, 2048, 8192, 16384):
-        x, y, total = (torch.empty(_ROWS, width, dtype=torch.bfloat16) for _ in range(3))
-        gate, shift, scale = torch.empty(1, 3, width, dtype=torch.bfloat16).unbind(1)
-        for ending, out, scales in _endings(generation, width):
-            if width != 3072 and scales is not None:
-                continue
-            norm = layer_norm_modulate_launch(x, shift, scale, tiles, 1e-6, out, scales, generation)
-            yield f"layer_norm_modulate {width} {ending}", norm
-            gated = gated_residual_launch(x, y, gate, shift, scale, tiles, 1e-6, total, out, scales, generation)
-            yield f"gated_residual norm {width} {ending}", gated
-    plain = gated_residual_launch(x, y, gate, None, None, tiles, 0.0, total, None, None, generation)
-    yield f"gated_residual {width}", plain
-
-
-def _row_launches(generation: Generation) -> Iterator[tuple[str, Launch]]:
-    rows = torch.arange(_ROWS // 2)
-    for width in (3072, 15360):
-        for ending, out, scales in _endings(generation, width):
-            attended = torch.empty(_ROWS, width // 5, dtype=torch.bfloat16)
-            hidden = torch.empty(_ROWS, width - width // 5, dtype=torch.bfloat16)
-            alone = torch.empty(_ROWS, width, dtype=torch.bfloat16)
-            if width == 15360:
-                yield f"gelu_concat {width} {ending}", gelu_concat_launch(attended, hidden, out, scales, generation)
-            else:
-                yield f"gelu_concat alone {width} {ending}", gelu_concat_launch(None, alone, out, scales, generation)
-                text, image = out.chunk(2)
-                text_scales, image_scales = (None, None) if scales is None else scales.chunk(2)
-                split = split_streams_launch(alone, rows, rows, text, image, text_scales, image_scales, generation)
-                yield f"split_streams {ending}", split
-            if scales is not None:
-                yield f"quantize_rows {width} {ending}", quantize_rows_launch(alone, out, scales, generation)
-
-
-def _qk_launches(generation: Generation) -> Iterator[tuple[str, Launch]]:
-    for heads, head_dim, rows in ((24, 128, torch.arange(_ROWS)), (24, 128, None), (8, 64, None)):
-        q, k, v = (torch.empty(_ROWS, heads, head_dim, dtype=torch.bfloat16) for _ in range(3))
-        qkv = torch.empty(_ROWS, 3 * heads * head_dim, dtype=torch.bfloat16)
-        weight, turn = torch.empty(head_dim, dtype=torch.bfloat16), torch.empty(_ROWS, head_dim // 2)
-        launch = qk_norm_rope_launch(qkv, weight, weight, turn, turn, rows, q, k, v, 1e-6, generation)
-        yield f"qk_norm_rope {head_dim} {'joint' if rows is None else 'scattered'}", launch
-
-
-def _product_launches(generation: Generation) -> Iterator[tuple[str, Launch]]:
-    x, weight = torch.empty(FEW_ROWS + 16, 3072, dtype=torch.int8), torch.empty(9216, 3072, dtype=torch.int8)
-    x_scale, weight_scale = torch.empty(len(x)), torch.empty(len(weight))
-    y, bias = torch.empty(len(x), len(weight), dtype=torch.bfloat16), torch.empty(len(weight), dtype=torch.bfloat16)
-    for rows in (FEW_ROWS, len(x)):
-        for name, added in ((" bias", bias), ("", None)):
-            operands = x[:rows], x_scale[:rows], weight, weight_scale, added, y[:rows]
-            yield f"int8_matmul {rows} rows{name}", int8_matmul_launch(*operands, generation)
-    for group in (128, 64, 32, 16):
-        packed, result = torch.empty(_ROWS, 1536, dtype=torch.uint8), torch.empty(_ROWS, 3072, dtype=torch.bfloat16)
-        scale, shift = torch.empty(2, _ROWS, 3072 // group, dtype=torch.float16).unbind(0)
-        yield f"int4_dequantize groups of {group}", int4_dequantize_launch(packed, scale, shift, result, generation)
-
-
-def _euler_launches(generation: Generation) -> Iterator[tuple[str, Launch]]:
-    latents, guided = torch.empty(2, _ROWS, 64).unbind(0)
-    velocity, delta = torch.empty(2 * _ROWS, 64, dtype=torch.bfloat16), torch.empty(_ROWS)
-    yield "euler_update", euler_update_launch(latents, velocity, delta, None, None, guided, generation)
-    negative = torch.arange(_ROWS)
-    yield "euler_update guided", euler_update_launch(latents, velocity, delta, negative, delta, guided, generation)
-
-
-def _attention_launches(generation: Generation) -> Iterator[tuple[str, Launch]]:
-    layout = Ragged.pack([_ROWS])
-    bounds, lengths = layout.bounds_tensor, layout.lengths_tensor
-    for head_dim in (64, 128):
-        q, k, v, out = (torch.empty(_ROWS, 24, head_dim, dtype=torch.bfloat16) for _ in range(4))
-        # A head stride other than D has no descriptor and takes the pointer variant, which older GPUs always take.
-        strided = torch.empty(_ROWS, 24, 2 * head_dim, dtype=torch.bfloat16)[:, :, :head_dim]
-        queries = {"": q, " strided": strided} if generation in TMA_GENERATIONS else {"": q}
-        for kind, query in queries.items():
-            launch = triton_attention_launch(
-                query, k, v, bounds, lengths, bounds, lengths, layout.max_capacity, out, generation
-            )
-            yield f"attention {head_dim}{kind}", launch
+    for example in all_examples(generation):
+        if example.operation.describe is not None:
+            yield example.name, example.launch(generation)

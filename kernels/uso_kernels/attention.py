@@ -62,18 +62,12 @@ def _triton_missing(device: torch.device) -> str | None:
     return "Triton kernels run on CUDA, or on a CPU under TRITON_INTERPRET=1"
 
 
-def _attend_triton(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged, out: Tensor | None) -> Tensor:
-    out = torch.empty_like(q, memory_format=torch.contiguous_format) if out is None else out
-    triton_attention(q, k, v, queries, keys, out)
-    return out
-
-
 BACKENDS = {
     "dense": Backend(dense_attention, dense_attention_missing),
     "dense_batched": Backend(batched_dense_attention, dense_attention_missing),
     "varlen": Backend(varlen_attention, varlen_attention_missing, half_only=True),
     "xformers": Backend(xformers_attention, xformers_attention_missing),
-    "triton": Backend(_attend_triton, _triton_missing, half_only=True),
+    "triton": Backend(triton_attention, _triton_missing, half_only=True),
     "chunked": Backend(chunked_attention, chunked_attention_missing),
 }
 

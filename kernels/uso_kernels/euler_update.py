@@ -9,31 +9,25 @@ guidance (Ho and Salimans 2022).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from .launch import Config, Generation, Launch, generation_of, jit, power_of_two, tl
+from .example import Example, Size
+from .launch import Config, Generation, Launch, jit, power_of_two, strided, tl
 from .operands import check_matrix, check_row_index
+from .operation import operation
 
 
 def guide_reference(velocity: Tensor, rows: int, negative_rows: Tensor | None, guidance: Tensor | None) -> Tensor:
-    """The velocity of the first `rows` rows in float32, guided where there is a negative row."""
-    positive = velocity[:rows].float()
+    """The velocity of the first `rows` rows in float32 or wider, guided where there is a negative row."""
+    wide = torch.promote_types(velocity.dtype, torch.float32)
+    positive = velocity[:rows].to(wide)
     if negative_rows is None or guidance is None:
         return positive
-    negative = velocity.index_select(0, negative_rows.clamp(min=0)).float()
+    negative = velocity.index_select(0, negative_rows.clamp(min=0)).to(wide)
     return torch.where(negative_rows[:, None] >= 0, torch.lerp(negative, positive, guidance[:, None]), positive)
-
-
-def euler_update_reference(
-    latents: Tensor, velocity: Tensor, delta: Tensor, negative_rows: Tensor | None, guidance: Tensor | None, guided: Tensor
-) -> None:
-    """Plain PyTorch version of `euler_update`, with the same arguments."""
-    if negative_rows is None:
-        guided.copy_(velocity[: latents.shape[0]])
-    else:
-        guided.copy_(guide_reference(velocity, latents.shape[0], negative_rows, guidance))
-    latents.addcmul_(guided, delta[:, None])
 
 
 @jit
@@ -71,29 +65,22 @@ def _euler_update_kernel(
     tl.store(target, tl.load(target, mask=mask, other=0.0) + delta * positive, mask=mask)
 
 
-def euler_update_launch(
+def _launch(
+    generation: Generation,
     latents: Tensor,
     velocity: Tensor,
     delta: Tensor,
     negative_rows: Tensor | None,
     guidance: Tensor | None,
     guided: Tensor,
-    generation: Generation,
 ) -> Launch:
-    """Describe the launch that advances `latents` and fills `guided`."""
     rows, width = latents.shape
     block = power_of_two(width)
     config = Config(num_warps=4, num_stages=1, blocks={"ROWS": max(1, 2048 // block), "BLOCK_C": block})
-    arguments = {
-        "latents_ptr": latents,
-        "latents_stride": latents.stride(0),
-        "velocity_ptr": velocity,
-        "velocity_stride": velocity.stride(0),
+    arguments = strided(latents=latents, velocity=velocity, guided=guided) | {
         "delta_ptr": delta,
         "negative_rows_ptr": negative_rows,
         "guidance_ptr": guidance,
-        "guided_ptr": guided,
-        "guided_stride": guided.stride(0),
         "rows": rows,
         "width": width,
         "HAS_GUIDANCE": negative_rows is not None,
@@ -101,38 +88,20 @@ def euler_update_launch(
     return Launch("euler_update", _euler_update_kernel, (-(-rows // config.blocks["ROWS"]),), arguments, config)
 
 
-def _launch(
-    latents: Tensor, velocity: Tensor, delta: Tensor, negative_rows: Tensor | None, guidance: Tensor | None, guided: Tensor
-) -> None:
-    euler_update_launch(latents, velocity, delta, negative_rows, guidance, guided, generation_of(velocity)).run()
-
-
-@torch.library.custom_op("uso_kernels::euler_update", mutates_args=("latents", "guided"))
-def euler_update_op(
+@operation(writes=("latents", "guided"), launch=_launch)
+def euler_update_into(
     latents: Tensor, velocity: Tensor, delta: Tensor, negative_rows: Tensor | None, guidance: Tensor | None, guided: Tensor
 ) -> None:
     """Advance `latents` and fill `guided`."""
-    euler_update_reference(latents, velocity, delta, negative_rows, guidance, guided)
-
-
-euler_update_op.register_kernel("cuda")(_launch)
-
-
-@euler_update_op.register_fake
-def _(
-    latents: Tensor, velocity: Tensor, delta: Tensor, negative_rows: Tensor | None, guidance: Tensor | None, guided: Tensor
-) -> None:
-    pass
+    if negative_rows is None:
+        guided.copy_(velocity[: latents.shape[0]])
+    else:
+        guided.copy_(guide_reference(velocity, latents.shape[0], negative_rows, guidance))
+    latents.addcmul_(guided, delta[:, None])
 
 
 def euler_update(
-    latents: Tensor,
-    velocity: Tensor,
-    delta: Tensor,
-    negative_rows: Tensor | None = None,
-    guidance: Tensor | None = None,
-    *,
-    guided: Tensor | None = None,
+    latents: Tensor, velocity: Tensor, delta: Tensor, negative_rows: Tensor | None = None, guidance: Tensor | None = None
 ) -> Tensor:
     """Advance packed latents by one Euler step, in place.
 
@@ -142,7 +111,6 @@ def euler_update(
         delta: float32 [T_pos], next sigma minus sigma of each row.
         negative_rows: int64 [T_pos], the row of `velocity` under the negative prompt, -1 where there is none; None: nowhere.
         guidance: float32 [T_pos], s of each row; given exactly if `negative_rows` is.
-        guided: float32 [T_pos, 64], where the guided velocity goes.
 
     Returns:
         The guided velocity, float32 [T_pos, 64].
@@ -150,11 +118,10 @@ def euler_update(
     Raises:
         ValueError: operands that do not fit together.
     """
-    rows, width = latents.shape
-    for name, tensor in (("latents", latents), ("guided", guided)):
-        if tensor is not None and (tensor.dtype != torch.float32 or tensor.shape != latents.shape):
-            raise ValueError(f"{name} must be float32 {tuple(latents.shape)}, got {tensor.dtype} {tuple(tensor.shape)}")
     check_matrix("latents", latents)
+    rows, width = latents.shape
+    if latents.dtype != torch.float32:
+        raise ValueError(f"latents must be float32 [rows, columns], got {latents.dtype} {tuple(latents.shape)}")
     check_matrix("velocity", velocity, width=width)
     if velocity.shape[0] < rows or velocity.device != latents.device:
         raise ValueError(f"velocity must have at least {rows} rows on {latents.device}, got {velocity.shape[0]}")
@@ -165,6 +132,15 @@ def euler_update(
             raise ValueError(f"{name} must be contiguous float32 [{rows}], got {numbers.dtype} {tuple(numbers.shape)}")
     if negative_rows is not None:
         check_row_index("negative_rows", negative_rows, rows, latents.device)
-    guided = torch.empty_like(latents) if guided is None else guided
-    euler_update_op(latents, velocity, delta, negative_rows, guidance, guided)
+    guided = torch.empty_like(latents)
+    euler_update_into(latents, velocity, delta, negative_rows, guidance, guided)
     return guided
+
+
+def examples(generation: Generation, size: Size) -> Iterator[Example]:
+    """Images without negative prompts, and each with one."""
+    latents, guided = size.normal(size.rows, 64, dtype=torch.float32), size.unwritten(size.rows, 64, dtype=torch.float32)
+    velocity, delta = size.normal(2 * size.rows, 64), size.normal(size.rows, dtype=torch.float32)
+    negative = torch.arange(size.rows, 2 * size.rows, device=size.device)
+    yield Example("euler_update", euler_update_into, (latents, velocity[: size.rows], delta, None, None, guided))
+    yield Example("euler_update guided", euler_update_into, (latents, velocity, delta, negative, delta + 2, guided))

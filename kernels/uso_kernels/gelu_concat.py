@@ -9,18 +9,21 @@ pass is where they are made. Source: FLUX.1's SingleStreamBlock.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .launch import Generation, Launch, generation_of, jit, needs_gradient, tl
-from .layer_norm_modulate import store_row, wide_dtype
+from .example import Example, Size
+from .launch import Generation, Launch, jit, needs_gradient, strided, tl
 from .operands import check_matrix, result_like
-from .quantize_rows import LAUNCH_LIMITS, check_row_width, quantize_rows_reference, quantized_result, row_config
+from .operation import operation
+from .rows import Rows, check_row_width, new_rows, parts, row_config, store_limit, store_row, write_rows
 
 
-def gelu_concat_reference(attended: Tensor | None, hidden: Tensor) -> Tensor:
-    """Plain PyTorch version of `gelu_concat`, with the same arguments."""
+def joined(attended: Tensor | None, hidden: Tensor) -> Tensor:
+    """The formula, in hidden's dtype."""
     activated = F.gelu(hidden, approximate="tanh")
     return activated if attended is None else torch.cat((attended, activated), dim=-1)
 
@@ -55,43 +58,24 @@ def _gelu_concat_kernel(
     store_row(values, out_ptr, row_scale_ptr, row, out_stride, columns, mask, LIMIT)
 
 
-def gelu_concat_launch(
-    attended: Tensor | None, hidden: Tensor, out: Tensor, row_scales: Tensor | None, generation: Generation
-) -> Launch:
-    """Describe the launch that fills `out`, quantised if there are row scales; without `attended` its columns stay as they
-    are.
-    """
+def _launch(generation: Generation, attended: Tensor | None, hidden: Tensor, out: Tensor, row_scales: Tensor | None) -> Launch:
     width = out.shape[1]
-    arguments = {
-        "attended_ptr": attended,
-        "attended_stride": 0 if attended is None else attended.stride(0),
-        "hidden_ptr": hidden,
-        "hidden_stride": hidden.stride(0),
-        "out_ptr": out,
-        "out_stride": out.stride(0),
+    arguments = strided(attended=attended, hidden=hidden, out=out) | {
         "row_scale_ptr": row_scales,
         "attended_width": width - hidden.shape[1],
         "width": width,
         "HAS_ATTENDED": attended is not None,
-        "LIMIT": 0.0 if row_scales is None else LAUNCH_LIMITS[out.dtype],
+        "LIMIT": store_limit(out, row_scales),
     }
     return Launch("gelu_concat", _gelu_concat_kernel, (out.shape[0],), arguments, row_config(generation, width))
 
 
-def _launch(attended: Tensor | None, hidden: Tensor, out: Tensor, row_scales: Tensor | None) -> None:
-    gelu_concat_launch(attended, hidden, out, row_scales, generation_of(hidden)).run()
-
-
-@torch.library.custom_op("uso_kernels::gelu_concat", mutates_args=("out", "row_scales"))
-def gelu_concat_op(attended: Tensor | None, hidden: Tensor, out: Tensor, row_scales: Tensor | None) -> None:
-    """Fill `out`, and the row scales if there are any; without `attended` its columns stay as they are."""
+@operation(writes=("out", "row_scales"), launch=_launch)
+def gelu_concat_into(attended: Tensor | None, hidden: Tensor, out: Tensor, row_scales: Tensor | None) -> None:
+    """Fill `out`, quantised where there are row scales; without `attended` its columns stay as they are."""
     if row_scales is not None:
-        wide = hidden.to(wide_dtype(hidden.dtype))
-        values, scales = quantize_rows_reference(
-            gelu_concat_reference(None if attended is None else attended.to(wide.dtype), wide), out.dtype
-        )
-        out.copy_(values)
-        row_scales.copy_(scales)
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        write_rows(joined(None if attended is None else attended.to(wide), hidden.to(wide)), out, row_scales)
         return
     start = out.shape[1] - hidden.shape[1]
     if attended is not None:
@@ -99,58 +83,34 @@ def gelu_concat_op(attended: Tensor | None, hidden: Tensor, out: Tensor, row_sca
     torch.ops.aten.gelu.out(hidden, approximate="tanh", out=out[:, start:])
 
 
-gelu_concat_op.register_kernel("cuda")(_launch)
-
-
-@gelu_concat_op.register_fake
-def _(attended: Tensor | None, hidden: Tensor, out: Tensor, row_scales: Tensor | None) -> None:
-    pass
-
-
-def gelu_concat(attended: Tensor | None, hidden: Tensor, *, out: Tensor | None = None) -> Tensor:
+def gelu_concat(
+    attended: Tensor | None, hidden: Tensor, dtype: torch.dtype | None = None, *, out: Tensor | None = None
+) -> Rows:
     """Activate the hidden layer of an MLP and put it beside attention's output.
 
     Args:
         attended: [T, C], columns contiguous; None for the activation alone.
         hidden: [T, E], attended's dtype, columns contiguous; C + E at most 16384.
-        out: [T, C + E], where the result goes; where `attended` is its first C columns they are not copied.
+        dtype: what the reader of the rows takes: `torch.float8_e4m3fn`, `torch.int8`, or None for floats of hidden's dtype.
+        out: [T, C + E], where floats go: `hidden` itself, or a tensor whose first C columns are `attended` and stay.
 
     Returns:
-        [T, C + E] in hidden's dtype.
+        [T, C + E]; 8-bit rows are not rounded to hidden's dtype first.
 
     Raises:
         ValueError: operands that do not fit together.
     """
-    if needs_gradient(attended, hidden):
-        return gelu_concat_reference(attended, hidden)
+    if dtype is None and needs_gradient(attended, hidden):
+        return joined(attended, hidden)
     width = _check_operands(attended, hidden)
+    if dtype is not None:
+        rows = new_rows(hidden.shape[0], width, hidden, dtype)
+        gelu_concat_into(attended, hidden, *parts(rows))
+        return rows
     out = result_like(hidden, out, (hidden.shape[0], width))
     in_place = attended is not None and attended.data_ptr() == out.data_ptr() and attended.stride(0) == out.stride(0)
-    gelu_concat_op(None if in_place else attended, hidden, out, None)
+    gelu_concat_into(None if in_place else attended, hidden, out, None)
     return out
-
-
-def gelu_concat_quantized(
-    attended: Tensor | None, hidden: Tensor, dtype: torch.dtype, *, out: tuple[Tensor, Tensor] | None = None
-) -> tuple[Tensor, Tensor]:
-    """`gelu_concat` whose result is quantised by rows, without being rounded to hidden's dtype first.
-
-    Args:
-        attended: [T, C], columns contiguous; None for the activation alone.
-        hidden: [T, E], attended's dtype, columns contiguous; C + E at most 16384.
-        dtype: `torch.float8_e4m3fn` or `torch.int8`.
-        out: where values and row scales go.
-
-    Returns:
-        Values [T, C + E] and row scales [T], see `uso_kernels.quantize_rows.quantize_rows`.
-
-    Raises:
-        ValueError: operands that do not fit together.
-    """
-    width = _check_operands(attended, hidden)
-    values, row_scales = quantized_result(hidden.shape[0], width, dtype, hidden.device, out)
-    gelu_concat_op(attended, hidden, values, row_scales)
-    return values, row_scales
 
 
 def _check_operands(attended: Tensor | None, hidden: Tensor) -> int:
@@ -164,3 +124,12 @@ def _check_operands(attended: Tensor | None, hidden: Tensor) -> int:
         width += attended.shape[1]
     check_row_width(width)
     return width
+
+
+def examples(generation: Generation, size: Size) -> Iterator[Example]:
+    """A double block's activation alone, and a single block's beside attention."""
+    for attended_width, kind in ((0, "alone"), (size.width, "beside attention")):
+        attended = size.normal(size.rows, attended_width) if attended_width else None
+        hidden = size.normal(size.rows, 4 * size.width)
+        for ending, out in size.endings(generation, size.rows, attended_width + 4 * size.width):
+            yield Example(f"gelu_concat {kind} {ending}", gelu_concat_into, (attended, hidden, *parts(out)))

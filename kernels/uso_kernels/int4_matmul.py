@@ -10,11 +10,15 @@ int4 tensor cores do not exist on Hopper, so the product itself is a bf16 one in
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from .launch import Config, Generation, Launch, generation_of, jit, tl
+from .example import Example, Size
+from .launch import Config, Generation, Launch, jit, strided, tl
 from .linear import linear
+from .operation import operation
 from .ragged import Ragged
 
 
@@ -36,15 +40,6 @@ def unpack_int4(packed: Tensor, group: int) -> Tensor:
     """Turn packed codes, uint8 [N, K / 2], back into uint8 [N, K]."""
     halves = packed.view(packed.shape[0], -1, group // 2)
     return torch.stack((halves & 15, halves >> 4), dim=2).flatten(1)
-
-
-def int4_dequantize_reference(packed: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
-    """Plain PyTorch version of `int4_dequantize`, with the same arguments."""
-    groups = scale.shape[1]
-    group = 2 * packed.shape[1] // groups
-    codes = unpack_int4(packed, group).view(packed.shape[0], groups, group)
-    wide = codes.float().mul_(scale.float()[:, :, None]).sub_(shift.float()[:, :, None])
-    return wide.flatten(1).to(dtype)
 
 
 @jit
@@ -76,54 +71,24 @@ def _int4_dequantize_kernel(
     tl.store(y_ptrs + HALF, high.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-# Memory-bound and the same on every generation: 16 rows of one group are 1 KiB in and 4 KiB out. Reasoned, not yet measured.
 CONFIG = Config(num_warps=4, num_stages=1, blocks={"BLOCK_ROWS": 16})
-CONFIGS: dict[Generation, Config] = {
-    "ampere": CONFIG,
-    "ampere_consumer": CONFIG,
-    "ada": CONFIG,
-    "hopper": CONFIG,
-    "blackwell": CONFIG,
-    "blackwell_consumer": CONFIG,
-}
+"""On every generation: 16 rows of one group are 1 KiB in and 4 KiB out. Reasoned, not yet measured."""
 
 
-def int4_dequantize_launch(packed: Tensor, scale: Tensor, shift: Tensor, y: Tensor, generation: Generation) -> Launch:
-    """Describe the launch that fills `y`."""
+def _launch(generation: Generation, packed: Tensor, scale: Tensor, shift: Tensor, y: Tensor) -> Launch:
     n_rows, groups = scale.shape
-    config = CONFIGS[generation]
-    arguments = {
-        "packed_ptr": packed,
-        "scale_ptr": scale,
-        "shift_ptr": shift,
-        "y_ptr": y,
-        "n_rows": n_rows,
-        "packed_stride": packed.stride(0),
-        "scale_stride": scale.stride(0),
-        "shift_stride": shift.stride(0),
-        "y_stride": y.stride(0),
-        "HALF": packed.shape[1] // groups,
-    }
-    grid = (-(-n_rows // config.blocks["BLOCK_ROWS"]), groups)
-    return Launch("int4_dequantize", _int4_dequantize_kernel, grid, arguments, config)
+    arguments = strided(packed=packed, scale=scale, shift=shift, y=y) | {"n_rows": n_rows, "HALF": packed.shape[1] // groups}
+    grid = (-(-n_rows // CONFIG.blocks["BLOCK_ROWS"]), groups)
+    return Launch("int4_dequantize", _int4_dequantize_kernel, grid, arguments, CONFIG)
 
 
-def _launch(packed: Tensor, scale: Tensor, shift: Tensor, y: Tensor) -> None:
-    int4_dequantize_launch(packed, scale, shift, y, generation_of(packed)).run()
-
-
-@torch.library.custom_op("uso_kernels::int4_dequantize", mutates_args=("y",))
-def int4_dequantize_op(packed: Tensor, scale: Tensor, shift: Tensor, y: Tensor) -> None:
+@operation(writes=("y",), launch=_launch)
+def int4_dequantize_into(packed: Tensor, scale: Tensor, shift: Tensor, y: Tensor) -> None:
     """Fill `y`."""
-    y.copy_(int4_dequantize_reference(packed, scale, shift, y.dtype))
-
-
-int4_dequantize_op.register_kernel("cuda")(_launch)
-
-
-@int4_dequantize_op.register_fake
-def _(packed: Tensor, scale: Tensor, shift: Tensor, y: Tensor) -> None:
-    pass
+    rows, groups = scale.shape
+    group = 2 * packed.shape[1] // groups
+    codes = unpack_int4(packed, group).view(rows, groups, group)
+    y.copy_(codes.float().mul_(scale.float()[:, :, None]).sub_(shift.float()[:, :, None]).flatten(1))
 
 
 def int4_dequantize(packed: Tensor, scale: Tensor, shift: Tensor, *, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -152,7 +117,7 @@ def int4_dequantize(packed: Tensor, scale: Tensor, shift: Tensor, *, dtype: torc
     if rest or half < 8 or half & (half - 1):
         raise ValueError(f"{2 * packed.shape[1]} columns in {groups} groups: a group must be a power of two of at least 16")
     y = packed.new_empty(packed.shape[0], 2 * packed.shape[1], dtype=dtype)
-    int4_dequantize_op(packed, scale, shift, y)
+    int4_dequantize_into(packed, scale, shift, y)
     return y
 
 
@@ -183,3 +148,14 @@ def int4_matmul(
     if x.shape[-1] != 2 * packed.shape[-1]:
         raise ValueError(f"x has {x.shape[-1]} columns, the weight {2 * packed.shape[-1]}")
     return linear(x, int4_dequantize(packed, scale, shift, dtype=x.dtype), bias, sequences)
+
+
+def examples(generation: Generation, size: Size) -> Iterator[Example]:
+    """The weight that makes q, k and v, in groups of 128 columns; few rows of it in smaller groups, which small models have."""
+    for group in (128, 64, 32, 16):
+        is_hot = group == 128
+        rows, groups = 3 * size.width if is_hot else 64, size.width // group
+        packed = torch.randint(0, 256, (rows, size.width // 2), dtype=torch.uint8, device=size.device)
+        scale, shift = size.normal(2, rows, groups, dtype=torch.float16)
+        operands = (packed, scale, shift, size.unwritten(rows, size.width))
+        yield Example(f"int4_dequantize groups of {group}", int4_dequantize_into, operands, is_hot=is_hot)

@@ -9,26 +9,18 @@ leaves the scales to another pass over 4 M N bytes; here they are applied before
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from .launch import Config, Generation, Launch, generation_of, jit, tl
-from .scaled_matmul import check_quantized_product
+from .example import Example, Size
+from .launch import Config, Generation, Launch, jit, tl
+from .operation import operation
+from .scaled_matmul import check_quantized_product, scaled
 
 MOST_COLUMNS = (2**31 - 1) // 127**2
 """Columns K up to which int32 sums cannot overflow."""
-
-
-def int8_matmul_reference(
-    x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
-) -> Tensor:
-    """Plain PyTorch version of `int8_matmul`, with the same arguments."""
-    # torch._int_mm on a CPU: exact, and indifferent to how its operands are aligned, which torch._weight_int8pack_mm is not.
-    y = torch._int_mm(x, weight.t()).float()
-    y.mul_(x_scale[:, None]).mul_(weight_scale)
-    if bias is not None:
-        y.add_(bias)
-    return y.to(dtype)
 
 
 @jit
@@ -105,16 +97,9 @@ CONFIGS: dict[Generation, tuple[Config, Config]] = {
 """Configurations for at most `FEW_ROWS` rows, and for more."""
 
 
-def int8_matmul_launch(
-    x: Tensor,
-    x_scale: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    bias: Tensor | None,
-    y: Tensor,
-    generation: Generation,
+def _launch(
+    generation: Generation, x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, y: Tensor
 ) -> Launch:
-    """Describe the launch that fills `y`."""
     m_rows, n_rows = y.shape
     config = CONFIGS[generation][m_rows > FEW_ROWS]
     arguments = {
@@ -136,22 +121,11 @@ def int8_matmul_launch(
     return Launch("int8_matmul", _int8_matmul_kernel, grid, arguments, config)
 
 
-def _launch(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, y: Tensor) -> None:
-    int8_matmul_launch(x, x_scale, weight, weight_scale, bias, y, generation_of(x)).run()
-
-
-@torch.library.custom_op("uso_kernels::int8_matmul", mutates_args=("y",))
-def int8_matmul_op(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, y: Tensor) -> None:
+@operation(writes=("y",), launch=_launch)
+def int8_matmul_into(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, y: Tensor) -> None:
     """Fill `y`."""
-    y.copy_(int8_matmul_reference(x, x_scale, weight, weight_scale, bias, y.dtype))
-
-
-int8_matmul_op.register_kernel("cuda")(_launch)
-
-
-@int8_matmul_op.register_fake
-def _(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, y: Tensor) -> None:
-    pass
+    # torch._int_mm on a CPU: exact, and indifferent to how its operands are aligned, which torch._weight_int8pack_mm is not.
+    y.copy_(scaled(torch._int_mm(x, weight.t()).float(), x_scale, weight_scale, bias))
 
 
 def int8_matmul(
@@ -183,5 +157,17 @@ def int8_matmul(
     if x.shape[1] > MOST_COLUMNS:
         raise ValueError(f"int8 sums over more than {MOST_COLUMNS} columns can overflow, got {x.shape[1]}")
     y = x.new_empty(x.shape[0], weight.shape[0], dtype=dtype)
-    int8_matmul_op(x, x_scale, weight, weight_scale, bias, y)
+    int8_matmul_into(x, x_scale, weight, weight_scale, bias, y)
     return y
+
+
+def examples(generation: Generation, size: Size) -> Iterator[Example]:
+    """The product for q, k and v of a text stream and of an image stream, with a bias and without."""
+    inner, columns, most = size.width, 3 * size.width, max(size.rows, FEW_ROWS + 16)
+    x, weight = size.normal(most, inner, dtype=torch.int8), size.normal(columns, inner, dtype=torch.int8)
+    x_scale, weight_scale = (size.normal(n, dtype=torch.float32) / (127 * inner) for n in (most, columns))
+    y, bias = size.unwritten(most, columns), size.normal(columns)
+    for rows, kind in ((FEW_ROWS, "few"), (most, "many")):
+        for name, added in ((" bias", bias), ("", None)):
+            operands = (x[:rows], x_scale[:rows], weight, weight_scale, added, y[:rows])
+            yield Example(f"int8_matmul {kind} rows{name}", int8_matmul_into, operands, 2 * rows * inner * columns)

@@ -8,71 +8,35 @@ float32, and PyTorch rounds the result; so bfloat16 shows the kernel's arithmeti
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch._library.custom_ops import CustomOpDef
 
-from . import (
-    euler_update,
-    gated_residual,
-    gelu_concat,
-    int4_matmul,
-    int8_matmul,
-    layer_norm_modulate,
-    qk_norm_rope,
-    quantize_rows,
-    split_streams,
-    triton_attention,
-)
+from .example import kernel_modules
 from .launch import TritonUnavailable, is_interpreting
+from .operation import OPERATIONS, Operation
 
 WIDENED_DTYPES = (torch.bfloat16, torch.float8_e4m3fn)
-LAUNCHES = (
-    (quantize_rows.quantize_rows_op, quantize_rows._launch),
-    (layer_norm_modulate.layer_norm_modulate_op, layer_norm_modulate._launch),
-    (gated_residual.gated_residual_op, gated_residual._launch),
-    (qk_norm_rope.qk_norm_rope_op, qk_norm_rope._launch),
-    (split_streams.split_streams_op, split_streams._launch),
-    (gelu_concat.gelu_concat_op, gelu_concat._launch),
-    (int8_matmul.int8_matmul_op, int8_matmul._launch),
-    (int4_matmul.int4_dequantize_op, int4_matmul._launch),
-    (euler_update.euler_update_op, euler_update._launch),
-    (triton_attention.triton_attention_op, triton_attention._launch),
-)
 
 
-def mutated_arguments(operation: CustomOpDef) -> frozenset[str]:
-    """Names of the arguments that an operation writes to."""
-    arguments = operation._opoverload._schema.arguments
-    return frozenset(a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write)
-
-
-def interpreted(launch: Callable[..., None], mutated: frozenset[str]) -> Callable[..., None]:
-    """Make a launch take every dtype on a CPU.
-
-    Args:
-        launch: fills some of its arguments.
-        mutated: the names of those.
+def interpreted(operation: Operation) -> Callable[..., None]:
+    """Make an operation's launch take every dtype on a CPU.
 
     Returns:
-        The same function of the same arguments, for CPU tensors.
+        A function of the operation's operands, for CPU tensors.
     """
-    signature = inspect.signature(launch)
 
-    def run(*args: object, **kwargs: object) -> None:
-        bound = signature.bind(*args, **kwargs)
-        originals = {
-            name: value
-            for name, value in bound.arguments.items()
-            if isinstance(value, Tensor) and value.dtype in WIDENED_DTYPES
-        }
-        bound.arguments.update({name: value.float() for name, value in originals.items()})
-        launch(*bound.args, **bound.kwargs)
-        for name in originals.keys() & mutated:
-            originals[name].copy_(bound.arguments[name])
+    def run(*operands: object) -> None:
+        widened = [
+            operand.float() if isinstance(operand, Tensor) and operand.dtype in WIDENED_DTYPES else operand
+            for operand in operands
+        ]
+        operation.native(*widened)
+        for position in operation.writes:
+            original, result = operands[position], widened[position]
+            if original is not result and isinstance(original, Tensor) and isinstance(result, Tensor):
+                original.copy_(result)
 
     return run
 
@@ -85,5 +49,7 @@ def register_cpu_launches() -> None:
     """
     if not is_interpreting():
         raise TritonUnavailable("set TRITON_INTERPRET=1 before triton is first imported, then call register_cpu_launches()")
-    for operation, launch in LAUNCHES:
-        operation.register_kernel("cpu")(interpreted(launch, mutated_arguments(operation)))
+    kernel_modules()
+    for operation in OPERATIONS.values():
+        if operation.describe is not None:
+            operation.op.register_kernel("cpu")(interpreted(operation))

@@ -35,10 +35,12 @@ __all__ = [
     "TensorDescriptor",
     "TritonUnavailable",
     "generation_of",
+    "head_strided",
     "is_interpreting",
     "jit",
     "needs_gradient",
     "power_of_two",
+    "strided",
     "tl",
 ]
 
@@ -155,6 +157,23 @@ class Launch:
                 # Triton 3.10 changes the default; the checks were made with fused multiply-adds.
                 enable_fp_fusion=True,
             )
+
+
+def strided(**tensors: Tensor | None) -> dict[str, object]:
+    """A kernel's arguments NAME_ptr and NAME_stride of matrices; of a missing one None and 0."""
+    arguments: dict[str, object] = {}
+    for name, tensor in tensors.items():
+        arguments[f"{name}_ptr"], arguments[f"{name}_stride"] = tensor, 0 if tensor is None else tensor.stride(0)
+    return arguments
+
+
+def head_strided(**tensors: Tensor) -> dict[str, object]:
+    """A kernel's arguments NAME_ptr, NAME_stride and NAME_head_stride of [T, H, D] tensors."""
+    arguments: dict[str, object] = {}
+    for name, tensor in tensors.items():
+        arguments[f"{name}_ptr"] = tensor
+        arguments[f"{name}_stride"], arguments[f"{name}_head_stride"] = tensor.stride()[:2]
+    return arguments
 
 
 def power_of_two(number: int) -> int:

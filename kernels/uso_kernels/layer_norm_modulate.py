@@ -8,34 +8,26 @@ row per sequence. Source: adaLN of DiT (Peebles and Xie 2022), as in FLUX.1.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .launch import Config, Generation, Launch, generation_of, jit, needs_gradient, power_of_two, tl
-from .operands import check_matrix, check_tiles, result_like
-from .quantize_rows import LAUNCH_LIMITS, check_row_width, quantize_rows_reference, quantized, quantized_result, row_amax
-from .ragged import TILE_ROWS
+from .example import Example, Size
+from .launch import Config, Generation, Launch, jit, needs_gradient, power_of_two, strided, tl
+from .operands import check_matrix, check_tiles
+from .operation import operation
+from .ragged import TILE_ROWS, Ragged
+from .rows import Rows, check_row_width, new_rows, parts, store_limit, store_row, write_rows
 
 
-def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type sums are kept in: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def normalized_wide(x: Tensor, shift: Tensor, scale: Tensor, tile_sequence: Tensor, eps: float) -> Tensor:
-    """The reference's result before it is rounded to x's dtype."""
-    wide = wide_dtype(x.dtype)
-    rows, width = x.shape
-    normed = F.layer_norm(x.to(wide), (width,), eps=eps).view(-1, TILE_ROWS, width)
-    tile_scale = 1 + scale.index_select(0, tile_sequence).to(wide)
-    tile_shift = shift.index_select(0, tile_sequence).to(wide)
-    return torch.addcmul(tile_shift[:, None], normed, tile_scale[:, None]).view(rows, width)
-
-
-def layer_norm_modulate_reference(x: Tensor, shift: Tensor, scale: Tensor, tile_sequence: Tensor, eps: float = 1e-6) -> Tensor:
-    """Plain PyTorch version of `layer_norm_modulate`, with the same arguments."""
-    return normalized_wide(x, shift, scale, tile_sequence, eps).to(x.dtype)
+def normalized(x: Tensor, shift: Tensor, scale: Tensor, tile_sequence: Tensor, eps: float) -> Tensor:
+    """The formula, in float32 or wider."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    normed = F.layer_norm(x.to(wide), x.shape[1:], eps=eps).view(-1, TILE_ROWS, x.shape[1])
+    tile_shift, tile_scale = (table.index_select(0, tile_sequence).to(wide)[:, None] for table in (shift, scale))
+    return torch.addcmul(tile_shift, normed, 1 + tile_scale).view_as(x)
 
 
 @jit
@@ -45,18 +37,6 @@ def normalized_row(values, mask, width, eps):
     centred = tl.where(mask, values - mean, 0.0)
     variance = tl.sum(centred * centred, axis=0) / width
     return centred * (1.0 / tl.sqrt_rn(variance + eps))
-
-
-@jit
-def store_row(values, out_ptr, row_scale_ptr, row, stride, columns, mask, LIMIT: tl.constexpr):
-    """Write one row of float32 values as they are (LIMIT 0) or quantised with its scale."""
-    if LIMIT > 0:
-        amax = row_amax(tl.where(mask, values, 0.0))
-        tl.store(row_scale_ptr + row, tl.div_rn(amax, LIMIT))
-        result = quantized(values, tl.div_rn(LIMIT, amax), LIMIT, out_ptr.dtype.element_ty)
-        tl.store(out_ptr + row * stride + columns, result, mask=mask)
-    else:
-        tl.store(out_ptr + row * stride + columns, values.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @jit
@@ -91,7 +71,7 @@ def _layer_norm_modulate_kernel(
         store_row(values, out_ptr, row_scale_ptr, row, out_stride, columns, mask, LIMIT)
 
 
-NORM_CONFIGS = {1024: (2, 4), 2048: (4, 4), 4096: (8, 4), 8192: (8, 2), 16384: (32, 1)}
+CONFIGS = {1024: (2, 4), 2048: (4, 4), 4096: (8, 4), 8192: (8, 2), 16384: (32, 1)}
 """Warps, and rows a program takes one after another with one load of shift and scale, by the power of two that holds a row, on
 every generation: 16 to 32 numbers of a row a thread. Reasoned and compiled without spills, not yet measured."""
 
@@ -99,11 +79,12 @@ every generation: 16 to 32 numbers of a row a thread. Reasoned and compiled with
 def norm_config(generation: Generation, width: int) -> Config:
     """Configuration of the normalising kernels for rows of `width` numbers."""
     block = power_of_two(width)
-    num_warps, rows = NORM_CONFIGS.get(block, (1, 4))
+    num_warps, rows = CONFIGS.get(block, (1, 4))
     return Config(num_warps=num_warps, num_stages=1, blocks={"BLOCK_C": block, "ROWS": rows})
 
 
-def layer_norm_modulate_launch(
+def _launch(
+    generation: Generation,
     x: Tensor,
     shift: Tensor,
     scale: Tensor,
@@ -111,63 +92,31 @@ def layer_norm_modulate_launch(
     eps: float,
     out: Tensor,
     row_scales: Tensor | None,
-    generation: Generation,
 ) -> Launch:
-    """Describe the launch that fills `out`, quantised if there are row scales."""
     config = norm_config(generation, x.shape[1])
-    arguments = {
-        "x_ptr": x,
-        "x_stride": x.stride(0),
-        "shift_ptr": shift,
-        "shift_stride": shift.stride(0),
-        "scale_ptr": scale,
-        "scale_stride": scale.stride(0),
+    arguments = strided(x=x, shift=shift, scale=scale, out=out) | {
         "tile_sequence_ptr": tile_sequence,
-        "out_ptr": out,
-        "out_stride": out.stride(0),
         "row_scale_ptr": row_scales,
         "width": x.shape[1],
         "eps": eps,
         "TILE": TILE_ROWS,
-        "LIMIT": 0.0 if row_scales is None else LAUNCH_LIMITS[out.dtype],
+        "LIMIT": store_limit(out, row_scales),
     }
     grid = (x.shape[0] // config.blocks["ROWS"],)
     return Launch("layer_norm_modulate", _layer_norm_modulate_kernel, grid, arguments, config)
 
 
-def _launch(
+@operation(writes=("out", "row_scales"), launch=_launch)
+def layer_norm_modulate_into(
     x: Tensor, shift: Tensor, scale: Tensor, tile_sequence: Tensor, eps: float, out: Tensor, row_scales: Tensor | None
 ) -> None:
-    layer_norm_modulate_launch(x, shift, scale, tile_sequence, eps, out, row_scales, generation_of(x)).run()
-
-
-@torch.library.custom_op("uso_kernels::layer_norm_modulate", mutates_args=("out", "row_scales"))
-def layer_norm_modulate_op(
-    x: Tensor, shift: Tensor, scale: Tensor, tile_sequence: Tensor, eps: float, out: Tensor, row_scales: Tensor | None
-) -> None:
-    """Fill `out`, and the row scales if there are any."""
-    values = normalized_wide(x, shift, scale, tile_sequence, eps)
-    if row_scales is None:
-        out.copy_(values)
-    else:
-        quantized_values, scales = quantize_rows_reference(values, out.dtype)
-        out.copy_(quantized_values)
-        row_scales.copy_(scales)
-
-
-layer_norm_modulate_op.register_kernel("cuda")(_launch)
-
-
-@layer_norm_modulate_op.register_fake
-def _(
-    x: Tensor, shift: Tensor, scale: Tensor, tile_sequence: Tensor, eps: float, out: Tensor, row_scales: Tensor | None
-) -> None:
-    pass
+    """Fill `out`, quantised where there are row scales."""
+    write_rows(normalized(x, shift, scale, tile_sequence, eps), out, row_scales)
 
 
 def layer_norm_modulate(
-    x: Tensor, shift: Tensor, scale: Tensor, tile_sequence: Tensor, eps: float = 1e-6, *, out: Tensor | None = None
-) -> Tensor:
+    x: Tensor, shift: Tensor, scale: Tensor, tile_sequence: Tensor, dtype: torch.dtype | None = None, eps: float = 1e-6
+) -> Rows:
     """Normalise every row of a packed tensor, then apply its sequence's shift and scale.
 
     Args:
@@ -175,54 +124,21 @@ def layer_norm_modulate(
         shift: [S, C], x's dtype; may be a strided view of a larger table.
         scale: [S, C], likewise.
         tile_sequence: int32 [T / TILE_ROWS], the sequence of each tile of rows.
+        dtype: what the reader of the rows takes: `torch.float8_e4m3fn`, `torch.int8`, or None for floats of x's dtype.
         eps: added to the variance.
-        out: [T, C], where the result goes; may be x itself.
 
     Returns:
-        [T, C] in x's dtype; sums are kept in float32.
+        [T, C]; sums are kept in float32, and 8-bit rows are not rounded to x's dtype first.
 
     Raises:
         ValueError: operands that do not fit together.
     """
-    if needs_gradient(x, shift, scale):
-        return layer_norm_modulate_reference(x, shift, scale, tile_sequence, eps)
+    if dtype is None and needs_gradient(x, shift, scale):
+        return normalized(x, shift, scale, tile_sequence, eps).to(x.dtype)
     check_norm_operands(x, shift, scale, tile_sequence)
-    out = result_like(x, out)
-    layer_norm_modulate_op(x, shift, scale, tile_sequence, eps, out, None)
+    out = new_rows(x.shape[0], x.shape[1], x, dtype)
+    layer_norm_modulate_into(x, shift, scale, tile_sequence, eps, *parts(out))
     return out
-
-
-def layer_norm_modulate_quantized(
-    x: Tensor,
-    shift: Tensor,
-    scale: Tensor,
-    tile_sequence: Tensor,
-    dtype: torch.dtype,
-    eps: float = 1e-6,
-    *,
-    out: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """`layer_norm_modulate` whose result is quantised by rows without being rounded to x's dtype first.
-
-    Args:
-        x: [T, C], columns contiguous; C at most 16384.
-        shift: [S, C], x's dtype.
-        scale: [S, C], x's dtype.
-        tile_sequence: int32 [T / TILE_ROWS].
-        dtype: `torch.float8_e4m3fn` or `torch.int8`.
-        eps: added to the variance.
-        out: where values and row scales go.
-
-    Returns:
-        Values [T, C] and row scales [T], see `uso_kernels.quantize_rows.quantize_rows`.
-
-    Raises:
-        ValueError: operands that do not fit together.
-    """
-    check_norm_operands(x, shift, scale, tile_sequence)
-    values, row_scales = quantized_result(x.shape[0], x.shape[1], dtype, x.device, out)
-    layer_norm_modulate_op(x, shift, scale, tile_sequence, eps, values, row_scales)
-    return values, row_scales
 
 
 def check_norm_operands(x: Tensor, shift: Tensor, scale: Tensor, tile_sequence: Tensor) -> None:
@@ -238,3 +154,16 @@ def check_norm_operands(x: Tensor, shift: Tensor, scale: Tensor, tile_sequence: 
     if shift.shape[0] != scale.shape[0]:
         raise ValueError(f"shift and scale must have one row per sequence, got {shift.shape[0]} and {scale.shape[0]}")
     check_tiles(tile_sequence, x.shape[0], x.device)
+
+
+def examples(generation: Generation, size: Size) -> Iterator[Example]:
+    """A step's norms, and every other power of two."""
+    tiles = Ragged.pack([size.rows], size.device).tile_sequence
+    for width in dict.fromkeys((size.width, 256, *CONFIGS)):
+        is_hot = width == size.width
+        x, (shift, scale) = size.normal(size.rows, width), size.normal(1, 2, width).unbind(1)
+        for ending, out in size.endings(generation, size.rows, width):
+            if is_hot or isinstance(out, Tensor):
+                operands = (x, shift, scale, tiles, 1e-6, *parts(out))
+                name = "layer_norm_modulate" + ("" if is_hot else f" of {width}")
+                yield Example(f"{name} {ending}", layer_norm_modulate_into, operands, is_hot=is_hot)

@@ -9,14 +9,15 @@ QKNorm and EmbedND, ByteDance USO ``uso/flux/math.py`` for what is computed.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from .launch import Config, Generation, Launch, generation_of, jit, needs_gradient, tl
-from .layer_norm_modulate import wide_dtype
+from .example import Example, Size
+from .launch import Config, Generation, Launch, head_strided, jit, needs_gradient, tl
 from .operands import check_matrix, check_row_index
-
-HEAD_DIMS = (64, 128)
+from .operation import operation
 
 
 def _norm_rope(x: Tensor, scale: Tensor, turn: Tensor, eps: float) -> Tensor:
@@ -24,38 +25,12 @@ def _norm_rope(x: Tensor, scale: Tensor, turn: Tensor, eps: float) -> Tensor:
 
     A pair of columns is a complex number: one multiplication instead of six passes over every second column.
     """
-    wide = wide_dtype(x.dtype)
+    wide = torch.promote_types(x.dtype, torch.float32)
     y = x.to(wide)
     y = y * y.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
     y.mul_(scale.to(wide))
     torch.view_as_complex(y.unflatten(-1, (-1, 2))).mul_(turn)
     return y
-
-
-def qk_norm_rope_reference(
-    qkv: Tensor,
-    q_scale: Tensor,
-    k_scale: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    rows: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    eps: float = 1e-6,
-) -> None:
-    """Plain PyTorch version of `qk_norm_rope`, with the same arguments."""
-    heads, width = q.shape[1:]
-    parts = qkv.view(qkv.shape[0], 3, heads, width)
-    row_cos, row_sin = (cos, sin) if rows is None else (cos.index_select(0, rows), sin.index_select(0, rows))
-    wide = wide_dtype(qkv.dtype)
-    turn = torch.complex(row_cos.to(wide), row_sin.to(wide))[:, None]
-    new = (_norm_rope(parts[:, 0], q_scale, turn, eps), _norm_rope(parts[:, 1], k_scale, turn, eps))
-    for target, source in zip((q, k, v), (*new, parts[:, 2]), strict=True):
-        if rows is None:
-            target.copy_(source)
-        else:
-            target.index_copy_(0, rows, source.to(target.dtype))
 
 
 @jit
@@ -125,7 +100,8 @@ CONFIGS = {64: Config(4, 1, {"HEADS": 16}), 128: Config(4, 1, {"HEADS": 8})}
 Reasoned and compiled without spills, not yet measured."""
 
 
-def qk_norm_rope_launch(
+def _launch(
+    generation: Generation,
     qkv: Tensor,
     q_scale: Tensor,
     k_scale: Tensor,
@@ -136,16 +112,10 @@ def qk_norm_rope_launch(
     k: Tensor,
     v: Tensor,
     eps: float,
-    generation: Generation,
 ) -> Launch:
-    """Describe the launch that writes one stream's rows of q, k and v.
-
-    Raises:
-        ValueError: a head dimension without a kernel.
-    """
     heads, head_dim = q.shape[1:]
     if head_dim not in CONFIGS:
-        raise ValueError(f"head dimensions {HEAD_DIMS} have kernels, got {head_dim}")
+        raise ValueError(f"head dimensions {tuple(CONFIGS)} have kernels, got {head_dim}")
     config = CONFIGS[head_dim]
     arguments = {
         "qkv_ptr": qkv,
@@ -156,15 +126,7 @@ def qk_norm_rope_launch(
         "sin_ptr": sin,
         "turn_stride": cos.stride(0),
         "rows_ptr": rows,
-        "q_ptr": q,
-        "q_stride": q.stride(0),
-        "q_head_stride": q.stride(1),
-        "k_ptr": k,
-        "k_stride": k.stride(0),
-        "k_head_stride": k.stride(1),
-        "v_ptr": v,
-        "v_stride": v.stride(0),
-        "v_head_stride": v.stride(1),
+        **head_strided(q=q, k=k, v=v),
         "heads": heads,
         "eps": eps,
         "HAS_ROWS": rows is not None,
@@ -174,23 +136,8 @@ def qk_norm_rope_launch(
     return Launch("qk_norm_rope", _qk_norm_rope_kernel, grid, arguments, config)
 
 
-def _launch(
-    qkv: Tensor,
-    q_scale: Tensor,
-    k_scale: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    rows: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    eps: float,
-) -> None:
-    qk_norm_rope_launch(qkv, q_scale, k_scale, cos, sin, rows, q, k, v, eps, generation_of(qkv)).run()
-
-
-@torch.library.custom_op("uso_kernels::qk_norm_rope", mutates_args=("q", "k", "v"))
-def qk_norm_rope_op(
+@operation(writes=("q", "k", "v"), launch=_launch)
+def qk_norm_rope_into(
     qkv: Tensor,
     q_scale: Tensor,
     k_scale: Tensor,
@@ -203,26 +150,17 @@ def qk_norm_rope_op(
     eps: float,
 ) -> None:
     """Write one stream's rows of q, k and v."""
-    qk_norm_rope_reference(qkv, q_scale, k_scale, cos, sin, rows, q, k, v, eps)
-
-
-qk_norm_rope_op.register_kernel("cuda")(_launch)
-
-
-@qk_norm_rope_op.register_fake
-def _(
-    qkv: Tensor,
-    q_scale: Tensor,
-    k_scale: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    rows: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    eps: float,
-) -> None:
-    pass
+    heads, width = q.shape[1:]
+    pieces = qkv.view(qkv.shape[0], 3, heads, width)
+    row_cos, row_sin = (cos, sin) if rows is None else (cos.index_select(0, rows), sin.index_select(0, rows))
+    wide = torch.promote_types(qkv.dtype, torch.float32)
+    turn = torch.complex(row_cos.to(wide), row_sin.to(wide))[:, None]
+    new = (_norm_rope(pieces[:, 0], q_scale, turn, eps), _norm_rope(pieces[:, 1], k_scale, turn, eps))
+    for target, source in zip((q, k, v), (*new, pieces[:, 2]), strict=True):
+        if rows is None:
+            target.copy_(source)
+        else:
+            target.index_copy_(0, rows, source.to(target.dtype))
 
 
 def qk_norm_rope(
@@ -255,10 +193,8 @@ def qk_norm_rope(
         ValueError: operands that do not fit together.
     """
     _check_operands(qkv, q_scale, k_scale, cos, sin, rows, q, k, v)
-    if needs_gradient(qkv, q_scale, k_scale):
-        qk_norm_rope_reference(qkv, q_scale, k_scale, cos, sin, rows, q, k, v, eps)
-    else:
-        qk_norm_rope_op(qkv, q_scale, k_scale, cos, sin, rows, q, k, v, eps)
+    fill = qk_norm_rope_into.reference if needs_gradient(qkv, q_scale, k_scale) else qk_norm_rope_into
+    fill(qkv, q_scale, k_scale, cos, sin, rows, q, k, v, eps)
 
 
 def _check_operands(
@@ -296,3 +232,15 @@ def _check_operands(
         check_row_index("rows", rows, qkv.shape[0], qkv.device)
     elif qkv.shape[0] != joint_rows:
         raise ValueError(f"without a row index the stream is the joint order: expected {joint_rows} rows, got {qkv.shape[0]}")
+
+
+def examples(generation: Generation, size: Size) -> Iterator[Example]:
+    """Heads of 128 in joint order and scattered into it, as blocks have them, and heads of 64."""
+    order = torch.arange(size.rows, device=size.device)
+    for head_dim, rows, kind in ((128, order.flip(0), "scattered"), (128, None, "joint"), (64, None, "joint")):
+        heads = size.width // head_dim
+        q, k, v = size.unwritten(3, size.rows, heads, head_dim)
+        angles = size.normal(size.rows, head_dim // 2, dtype=torch.float32)
+        weights = size.normal(2, head_dim)
+        operands = (size.normal(size.rows, 3 * size.width), *weights, angles.cos(), angles.sin(), rows, q, k, v, 1e-6)
+        yield Example(f"qk_norm_rope {head_dim} {kind}", qk_norm_rope_into, operands, is_hot=head_dim == 128)

@@ -10,28 +10,28 @@ FBGEMM's ``f8f8bf16_rowwise``.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn.functional import ScalingType
 
+from .example import Example, Size, quantized_dtypes
+from .launch import Generation
 from .linear import rows_of
-from .quantize_rows import SCALE_ROWS, new_row_scales
+from .operation import operation
 from .ragged import Ragged
+from .rows import SCALE_ROWS, new_row_scales
 
 ALIGNMENT = 16
 """Tensor cores take 8-bit operands whose K and N are multiples of this."""
 _ROW_WISE = [ScalingType.RowWise.value]
 
 
-def scaled_matmul_reference(
-    x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
-) -> Tensor:
-    """Plain PyTorch version of `scaled_matmul`, with the same arguments."""
-    y = x.float() @ weight.float().t()
-    y.mul_(x_scale[:, None]).mul_(weight_scale)
-    if bias is not None:
-        y.add_(bias)
-    return y.to(dtype)
+def scaled(sums: Tensor, x_scale: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+    """How a product of quantised matrices ends: float32 sums [M, N] times both scales, plus the bias, in place."""
+    sums.mul_(x_scale[:, None]).mul_(weight_scale)
+    return sums if bias is None else sums.add_(bias)
 
 
 def _padded(scale: Tensor) -> Tensor:
@@ -43,37 +43,18 @@ def _padded(scale: Tensor) -> Tensor:
     return new_row_scales(rows, scale.device).copy_(scale)
 
 
-def _launch(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, y: Tensor) -> None:
+def _library_product(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, y: Tensor) -> None:
+    scales = [_padded(x_scale)[:, None]], [_padded(weight_scale)[None, :]]
     # What `torch.nn.functional.scaled_mm` calls, which has no `out`.
-    torch._scaled_mm_v2(
-        x,
-        weight.t(),
-        [_padded(x_scale)[:, None]],
-        _ROW_WISE,
-        [],
-        [_padded(weight_scale)[None, :]],
-        _ROW_WISE,
-        [],
-        bias,
-        y.dtype,
-        [],
-        True,
-        out=y,
-    )
+    torch._scaled_mm_v2(x, weight.t(), scales[0], _ROW_WISE, [], scales[1], _ROW_WISE, [], bias, y.dtype, [], True, out=y)
 
 
-@torch.library.custom_op("uso_kernels::scaled_matmul", mutates_args=("y",))
-def scaled_matmul_op(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, y: Tensor) -> None:
+@operation(writes=("y",), library=_library_product)
+def scaled_matmul_into(
+    x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, y: Tensor
+) -> None:
     """Fill `y`."""
-    y.copy_(scaled_matmul_reference(x, x_scale, weight, weight_scale, bias, y.dtype))
-
-
-scaled_matmul_op.register_kernel("cuda")(_launch)
-
-
-@scaled_matmul_op.register_fake
-def _(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, y: Tensor) -> None:
-    pass
+    y.copy_(scaled(x.float() @ weight.float().t(), x_scale, weight_scale, bias))
 
 
 def check_quantized_product(
@@ -137,5 +118,18 @@ def scaled_matmul(
         raise ValueError(f"row-wise fp8 products give bfloat16 on a GPU, got {dtype}")
     y = x.new_empty(x.shape[0], weight.shape[0], dtype=dtype)
     for rows in rows_of(sequences, x.shape[0]):
-        scaled_matmul_op(x[rows], x_scale[rows], weight, weight_scale, bias, y[rows])
+        scaled_matmul_into(x[rows], x_scale[rows], weight, weight_scale, bias, y[rows])
     return y
+
+
+def examples(generation: Generation, size: Size) -> Iterator[Example]:
+    """The product for q, k and v, where a GPU has float8."""
+    if torch.float8_e4m3fn not in quantized_dtypes(generation):
+        return
+    columns = 3 * size.width
+    x, weight = (size.normal(n, size.width).to(torch.float8_e4m3fn) for n in (size.rows, columns))
+    x_scale, weight_scale = (
+        new_row_scales(n, x.device).copy_(size.normal(n, dtype=torch.float32) / size.width) for n in (size.rows, columns)
+    )
+    operands = (x, x_scale, weight, weight_scale, size.normal(columns), size.unwritten(size.rows, columns))
+    yield Example("scaled_matmul", scaled_matmul_into, operands, 2 * size.rows * size.width * columns)

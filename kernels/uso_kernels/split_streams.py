@@ -8,18 +8,16 @@ without padding needs no such pass when its result stays in floats: both streams
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from .launch import Generation, Launch, generation_of, jit, needs_gradient, tl
-from .layer_norm_modulate import store_row
-from .operands import check_matrix, check_row_index, result_like
-from .quantize_rows import LAUNCH_LIMITS, check_row_width, quantize_rows_reference, quantized_result, row_config
-
-
-def split_streams_reference(joint: Tensor, text_rows: Tensor, image_rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Plain PyTorch version of `split_streams`, with the same arguments."""
-    return joint.index_select(0, text_rows), joint.index_select(0, image_rows)
+from .example import Example, Size
+from .launch import Generation, Launch, jit, needs_gradient, strided, tl
+from .operands import check_matrix, check_row_index
+from .operation import operation
+from .rows import Rows, check_row_width, new_rows, parts, row_config, store_limit, store_row, write_rows
 
 
 @jit
@@ -53,144 +51,78 @@ def _split_streams_kernel(
         store_row(values, image_ptr, image_scale_ptr, row, image_stride, columns, mask, LIMIT)
 
 
-def split_streams_launch(
+def _launch(
+    generation: Generation,
     joint: Tensor,
     text_rows: Tensor,
     image_rows: Tensor,
     text: Tensor,
-    image: Tensor,
     text_scales: Tensor | None,
+    image: Tensor,
     image_scales: Tensor | None,
-    generation: Generation,
 ) -> Launch:
-    """Describe the launch that fills both streams, quantised if there are row scales."""
-    arguments = {
-        "joint_ptr": joint,
-        "joint_stride": joint.stride(0),
+    arguments = strided(joint=joint, text=text, image=image) | {
         "text_rows_ptr": text_rows,
         "image_rows_ptr": image_rows,
-        "text_ptr": text,
-        "text_stride": text.stride(0),
         "text_scale_ptr": text_scales,
-        "image_ptr": image,
-        "image_stride": image.stride(0),
         "image_scale_ptr": image_scales,
         "text_count": text.shape[0],
         "width": joint.shape[1],
-        "LIMIT": 0.0 if text_scales is None else LAUNCH_LIMITS[text.dtype],
+        "LIMIT": store_limit(text, text_scales),
     }
     grid = (text.shape[0] + image.shape[0],)
     return Launch("split_streams", _split_streams_kernel, grid, arguments, row_config(generation, joint.shape[1]))
 
 
-def _launch(
+@operation(writes=("text", "text_scales", "image", "image_scales"), launch=_launch)
+def split_streams_into(
     joint: Tensor,
     text_rows: Tensor,
     image_rows: Tensor,
     text: Tensor,
-    image: Tensor,
     text_scales: Tensor | None,
+    image: Tensor,
     image_scales: Tensor | None,
 ) -> None:
-    split_streams_launch(joint, text_rows, image_rows, text, image, text_scales, image_scales, generation_of(joint)).run()
-
-
-@torch.library.custom_op("uso_kernels::split_streams", mutates_args=("text", "image", "text_scales", "image_scales"))
-def split_streams_op(
-    joint: Tensor,
-    text_rows: Tensor,
-    image_rows: Tensor,
-    text: Tensor,
-    image: Tensor,
-    text_scales: Tensor | None,
-    image_scales: Tensor | None,
-) -> None:
-    """Fill both streams, and the row scales if there are any."""
-    for rows, target, scales in ((text_rows, text, text_scales), (image_rows, image, image_scales)):
-        if scales is None:
-            torch.index_select(joint, 0, rows, out=target)
+    """Fill both streams, quantised where there are row scales."""
+    for rows, out, row_scales in ((text_rows, text, text_scales), (image_rows, image, image_scales)):
+        if row_scales is None:
+            torch.index_select(joint, 0, rows, out=out)
         else:
-            values, row_scales = quantize_rows_reference(joint.index_select(0, rows), target.dtype)
-            target.copy_(values)
-            scales.copy_(row_scales)
+            write_rows(joint.index_select(0, rows), out, row_scales)
 
 
-split_streams_op.register_kernel("cuda")(_launch)
-
-
-@split_streams_op.register_fake
-def _(
-    joint: Tensor,
-    text_rows: Tensor,
-    image_rows: Tensor,
-    text: Tensor,
-    image: Tensor,
-    text_scales: Tensor | None,
-    image_scales: Tensor | None,
-) -> None:
-    pass
-
-
-def split_streams(
-    joint: Tensor, text_rows: Tensor, image_rows: Tensor, *, out: tuple[Tensor, Tensor] | None = None
-) -> tuple[Tensor, Tensor]:
+def split_streams(joint: Tensor, text_rows: Tensor, image_rows: Tensor, dtype: torch.dtype | None = None) -> tuple[Rows, Rows]:
     """Bring rows in joint order back to the two streams.
 
     Args:
         joint: [T, C], columns contiguous; C at most 16384.
         text_rows: int64 [T_txt], the joint row of each text row.
         image_rows: int64 [T_img], the joint row of each image row.
-        out: where text and image go.
+        dtype: what the readers of the rows take: `torch.float8_e4m3fn`, `torch.int8`, or None for floats of joint's dtype.
 
     Returns:
-        [T_txt, C] and [T_img, C] in joint's dtype.
+        [T_txt, C] and [T_img, C].
 
     Raises:
         ValueError: operands that do not fit together.
     """
-    if needs_gradient(joint):
-        return split_streams_reference(joint, text_rows, image_rows)
-    _check_operands(joint, text_rows, image_rows)
-    shapes = [(rows.shape[0], joint.shape[1]) for rows in (text_rows, image_rows)]
-    text, image = (result_like(joint, target, shape) for target, shape in zip(out or (None, None), shapes, strict=True))
-    split_streams_op(joint, text_rows, image_rows, text, image, None, None)
-    return text, image
-
-
-def split_streams_quantized(
-    joint: Tensor,
-    text_rows: Tensor,
-    image_rows: Tensor,
-    dtype: torch.dtype,
-    *,
-    out: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """`split_streams` with both results quantised by rows.
-
-    Args:
-        joint: [T, C], columns contiguous; C at most 16384.
-        text_rows: int64 [T_txt].
-        image_rows: int64 [T_img].
-        dtype: `torch.float8_e4m3fn` or `torch.int8`.
-        out: where values and row scales go, of text and of image.
-
-    Returns:
-        Values and row scales of the text stream, then of the image stream.
-
-    Raises:
-        ValueError: operands that do not fit together.
-    """
-    _check_operands(joint, text_rows, image_rows)
-    text, image = (
-        quantized_result(rows.shape[0], joint.shape[1], dtype, joint.device, target)
-        for rows, target in zip((text_rows, image_rows), out or (None, None), strict=True)
-    )
-    split_streams_op(joint, text_rows, image_rows, text[0], image[0], text[1], image[1])
-    return text, image
-
-
-def _check_operands(joint: Tensor, text_rows: Tensor, image_rows: Tensor) -> None:
+    if dtype is None and needs_gradient(joint):
+        return joint.index_select(0, text_rows), joint.index_select(0, image_rows)
     check_matrix("joint", joint)
     check_row_width(joint.shape[1])
     check_row_index("text_rows", text_rows, None, joint.device)
     check_row_index("image_rows", image_rows, None, joint.device)
+    text, image = (new_rows(len(rows), joint.shape[1], joint, dtype) for rows in (text_rows, image_rows))
+    split_streams_into(joint, text_rows, image_rows, *parts(text), *parts(image))
+    return text, image
+
+
+def examples(generation: Generation, size: Size) -> Iterator[Example]:
+    """An eighth of the rows to the text stream, the rest to the image's."""
+    joint, order = size.normal(size.rows, size.width), torch.arange(size.rows, device=size.device)
+    text_rows, image_rows = order[: size.rows // 8], order[size.rows // 8 :]
+    endings = (size.endings(generation, len(rows), size.width) for rows in (text_rows, image_rows))
+    for (ending, text), (_, image) in zip(*endings, strict=True):
+        operands = (joint, text_rows, image_rows, *parts(text), *parts(image))
+        yield Example(f"split_streams {ending}", split_streams_into, operands)

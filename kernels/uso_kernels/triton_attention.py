@@ -11,13 +11,15 @@ FlashAttention-2 (Dao 2023).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .launch import Config, Generation, Launch, TensorDescriptor, generation_of, jit, tl
+from .example import Example, Size
+from .launch import Config, Generation, Launch, TensorDescriptor, head_strided, jit, tl
+from .operation import operation
 from .ragged import Ragged
 
 HEAD_DIMS = (64, 128)
@@ -151,7 +153,19 @@ calls."""
 TMA_GENERATIONS: frozenset[Generation] = frozenset(("hopper", "blackwell"))
 
 
-def triton_attention_launch(
+def _takes_descriptor(x: Tensor) -> bool:
+    """Whether [T, H, D] is a matrix [T, H * D] that the tensor memory accelerator can address."""
+    bytes_per_row = x.stride(0) * x.element_size()
+    return x.stride(1) == x.shape[2] and x.data_ptr() % 16 == 0 and bytes_per_row % 16 == 0 and x.shape[0] < 2**31
+
+
+def _describe(x: Tensor, block_rows: int) -> object:
+    rows, heads, head_dim = x.shape
+    return TensorDescriptor(x, [rows, heads * head_dim], [x.stride(0), 1], [block_rows, head_dim])
+
+
+def _launch(
+    generation: Generation,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -161,13 +175,7 @@ def triton_attention_launch(
     key_lengths: Tensor,
     max_capacity: int,
     out: Tensor,
-    generation: Generation,
 ) -> Launch:
-    """Describe the launch that fills `out`.
-
-    Raises:
-        ValueError: a head dimension or, on a GPU, a type without a kernel.
-    """
     heads, head_dim = q.shape[1:]
     if head_dim not in HEAD_DIMS:
         raise ValueError(f"head dimensions {HEAD_DIMS} have kernels, got {head_dim}")
@@ -176,22 +184,10 @@ def triton_attention_launch(
     config = CONFIGS[generation][head_dim]
     block_m, block_n = config.blocks["BLOCK_M"], config.blocks["BLOCK_N"]
     has_descriptors = generation in TMA_GENERATIONS and all(map(_takes_descriptor, (q, k, v)))
-    arguments = {
-        "q_ptr": q,
-        "q_stride": q.stride(0),
-        "q_head_stride": q.stride(1),
-        "k_ptr": k,
-        "k_stride": k.stride(0),
-        "k_head_stride": k.stride(1),
-        "v_ptr": v,
-        "v_stride": v.stride(0),
-        "v_head_stride": v.stride(1),
+    arguments = head_strided(q=q, k=k, v=v, out=out) | {
         "q_descriptor": _describe(q, block_m) if has_descriptors else None,
         "k_descriptor": _describe(k, block_n) if has_descriptors else None,
         "v_descriptor": _describe(v, block_n) if has_descriptors else None,
-        "out_ptr": out,
-        "out_stride": out.stride(0),
-        "out_head_stride": out.stride(1),
         "query_bounds_ptr": query_bounds,
         "query_lengths_ptr": query_lengths,
         "key_bounds_ptr": key_bounds,
@@ -206,34 +202,8 @@ def triton_attention_launch(
     return Launch("attention", _attention_kernel, grid, arguments, config)
 
 
-def _takes_descriptor(x: Tensor) -> bool:
-    """Whether [T, H, D] is a matrix [T, H * D] that the tensor memory accelerator can address."""
-    bytes_per_row = x.stride(0) * x.element_size()
-    return x.stride(1) == x.shape[2] and x.data_ptr() % 16 == 0 and bytes_per_row % 16 == 0 and x.shape[0] < 2**31
-
-
-def _describe(x: Tensor, block_rows: int) -> object:
-    rows, heads, head_dim = x.shape
-    return TensorDescriptor(x, [rows, heads * head_dim], [x.stride(0), 1], [block_rows, head_dim])
-
-
-def _launch(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    query_bounds: Tensor,
-    query_lengths: Tensor,
-    key_bounds: Tensor,
-    key_lengths: Tensor,
-    max_capacity: int,
-    out: Tensor,
-) -> None:
-    operands = (q, k, v, query_bounds, query_lengths, key_bounds, key_lengths, max_capacity, out)
-    triton_attention_launch(*operands, generation_of(q)).run()
-
-
-@torch.library.custom_op("uso_kernels::attention", mutates_args=("out",))
-def triton_attention_op(
+@operation(writes=("out",), launch=_launch)
+def attention_into(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -252,34 +222,25 @@ def triton_attention_op(
         out[rows] = attend_sequence(q[rows], k[key_rows], v[key_rows])
 
 
-triton_attention_op.register_kernel("cuda")(_launch)
+def triton_attention(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged, out: Tensor | None) -> Tensor:
+    """Attend within each sequence in one launch; operands as `uso_kernels.attention.attention` has checked them."""
+    out = q.new_empty(q.shape) if out is None else out
+    bounds = (queries.bounds_tensor, queries.lengths_tensor, keys.bounds_tensor, keys.lengths_tensor)
+    attention_into(q, k, v, *bounds, queries.max_capacity, out)
+    return out
 
 
-@triton_attention_op.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    query_bounds: Tensor,
-    query_lengths: Tensor,
-    key_bounds: Tensor,
-    key_lengths: Tensor,
-    max_capacity: int,
-    out: Tensor,
-) -> None:
-    pass
-
-
-def triton_attention(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged, out: Tensor) -> None:
-    """Fill `out` with attention within each sequence; operands as `uso_kernels.attention.attention` has checked them."""
-    triton_attention_op(
-        q,
-        k,
-        v,
-        queries.bounds_tensor,
-        queries.lengths_tensor,
-        keys.bounds_tensor,
-        keys.lengths_tensor,
-        queries.max_capacity,
-        out,
-    )
+def examples(generation: Generation, size: Size) -> Iterator[Example]:
+    """One sequence with heads of 128 and of 64, and heads that are not side by side, which have no descriptor."""
+    layout = Ragged.pack([size.rows], size.device)
+    bounds = (layout.bounds_tensor, layout.lengths_tensor) * 2
+    for head_dim in HEAD_DIMS:
+        heads = size.width // head_dim
+        q, k, v = size.normal(3, size.rows, heads, head_dim)
+        apart = size.normal(size.rows, heads, 2 * head_dim)[:, :, :head_dim]
+        flops = 4 * size.rows * size.rows * size.width
+        # Older GPUs always take the pointer variant.
+        for kind, query in (("", q), (" strided", apart)) if generation in TMA_GENERATIONS else (("", q),):
+            operands = (query, k, v, *bounds, layout.max_capacity, size.unwritten(size.rows, heads, head_dim))
+            is_hot = head_dim == 128 and not kind
+            yield Example(f"attention {head_dim}{kind}", attention_into, operands, flops, is_hot)

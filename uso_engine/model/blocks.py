@@ -13,16 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from uso_kernels.attention import attention
-from uso_kernels.gated_residual import (
-    gated_residual,
-    gated_residual_layer_norm_modulate,
-    gated_residual_layer_norm_modulate_quantized,
-)
-from uso_kernels.gelu_concat import gelu_concat, gelu_concat_quantized
-from uso_kernels.layer_norm_modulate import layer_norm_modulate, layer_norm_modulate_quantized
+from uso_kernels.gated_residual import gated_residual, gated_residual_layer_norm_modulate
+from uso_kernels.gelu_concat import gelu_concat
+from uso_kernels.layer_norm_modulate import layer_norm_modulate
 from uso_kernels.qk_norm_rope import qk_norm_rope
 from uso_kernels.ragged import Ragged
-from uso_kernels.rows import QuantizedRows, Rows
+from uso_kernels.rows import Rows
 
 from .linear import Linear
 from .modulation import DOUBLE_VECTORS, SINGLE_VECTORS, ModulationLinear
@@ -55,10 +51,7 @@ class Residual(NamedTuple):
 
 def begin(x: Tensor, norm: NextNorm, tiles: Tensor) -> Residual:
     """A residual stream from its tokens."""
-    shift, scale, dtype = norm
-    if dtype is not None:
-        return Residual(x, QuantizedRows(*layer_norm_modulate_quantized(x, shift, scale, tiles, dtype)))
-    return Residual(x, layer_norm_modulate(x, shift, scale, tiles))
+    return Residual(x, layer_norm_modulate(x, norm.shift, norm.scale, tiles, norm.dtype))
 
 
 def proceed(x: Tensor, y: Tensor, gate: Tensor, tiles: Tensor, norm: NextNorm | None) -> Residual:
@@ -66,18 +59,7 @@ def proceed(x: Tensor, y: Tensor, gate: Tensor, tiles: Tensor, norm: NextNorm | 
     if norm is None:
         total = gated_residual(x, y, gate, tiles)
         return Residual(total, total)
-    shift, scale, dtype = norm
-    if dtype is not None:
-        total, rows = gated_residual_layer_norm_modulate_quantized(x, y, gate, shift, scale, tiles, dtype)
-        return Residual(total, QuantizedRows(*rows))
-    return Residual(*gated_residual_layer_norm_modulate(x, y, gate, shift, scale, tiles))
-
-
-def activate(attended: Tensor | None, hidden: Tensor, dtype: torch.dtype | None, out: Tensor | None = None) -> Rows:
-    """GELU of an MLP's hidden layer beside attention's output, as the matrix that reads it takes it."""
-    if dtype is None:
-        return gelu_concat(attended, hidden, out=out)
-    return QuantizedRows(*gelu_concat_quantized(attended, hidden, dtype))
+    return Residual(*gated_residual_layer_norm_modulate(x, y, gate, norm.shift, norm.scale, tiles, norm.dtype))
 
 
 class HeadScale(nn.Module):
@@ -185,7 +167,7 @@ def _finish(
     _, _, attention_gate, mlp_shift, mlp_scale, mlp_gate = modulation.unbind(1)
     x, normed = proceed(x, proj(attended, layout), attention_gate, tiles, NextNorm(mlp_shift, mlp_scale, widen.takes))
     hidden = widen(normed, layout)
-    y = narrow(activate(None, hidden, narrow.takes, out=hidden), layout)
+    y = narrow(gelu_concat(None, hidden, narrow.takes, out=hidden), layout)
     return proceed(x, y, mlp_gate, tiles, following)
 
 
@@ -252,4 +234,4 @@ class SingleBlock(nn.Module):
             operand = q.new_empty(len(q), self.linear2.in_features)
             beside = operand[:, : self.width].unflatten(1, (self.heads, self.head_dim))
         attended = attention(q, k, v, queries, run.batch.joint, backend=run.attention, out=beside).flatten(1)
-        return self.linear2(activate(attended, hidden, self.linear2.takes, out=operand), queries)
+        return self.linear2(gelu_concat(attended, hidden, self.linear2.takes, out=operand), queries)

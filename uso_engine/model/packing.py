@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from uso_kernels.ragged import Ragged, round_up_to_tile
-from uso_kernels.rows import QuantizedRows, Rows
-from uso_kernels.split_streams import split_streams, split_streams_quantized
+from uso_kernels.rows import Rows
+from uso_kernels.split_streams import split_streams
 
 from .sequence import Sequence
 
@@ -139,12 +139,9 @@ class PackedBatch:
             joint: [T, C].
             dtype: the 8-bit type that the readers of the rows take, None for floats.
         """
-        if dtype is not None:
-            text, image = split_streams_quantized(joint, self.text_joint_rows, self.image_joint_rows, dtype)
-            return QuantizedRows(*text), QuantizedRows(*image)
-        if self.joint_sources is None:
+        if dtype is None and self.joint_sources is None:
             return joint[: self.text.rows], joint[self.text.rows :]
-        return split_streams(joint, self.text_joint_rows, self.image_joint_rows)
+        return split_streams(joint, self.text_joint_rows, self.image_joint_rows, dtype)
 
     def new_heads(self, like: Tensor, heads: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
         """Memory for queries, keys and values of the joint order, each [T, H, D]."""

@@ -107,7 +107,7 @@ class QuantizedLinear(nn.Module, abc.ABC):
     def _rows(self, x: Rows, dtype: torch.dtype) -> tuple[QuantizedRows, torch.dtype]:
         """What an 8-bit product multiplies, [M, in_features], and the type of its result."""
         if isinstance(x, Tensor):
-            return QuantizedRows(*quantize_rows(x.reshape(-1, self.in_features), dtype)), x.dtype
+            return quantize_rows(x.reshape(-1, self.in_features), dtype), x.dtype
         return x, self.dtype
 
     def _bias(self, outputs: slice) -> Tensor | None:

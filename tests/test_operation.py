@@ -1,0 +1,146 @@
+"""An operation goes straight to its launch, but through the operator where something has to see it."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from uso_kernels import operation as module
+from uso_kernels.launch import Config, Generation, Launch
+from uso_kernels.operation import OPERATIONS, Operation, operation
+
+ROUTES: list[str] = []
+
+
+def doubled_for_a_test(x: Tensor, out: Tensor) -> None:
+    ROUTES.append("operator")
+    out.copy_(2 * x)
+
+
+class _Kernel:
+    """Stands where a compiled kernel does: `kernel[grid](**arguments)`."""
+
+    def __getitem__(self, grid: tuple[int, ...]) -> "_Kernel":
+        return self
+
+    def __call__(self, **arguments: object) -> None:
+        ROUTES.append("launch")
+        x, out = arguments["x_ptr"], arguments["out_ptr"]
+        assert isinstance(x, Tensor) and isinstance(out, Tensor)
+        # As a kernel writes: past autograd and its version counters.
+        out.untyped_storage().copy_((2 * x).untyped_storage())
+
+
+def launch(generation: Generation, x: Tensor, out: Tensor) -> Launch:
+    return Launch("doubled", _Kernel(), (1,), {"x_ptr": x, "out_ptr": out}, Config(1, 1, {}))
+
+
+@pytest.fixture(scope="module")
+def doubled() -> Iterator[Operation]:
+    made = operation(writes=("out",), launch=launch)(doubled_for_a_test)
+    yield made
+    del OPERATIONS[made.name]
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPU tensors in the part of a GPU's."""
+    monkeypatch.setattr(module, "NATIVE_DEVICE", "cpu")
+    monkeypatch.setattr(module, "generation_of", lambda x: "hopper")
+
+
+def routes_of(doubled: Operation, x: Tensor) -> list[str]:
+    ROUTES.clear()
+    out = torch.zeros(3)
+    doubled(x, out)
+    if not isinstance(x, torch._subclasses.FakeTensor):
+        assert torch.equal(out, 2 * x.detach())
+    return list(ROUTES)
+
+
+def test_on_a_cpu_it_is_the_reference(doubled: Operation) -> None:
+    assert routes_of(doubled, torch.ones(3)) == ["operator"]
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_plain_tensors_go_straight_to_the_launch(doubled: Operation) -> None:
+    assert routes_of(doubled, torch.ones(3)) == ["launch"]
+    parameter = torch.nn.Parameter(torch.ones(3))
+    with torch.no_grad():
+        assert routes_of(doubled, parameter) == ["launch"]
+    with torch.inference_mode():
+        assert routes_of(doubled, torch.ones(3)) == ["launch"]
+    assert routes_of(doubled, parameter.requires_grad_(False)) == ["launch"]
+
+
+class Watching(TorchDispatchMode):
+    """Notes which operators are called."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.found.append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_whatever_has_to_see_the_operator_does(doubled: Operation) -> None:
+    assert routes_of(doubled, torch.ones(3, requires_grad=True)) == ["operator"]
+    with Watching() as mode:
+        doubled(torch.ones(3), torch.zeros(3))
+    assert "doubled_for_a_test" in mode.found
+    with FakeTensorMode() as fakes:
+        ROUTES.clear()
+        doubled(torch.ones(3), torch.zeros(3))
+    assert ROUTES == []
+    ROUTES.clear()
+    doubled(fakes.from_tensor(torch.ones(3)), fakes.from_tensor(torch.zeros(3)))
+    assert ROUTES == []
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_a_compiler_sees_the_operator(doubled: Operation) -> None:
+    seen: list[str] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: object) -> torch.fx.GraphModule:
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    @torch.compile(backend=keep, fullgraph=True)
+    def step(x: Tensor) -> Tensor:
+        out = torch.empty_like(x)
+        doubled(x, out)
+        return out + 1
+
+    assert torch.equal(step(torch.ones(3)), torch.full((3,), 3.0))
+    assert any("doubled_for_a_test" in target for target in seen)
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_a_backward_pass_learns_that_what_it_kept_was_written(doubled: Operation) -> None:
+    out, weight = torch.zeros(3), torch.ones(3, requires_grad=True)
+    product = (weight * out).sum()
+    doubled(torch.ones(3), out)
+    assert ROUTES[-1] == "launch"
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+
+
+def test_a_library_stands_in_for_a_launch(doubled: Operation) -> None:
+    def tripled_for_a_test(x: Tensor, out: Tensor) -> None:
+        out.copy_(3 * x)
+
+    made = operation(writes=("out",), library=tripled_for_a_test)(tripled_for_a_test)
+    del OPERATIONS[made.name]
+    with pytest.raises(TypeError, match="tripled_for_a_test is computed by a library"):
+        made.launch("hopper", torch.ones(3), torch.zeros(3))
+    assert doubled.launch("hopper", torch.ones(3), torch.zeros(3)).name == "doubled"
+    with pytest.raises(ValueError, match="either a launch or a library"):
+        operation(writes=("out",))
+    with pytest.raises(ValueError, match="either a launch or a library"):
+        operation(writes=("out",), launch=launch, library=tripled_for_a_test)
