@@ -187,8 +187,8 @@ def memory_bytes(
     """
     weights, width, mlp = weight_count(params), params.hidden_size, params.mlp_width
     # The most that is alive at once, in a single block's attention: x and its normed form (2 C), the first matrix's product
-    # (3 C + E), q, k, v (3 C), the second matrix's operand (C + E), and dense attention's own result (C).
-    per_token = 2 * width + (3 * width + mlp) + 3 * width + (width + mlp) + width
+    # (3 C + E), whose columns the second matrix reads in the end, q, k, v (3 C), and dense attention's own result (C).
+    per_token = 2 * width + (3 * width + mlp) + 3 * width + width
     vectors = 12 * params.depth + 3 * params.depth_single_blocks + 2
     return {
         "weights": bytes_per_weight * (weights["rest"] + (weights["modulation"] if keeps_modulation else 0)),

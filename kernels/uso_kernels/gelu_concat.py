@@ -92,7 +92,7 @@ def gelu_concat(
         attended: [T, C], columns contiguous; None for the activation alone.
         hidden: [T, E], attended's dtype, columns contiguous; C + E at most 16384.
         dtype: what the reader of the rows takes: `torch.float8_e4m3fn`, `torch.int8`, or None for floats of hidden's dtype.
-        out: [T, C + E], where floats go: `hidden` itself, or a tensor whose first C columns are `attended` and stay.
+        out: [T, C + E], where floats go; its first C columns may be `attended`, which then stay, and its last E `hidden`.
 
     Returns:
         [T, C + E]; 8-bit rows are not rounded to hidden's dtype first.

@@ -141,22 +141,27 @@ class DoubleBlock(nn.Module):
             Both residuals after the block.
         """
         batch = run.batch
-        q, k, v = batch.new_heads(image.x, self.heads, self.head_dim)
-        for residual, attn, layout, joint in (
+        text_attended, image_attended = self._attend(text.normed, image.normed, run)
+        text_next, image_next = following if following is not None else (None, None)
+        image = _finish(image.x, image_attended, modulation[:, :6], self.img_attn.proj, self.img_mlp, batch.image, image_next)
+        text = _finish(text.x, text_attended, modulation[:, 6:], self.txt_attn.proj, self.txt_mlp, batch.text, text_next)
+        return text, image
+
+    def _attend(self, text: Rows, image: Rows, run: Run) -> tuple[Rows, Rows]:
+        """Attention of both streams to both, from their normalised forms, as their output projections take it."""
+        batch = run.batch
+        q, k, v = batch.new_heads(self.txt_attn.qkv.dtype, self.heads, self.head_dim)
+        for normed, attn, layout, joint in (
             (text, self.txt_attn, batch.text, batch.text_in_joint),
             (image, self.img_attn, batch.image, batch.image_in_joint),
         ):
             scales = attn.norm.query_norm.scale, attn.norm.key_norm.scale
             cos, sin, joint_q, joint_k, joint_v = (x[joint.span] for x in (batch.cos, batch.sin, q, k, v))
-            qk_norm_rope(attn.qkv(residual.normed, layout), *scales, cos, sin, joint.rows, joint_q, joint_k, joint_v)
+            qk_norm_rope(attn.qkv(normed, layout), *scales, cos, sin, joint.rows, joint_q, joint_k, joint_v)
         attended = attention(q, k, v, batch.joint, batch.joint, backend=run.attention).flatten(1)
         # Both streams in one launch: as 8-bit rows where both matrices take them.
         takes = self.txt_attn.proj.takes if self.txt_attn.proj.takes == self.img_attn.proj.takes else None
-        text_attended, image_attended = batch.split(attended, takes)
-        text_next, image_next = following if following is not None else (None, None)
-        image = _finish(image.x, image_attended, modulation[:, :6], self.img_attn.proj, self.img_mlp, batch.image, image_next)
-        text = _finish(text.x, text_attended, modulation[:, 6:], self.txt_attn.proj, self.txt_mlp, batch.text, text_next)
-        return text, image
+        return batch.split(attended, takes)
 
 
 def _finish(
@@ -203,11 +208,8 @@ class SingleBlock(nn.Module):
         Returns:
             The residual after the block.
         """
-        layout = run.batch.joint
-        projected = self.linear1(residual.normed, layout)
-        q, k, v = self._queries_keys_values(projected[:, : 3 * self.width], run)
-        y = self._output(q, k, v, projected[:, 3 * self.width :], run, layout)
-        return proceed(residual.x, y, modulation[:, 2], layout.tile_sequence, following)
+        y = self._attention_and_mlp(residual.normed, run)
+        return proceed(residual.x, y, modulation[:, 2], run.batch.joint.tile_sequence, following)
 
     def forward_output_rows(self, residual: Residual, modulation: Tensor, run: Run, following: NextNorm) -> Residual:
         """Run the last block: only the rows of the images being made leave it, so only they are computed.
@@ -215,23 +217,34 @@ class SingleBlock(nn.Module):
         Keys and values need every row; queries, MLP and output do not. Arguments as for `forward`, but `residual.normed` must
         be floats; returns a residual of [T_out, C].
         """
-        rows, layout, joint = run.batch.output_joint_rows, run.batch.output, run.batch.joint
         assert isinstance(residual.normed, Tensor)
-        q, k, v = self._queries_keys_values(self.linear1(residual.normed, joint, slice(0, 3 * self.width)), run)
-        hidden = self.linear1(residual.normed.index_select(0, rows), layout, slice(3 * self.width, None))
-        y = self._output(q.index_select(0, rows), k, v, hidden, run, layout)
+        rows, layout = run.batch.output_joint_rows, run.batch.output
+        y = self._attention_and_mlp_of_rows(residual.normed, rows, run)
         return proceed(residual.x.index_select(0, rows), y, modulation[:, 2], layout.tile_sequence, following)
 
+    def _attention_and_mlp(self, normed: Rows, run: Run) -> Tensor:
+        layout, width = run.batch.joint, self.width
+        projected = self.linear1(normed, layout)
+        # Values are copied into joint order, so attention's result may take their columns: beside the MLP, where linear2 reads.
+        operand = projected[:, 2 * width :] if self.linear2.takes is None else None
+        attended = self._attend(*self._queries_keys_values(projected[:, : 3 * width], run), layout, run, operand)
+        return self.linear2(gelu_concat(attended, projected[:, 3 * width :], self.linear2.takes, out=operand), layout)
+
+    def _attention_and_mlp_of_rows(self, normed: Tensor, rows: Tensor, run: Run) -> Tensor:
+        layout, width = run.batch.output, self.width
+        q, k, v = self._queries_keys_values(self.linear1(normed, run.batch.joint, slice(0, 3 * width)), run)
+        operand = q.new_empty(len(rows), self.linear2.in_features) if self.linear2.takes is None else None
+        attended = self._attend(q.index_select(0, rows), k, v, layout, run, operand)
+        del q, k, v  # The MLP's hidden layer may have their memory.
+        hidden = self.linear1(normed.index_select(0, rows), layout, slice(3 * width, None))
+        return self.linear2(gelu_concat(attended, hidden, self.linear2.takes, out=operand), layout)
+
     def _queries_keys_values(self, qkv: Tensor, run: Run) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = run.batch.new_heads(qkv, self.heads, self.head_dim)
+        q, k, v = run.batch.new_heads(qkv.dtype, self.heads, self.head_dim)
         qk_norm_rope(qkv, self.norm.query_norm.scale, self.norm.key_norm.scale, run.batch.cos, run.batch.sin, None, q, k, v)
         return q, k, v
 
-    def _output(self, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor, run: Run, queries: Ragged) -> Tensor:
-        """Attention, MLP activation and the matrix that reads both; attention writes into that matrix's operand of floats."""
-        operand, beside = None, None
-        if self.linear2.takes is None:
-            operand = q.new_empty(len(q), self.linear2.in_features)
-            beside = operand[:, : self.width].unflatten(1, (self.heads, self.head_dim))
-        attended = attention(q, k, v, queries, run.batch.joint, backend=run.attention, out=beside).flatten(1)
-        return self.linear2(gelu_concat(attended, hidden, self.linear2.takes, out=operand), queries)
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, queries: Ragged, run: Run, operand: Tensor | None) -> Tensor:
+        """Attention's result [T_q, C], in the first columns of linear2's operand where there is one."""
+        beside = None if operand is None else operand[:, : self.width].unflatten(1, (self.heads, self.head_dim))
+        return attention(q, k, v, queries, run.batch.joint, backend=run.attention, out=beside).flatten(1)

@@ -143,9 +143,9 @@ class PackedBatch:
             return joint[: self.text.rows], joint[self.text.rows :]
         return split_streams(joint, self.text_joint_rows, self.image_joint_rows, dtype)
 
-    def new_heads(self, like: Tensor, heads: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    def new_heads(self, dtype: torch.dtype, heads: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
         """Memory for queries, keys and values of the joint order, each [T, H, D]."""
-        q, k, v = (like.new_empty(self.joint.rows, heads, head_dim) for _ in range(3))
+        q, k, v = (self.text_tokens.new_empty(self.joint.rows, heads, head_dim, dtype=dtype) for _ in range(3))
         return q, k, v
 
 

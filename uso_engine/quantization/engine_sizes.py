@@ -17,11 +17,11 @@ from .layer_kinds import Kind, is_modulation, linears, quantized_transformer
 TextPrecision = Literal["bf16", "int8", "fp8"]
 """How T5's matrices are kept."""
 
-ROW_WIDTHS = 21
+ROW_WIDTHS = 16
 """Activations alive at once in a block, in units of [T, C], for a model whose MLP is four times as wide: in a single block's
-attention x, its normed form, the [T, 7C] product, q, k, v and the [T, 5C] operand are 17, and a backend makes up to 4 more: its
-result, and q, k, v without their padding rows. With dense attention it is 18, as docs/performance.md writes it out;
-tests/test_memory_plan.py and tests/test_hot_loop.py count every live tensor."""
+attention x, its normed form, the [T, 7C] product, q, k and v are 12, and a backend makes up to 4 more: its result, and q, k, v
+without their padding rows. With dense attention it is 13, as docs/performance.md writes it out; tests/test_memory_plan.py and
+tests/test_hot_loop.py count every live tensor."""
 
 AUTOENCODER_DECODE_BYTES_PER_PIXEL = 3073
 AUTOENCODER_ENCODE_BYTES_PER_PIXEL = 2572
