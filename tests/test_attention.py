@@ -9,9 +9,9 @@ from kernel_runs import HALF_PLACES, check_error, drawn, poisoned, relative_erro
 from torch import Tensor
 
 from uso_kernels.attention import BACKENDS, BackendUnavailable, attention, available_backends, choose_backend, resolve_backend
-from uso_kernels.dense_attention import dense_runs_on_amx
+from uso_kernels.attention.dense import dense_runs_on_amx
+from uso_kernels.attention.triton import attention_into, attention_reference
 from uso_kernels.ragged import Ragged
-from uso_kernels.triton_attention import attention_into, attention_reference
 
 Place = tuple[str, torch.dtype]
 # One token, one more and one less than a tile of rows and than a block of keys, several blocks.
@@ -163,8 +163,8 @@ def test_choice_and_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_dense_attention_that_torch_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU with AMX, limited to AVX2, PyTorch's bfloat16 attention raises from inside; float32 runs."""
     layout = Ragged.pack([32, 32])
-    monkeypatch.setattr("uso_kernels.dense_attention._cpu_has_amx", lambda: True)
-    monkeypatch.setattr("uso_kernels.dense_attention._is_limited_below_amx", lambda: True)
+    monkeypatch.setattr("uso_kernels.attention.dense._cpu_has_amx", lambda: True)
+    monkeypatch.setattr("uso_kernels.attention.dense._is_limited_below_amx", lambda: True)
     dense_runs_on_amx.cache_clear()
     for name in ("dense", "dense_batched"):
         with pytest.raises(BackendUnavailable, match=f"'{name}' cannot run.*ATEN_CPU_CAPABILITY"):

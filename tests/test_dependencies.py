@@ -36,7 +36,7 @@ LONG_FUNCTIONS: dict[str, str] = {}
 
 FORBIDDEN_NAMES = re.compile(r"(?:.*_)?(utils?|helpers?|common|managers?|misc|v\d+)")
 DISTRIBUTIONS = {"PIL": "pillow", "pydantic_core": "pydantic", "google": "protobuf", "optimum": "optimum-quanto"}
-XFORMERS = "kernels/uso_kernels/xformers_attention.py:"
+XFORMERS = "kernels/uso_kernels/attention/xformers.py:"
 FILE_MODULES = {"os", "io", "pathlib", "shutil", "tempfile", "subprocess", "socket", "tomllib", "configparser", "mmap"}
 
 
@@ -131,7 +131,7 @@ def impure_kernels(root: Path) -> list[str]:
     """uso_kernels imports torch, triton, the standard library and itself (test_packaging shows that triton may be absent)."""
     allowed = {"torch", "triton", "uso_kernels", *sys.stdlib_module_names}
     # One attention backend is xFormers itself; nothing else may know that package.
-    backends = {"xformers_attention.py": {"xformers"}}
+    backends = {"xformers.py": {"xformers"}}
     return [
         str(found)
         for found in imports(root, "kernels/uso_kernels")
@@ -234,13 +234,13 @@ RULES: dict[Callable[[Path], list[str]], tuple[str, str]] = {
     # rule: (file, its text) of a fault that it must find
     upward_imports: ("uso_engine/model/blocks.py", "from ..config import EngineConfig"),
     circles: ("uso_engine/imaging/open.py", "import uso_engine.weights.lora"),
-    impure_kernels: ("kernels/uso_kernels/attention.py", "import numpy"),
+    impure_kernels: ("kernels/uso_kernels/attention/__init__.py", "import numpy"),
     impure_model: ("uso_engine/model/rope.py", "def read(path):\n    return path.open()"),
     environment_reads: ("uso_engine/engine.py", "import os\nfast = os.environ['USO_FAST']"),
     undeclared_imports: ("uso_engine/weights/lora.py", "import einops"),
     quanto_beyond_one_module: ("uso_engine/quantization/second.py", "from optimum.quanto import qint8"),
     bad_names: ("uso_engine/imaging/image_utils.py", ""),
-    untyped_kernel_functions: ("kernels/uso_kernels/attention.py", "def attention(q, k: int) -> int:\n    return k"),
+    untyped_kernel_functions: ("kernels/uso_kernels/attention/__init__.py", "def attention(q, k: int) -> int:\n    return k"),
     long_code: ("benchmarks/step.py", "def run():\n" + "    run()\n" * 51),
 }
 

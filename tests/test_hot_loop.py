@@ -22,7 +22,7 @@ from uso_engine.quantization.quantized_linear import QuantizedLinear
 from uso_engine.sampling.denoiser import Denoiser, ImageJob, Step
 from uso_engine.sampling.latents import draw_noise
 from uso_kernels.attention import BackendUnavailable
-from uso_kernels.linear import linear
+from uso_kernels.matmul.linear import linear
 from uso_kernels.ragged import Ragged
 
 
@@ -214,11 +214,11 @@ def test_runs_of_one_transformer_share_no_memory(monkeypatch: pytest.MonkeyPatch
     reports: list[Step] = []
 
     def interrupted(*args: Any, **kwargs: Any) -> Tensor:
-        monkeypatch.setattr("uso_kernels.int4_matmul.linear", linear)
+        monkeypatch.setattr("uso_kernels.matmul.int4.linear", linear)
         reports.append(inner.step())
         return linear(*args, **kwargs)
 
-    monkeypatch.setattr("uso_kernels.int4_matmul.linear", interrupted)
+    monkeypatch.setattr("uso_kernels.matmul.int4.linear", interrupted)
     assert torch.equal(outer.step().velocities[0], expected[0])
     assert torch.equal(reports[0].velocities[0], expected[1])
 

@@ -15,7 +15,7 @@ from test_denoiser import check_company
 from uso_engine.model.modulation import sinusoidal_embedding
 from uso_engine.model.rope import content_positions, grid_positions, rope_tables
 from uso_engine.sampling.schedule import schedule
-from uso_kernels.linear import linear
+from uso_kernels.matmul.linear import linear
 from uso_kernels.ragged import Ragged
 
 # Read when a process starts. ATen's own kernels, oneDNN's (bfloat16 products, convolutions) and MKL's (float32 products) are

@@ -20,7 +20,7 @@ from uso_engine.quantization.int4_linear import Int4Linear
 from uso_engine.quantization.int8_linear import Int8Linear
 from uso_engine.sampling.denoiser import Denoiser, ImageJob
 from uso_engine.sampling.latents import draw_noise
-from uso_kernels import triton_attention
+from uso_kernels.launch import Launch
 from uso_kernels.interpret import register_cpu_launches
 
 def run(dtype, kind=None):
@@ -37,8 +37,8 @@ def run(dtype, kind=None):
 cases = ((torch.float32,), (torch.bfloat16,), (torch.float32, Int8Linear), (torch.float32, Int4Linear))
 before = [run(*case) for case in cases]
 launched = []
-kernel_run = triton_attention.Launch.run
-triton_attention.Launch.run = lambda self: (launched.append(self.name), kernel_run(self))[1]
+kernel_run = Launch.run
+Launch.run = lambda self: (launched.append(self.name), kernel_run(self))[1]
 register_cpu_launches()
 after = [run(*case) for case in cases]
 print(*(float((a - b).norm() / b.norm()) for a, b in zip(after, before, strict=True)))

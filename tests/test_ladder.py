@@ -10,7 +10,7 @@ from benchmarks import cold_start, ladder, memory_plans, step_benchmark, tier_st
 from benchmarks.authors_way import AuthorsWay
 from benchmarks.encode_decode import time_stages
 from benchmarks.workload import WORKLOADS, merge, random_inputs, random_lora, random_transformer
-from uso_kernels.dense_attention import dense_runs_on_amx
+from uso_kernels.attention.dense import dense_runs_on_amx
 
 CPU = torch.device("cpu")
 

@@ -8,9 +8,7 @@ from torch import Tensor
 from torch.library import opcheck
 from torch.nn.functional import ScalingType, scaled_mm
 
-from uso_kernels import int4_matmul as int4
-from uso_kernels import int8_matmul as int8
-from uso_kernels import scaled_matmul as fp8
+from uso_kernels.matmul import fp8, int4, int8
 from uso_kernels.quantize_rows import quantize_rows
 
 WIDTH = 3072

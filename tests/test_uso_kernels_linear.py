@@ -6,7 +6,7 @@ from recorded_shapes import Shapes
 from torch import Tensor
 from torch.nn import functional as F
 
-from uso_kernels.linear import linear
+from uso_kernels.matmul.linear import linear
 from uso_kernels.ragged import Ragged
 
 # Rows of a tile, of some and of many; widths of the small test model, and one that is no power of two.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from uso_kernels.linear import linear
+from uso_kernels.matmul.linear import linear
 from uso_kernels.ragged import Ragged
 from uso_kernels.rows import Rows
 
@@ -51,7 +51,7 @@ class Linear(nn.Module):
         Args:
             x: [..., in_features], of what the layer takes; floats are the weight's dtype.
             sequences: where the sequences of a packed x lie: each is then a product of its own, so that its bits do not change
-                with its company (see `uso_kernels.linear`). None where x is no packed batch.
+                with its company (see `uso_kernels.matmul.linear`). None where x is no packed batch.
             outputs: which output columns to compute; all by default.
 
         Returns:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from uso_kernels.linear import linear
+from uso_kernels.matmul.fp8 import scaled_matmul
+from uso_kernels.matmul.linear import linear
 from uso_kernels.quantize_rows import quantize_rows
 from uso_kernels.ragged import Ragged
 from uso_kernels.rows import Rows
-from uso_kernels.scaled_matmul import scaled_matmul
 
 from .quantized_linear import QuantizedLinear, TensorLayout
 

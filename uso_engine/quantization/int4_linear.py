@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from uso_kernels.int4_matmul import int4_dequantize, int4_matmul, pack_int4
+from uso_kernels.matmul.int4 import int4_dequantize, int4_matmul, pack_int4
 from uso_kernels.ragged import Ragged
 from uso_kernels.rows import Rows
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from uso_kernels.int8_matmul import int8_matmul
-from uso_kernels.linear import linear
+from uso_kernels.matmul.int8 import int8_matmul
+from uso_kernels.matmul.linear import linear
 from uso_kernels.ragged import Ragged
 from uso_kernels.rows import Rows
 

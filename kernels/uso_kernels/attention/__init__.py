@@ -14,8 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .chunked_attention import chunked_attention, chunked_attention_missing
-from .dense_attention import (
+from uso_kernels.launch import HAS_TRITON, is_interpreting, needs_gradient
+from uso_kernels.operands import FLOAT_DTYPES
+from uso_kernels.ragged import Ragged
+
+from .chunked import chunked_attention, chunked_attention_missing
+from .dense import (
     batched_dense_attention,
     dense_attention,
     dense_attention_missing,
@@ -23,12 +27,9 @@ from .dense_attention import (
     dense_runs_on_amx,
     unequal_lengths,
 )
-from .launch import HAS_TRITON, is_interpreting, needs_gradient
-from .operands import FLOAT_DTYPES
-from .ragged import Ragged
-from .triton_attention import attention_reference, triton_attention
-from .varlen_attention import varlen_attention, varlen_attention_missing
-from .xformers_attention import xformers_attention, xformers_attention_missing
+from .triton import attention_reference, triton_attention
+from .varlen import varlen_attention, varlen_attention_missing
+from .xformers import xformers_attention, xformers_attention_missing
 
 Attend = Callable[[Tensor, Tensor, Tensor, Ragged, Ragged, Tensor | None], Tensor]
 LONG_SEQUENCE = 1024

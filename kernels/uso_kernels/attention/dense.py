@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .ragged import Ragged
-from .triton_attention import attend_sequence, attention_reference
+from uso_kernels.ragged import Ragged
+
+from .triton import attend_sequence, attention_reference
 
 _CUDNN_FIRST = [
     SDPBackend.CUDNN_ATTENTION,

@@ -7,7 +7,7 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from .ragged import Ragged
+from uso_kernels.ragged import Ragged
 
 
 def varlen_attention_missing(device: torch.device) -> str | None:

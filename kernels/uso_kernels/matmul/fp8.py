@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import ScalingType
 
-from .example import Example, Size, quantized_dtypes
-from .launch import Generation
+from uso_kernels.example import Example, Size, quantized_dtypes
+from uso_kernels.launch import Generation
+from uso_kernels.operation import operation
+from uso_kernels.ragged import Ragged
+from uso_kernels.rows import SCALE_ROWS, new_row_scales
+
 from .linear import rows_of
-from .operation import operation
-from .ragged import Ragged
-from .rows import SCALE_ROWS, new_row_scales
 
 ALIGNMENT = 16
 """Tensor cores take 8-bit operands whose K and N are multiples of this."""
@@ -105,7 +106,7 @@ def scaled_matmul(
         weight_scale: float32 [N].
         bias: [N] or None; on a GPU in `dtype`.
         dtype: of the result; on a GPU bfloat16 only.
-        sequences: where the sequences of a packed x lie, each of which is a product of its own (see `uso_kernels.linear`).
+        sequences: where the sequences of a packed x lie, each a product of its own (see `uso_kernels.matmul.linear`).
 
     Returns:
         [M, N] in `dtype`; sums are kept in float32.

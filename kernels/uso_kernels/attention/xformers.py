@@ -9,8 +9,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .ragged import Ragged
-from .varlen_attention import place_tokens, take_tokens
+from uso_kernels.ragged import Ragged
+
+from .varlen import place_tokens, take_tokens
 
 
 def xformers_attention_missing(device: torch.device) -> str | None:

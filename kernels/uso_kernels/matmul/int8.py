@@ -14,10 +14,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .example import Example, Size
-from .launch import Config, Generation, Launch, jit, tl
-from .operation import operation
-from .scaled_matmul import check_quantized_product, scaled
+from uso_kernels.example import Example, Size
+from uso_kernels.launch import Config, Generation, Launch, jit, tl
+from uso_kernels.operation import operation
+
+from .fp8 import check_quantized_product, scaled
 
 MOST_COLUMNS = (2**31 - 1) // 127**2
 """Columns K up to which int32 sums cannot overflow."""

@@ -15,11 +15,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .example import Example, Size
-from .launch import Config, Generation, Launch, jit, strided, tl
+from uso_kernels.example import Example, Size
+from uso_kernels.launch import Config, Generation, Launch, jit, strided, tl
+from uso_kernels.operation import operation
+from uso_kernels.ragged import Ragged
+
 from .linear import linear
-from .operation import operation
-from .ragged import Ragged
 
 
 def pack_int4(codes: Tensor, group: int) -> Tensor:
@@ -137,7 +138,7 @@ def int4_matmul(
         scale: see `int4_dequantize`.
         shift: see `int4_dequantize`.
         bias: [N] in x's dtype, or None.
-        sequences: where the sequences of a packed x lie, each of which is a product of its own (see `uso_kernels.linear`).
+        sequences: where the sequences of a packed x lie, each a product of its own (see `uso_kernels.matmul.linear`).
 
     Returns:
         [..., N] in x's dtype.

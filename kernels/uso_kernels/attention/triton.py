@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .example import Example, Size
-from .launch import Config, Generation, Launch, TensorDescriptor, head_strided, jit, tl
-from .operation import operation
-from .ragged import Ragged
+from uso_kernels.example import Example, Size
+from uso_kernels.launch import Config, Generation, Launch, TensorDescriptor, head_strided, jit, tl
+from uso_kernels.operation import operation
+from uso_kernels.ragged import Ragged
 
 HEAD_DIMS = (64, 128)
 

@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from .ragged import Ragged
+from uso_kernels.ragged import Ragged
 
 CHUNK_ROWS = 512
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .launch import needs_gradient
-from .ragged import Ragged
+from uso_kernels.launch import needs_gradient
+from uso_kernels.ragged import Ragged
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, sequences: Ragged | None = None) -> Tensor:
