@@ -176,14 +176,16 @@ class USOEngine:
         self._check_safety(checked)
         options = research if research is not None else ResearchOptions()
         seeds = tuple(checked.seed + j for j in range(checked.num_images))
-        with self._turn:
-            pipeline = self.pipeline
-            watch = Stopwatch(self.device)
-            made = generation.run(pipeline, checked, options, seeds, watch, limits=self._image_limits, on_step=on_step)
-            images, flags = made.images, (False,) * len(made.images)
-            if checked.enable_safety_checker and self._safety is not None:
-                with watch.stage("safety"):
-                    images, flags = self._safety.screen(made.images)
+        watch = Stopwatch(self.device)
+
+        def work() -> tuple[generation.Generated, Sequence[Image], Sequence[bool]]:
+            made = generation.run(self.pipeline, checked, options, seeds, watch, limits=self._image_limits, on_step=on_step)
+            if not checked.enable_safety_checker or self._safety is None:
+                return made, made.images, (False,) * len(made.images)
+            with watch.stage("safety"):
+                return made, *self._safety.screen(made.images)
+
+        made, images, flags = self._turn.take(work)
         width, height = made.size
         return GenerationResult(
             images=tuple(images),
@@ -218,21 +220,18 @@ class USOEngine:
 
     def encode_prompt(self, prompt: str) -> TextEmbedding:
         """Embed a prompt, to be saved or passed in later."""
-        with self._turn:
-            return self.pipeline.encode_prompt(prompt)
+        return self._turn.take(lambda: self.pipeline.encode_prompt(prompt))
 
     def encode_style(self, image: ImageSource) -> StyleTokens:
         """Turn a style image into tokens, to be saved or passed in later."""
         picture = open_image(image, limits=self._image_limits, name="style image")
-        with self._turn:
-            return self.pipeline.encode_style(picture)
+        return self._turn.take(lambda: self.pipeline.encode_style(picture))
 
     def encode_content(self, image: ImageSource) -> Tensor:
         """Turn a content image into its latent [16, h / 8, w / 8]."""
         picture = open_image(image, limits=self._image_limits, name="content image")
         pixels = to_pixels(resize_content(picture, long_side=self.config.content.long_side))
-        with self._turn:
-            return self.pipeline.encode_content(pixels)
+        return self._turn.take(lambda: self.pipeline.encode_content(pixels))
 
     def preview(self, step: Step, image: int = 0) -> Image:
         """Show where a run is heading, cheaply; from ``on_step``, while the engine is taken. Memory plans do not count it.
@@ -258,8 +257,7 @@ class USOEngine:
             LoRAError: a file that does not fit; the weights stay as they were.
         """
         read = read_loras([(str(path), weight) for path, weight in loras], self.config)
-        with self._turn:
-            self.pipeline.set_loras(read, keep_configured=keep_configured)
+        self._turn.take(lambda: self.pipeline.set_loras(read, keep_configured=keep_configured))
 
     def cache_statistics(self) -> dict[str, CacheStatistics]:
         """Hits, misses and sizes of the condition caches."""
@@ -271,11 +269,7 @@ class USOEngine:
 
     def close(self) -> None:
         """Let go of weights and files; waits for a running request. A second call does nothing."""
-        with self._turn:
-            if self._pipeline is not None:
-                self._pipeline.close()
-                self._pipeline = None
-                self._safety = None
+        self._turn.take(self._let_go)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             if hasattr(torch.accelerator, "empty_host_cache"):  # Pinned memory, which older versions of torch keep.
@@ -286,6 +280,12 @@ class USOEngine:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    def _let_go(self) -> None:
+        if self._pipeline is not None:
+            self._pipeline.close()
+            self._pipeline = None
+            self._safety = None
 
     def _check_safety(self, request: GenerationRequest) -> None:
         """Refuse before anything runs what could only be withheld afterwards."""
