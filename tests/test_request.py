@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from uso_engine.errors import ImageError
 from uso_engine.imaging.sizes import ImageSize, SizeLimits
+from uso_engine.imaging.source import EXPECTED_SOURCE
 from uso_engine.request import GenerationRequest, RequestDefaults, request_model
 from uso_engine.request_messages import validation_messages
 
@@ -131,10 +132,12 @@ def test_python_takes_pictures_in_every_form(tmp_path: Path) -> None:
     request = GenerationRequest.model_validate({"prompt": "", "images": [None, picture, "b.png"]})
     assert request.content_image is None
     assert request.style_images == (picture, "b.png")
-    for wrong in (5, object(), np.zeros((2, 2, 3))):
+    for wrong in (5, object(), {"url": "a.png"}):
         (message,) = refusals(GenerationRequest, {"prompt": "", "images": [wrong]})
-        assert message.startswith("image_urls[0] must be a path, URL, data URI, bytes, binary file or PIL image, got ")
+        assert message.startswith(f"image_urls[0] must be {EXPECTED_SOURCE}, got ")
         assert "0x" not in message
+        (message,) = refusals(GenerationRequest, {"prompt": "", "images": wrong})
+        assert message.startswith(f"image_urls must be a list of at most 3 pictures, or one picture ({EXPECTED_SOURCE}), got ")
     both = refusals(GenerationRequest, {"prompt": "", "images": [], "image_urls": []})
     assert both == ["images and image_urls are the same field; give one of them"]
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .config import EngineConfig, list_configs, load_config
     from .engine import USOEngine
-    from .errors import USOError
-    from .request import GenerationRequest
+    from .errors import GenerationCancelled, USOError
+    from .imaging.store import FileStore
+    from .request import GenerationRequest, request_model
     from .research import ResearchOptions
     from .result import GenerationResult
     from .sampling.denoiser import Step
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "EngineConfig",
+    "FileStore",
+    "GenerationCancelled",
     "GenerationRequest",
     "GenerationResult",
     "ResearchOptions",
@@ -34,14 +37,18 @@ __all__ = [
     "__version__",
     "list_configs",
     "load_config",
+    "request_model",
 ]
 _HOMES = {
     "EngineConfig": "config",
     "list_configs": "config",
     "load_config": "config",
     "USOEngine": "engine",
+    "GenerationCancelled": "errors",
     "USOError": "errors",
+    "FileStore": "imaging.store",
     "GenerationRequest": "request",
+    "request_model": "request",
     "ResearchOptions": "research",
     "GenerationResult": "result",
     "Step": "sampling.denoiser",

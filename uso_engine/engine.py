@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, overload
 
 import torch
 
-from . import generation
+from . import call_arguments, generation
 from .assembly import check_device, load_pipeline, load_safety_checker
 from .conditioning.cache import CacheStatistics
 from .conditioning.style import StyleTokens
 from .conditioning.text import TextEmbedding
 from .config import EngineConfig, Tier, load_config
-from .diffusers_call import request_from_diffusers
-from .errors import EngineClosedError, SafetyError
+from .diffusers_call import PromptResults, call_like_diffusers
+from .errors import EngineClosedError
 from .generation import Stopwatch
 from .imaging.open import ImageLimits, ImageSource, open_image
 from .imaging.pixels import to_pixels
@@ -24,6 +24,7 @@ from .imaging.resize import resize_content
 from .imaging.sizes import SizeLimits
 from .memory_budget import find_budget
 from .pipeline import Pipeline
+from .progress import GenerationProgress
 from .request import GenerationRequest, RequestDefaults, request_model
 from .research import ResearchOptions
 from .result import GenerationResult
@@ -80,7 +81,7 @@ class USOEngine:
         cls,
         config: str | Path | EngineConfig,
         *,
-        device: str | None = None,
+        device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         attention: str = "auto",
         memory_budget_gib: float | None = None,
@@ -105,14 +106,11 @@ class USOEngine:
             CheckpointError: weights that do not fit.
             BackendError: this machine cannot run what was asked for.
             MemoryBudgetError: the budget is too small; says for what.
-            ValueError: another dtype, or a budget that is not positive.
+            ValueError: another dtype, a budget that is not positive, or an argument of another type.
         """
+        call_arguments.check_loading(config, device, dtype, attention, image_limits, progress)
         if not isinstance(config, EngineConfig):
             config = load_config(config)
-        if dtype is not None and dtype not in DTYPE_TIERS:
-            raise ValueError(
-                f"dtype must be torch.float32 or torch.bfloat16, got {dtype}; other tiers are set in the configuration"
-            )
         place = check_device(device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu"))
         tier = None if dtype is None else DTYPE_TIERS[dtype]
         asked = config.memory_budget_gib if memory_budget_gib is None else memory_budget_gib
@@ -143,38 +141,41 @@ class USOEngine:
 
     def generate(
         self,
-        request: GenerationRequest | None = None,
+        request: GenerationRequest | str | None = None,
         *,
         on_step: OnStep | None = None,
         research: ResearchOptions | None = None,
+        progress: bool = False,
         **fields: object,
     ) -> GenerationResult:
         """Make the images of a request.
 
         Args:
-            request: what to make; or give its fields as keywords: ``prompt="…", images=[…], seed=7``.
+            request: what to make, or its prompt; or give its fields as keywords: ``prompt="…", images=[…], seed=7``.
             on_step: called after each denoising step; may look, change the latents, stop, or cancel by raising.
             research: additions that no request schema offers.
+            progress: show a bar over the steps on standard error.
             fields: of `GenerationRequest`.
 
         Returns:
             The images and what they cost.
 
         Raises:
-            ValueError: a request outside the schema or this engine's limits; the message names field, limit and value.
+            ValueError: a request outside the schema or this engine's limits, or an argument of another type; the message names
+                field, limit and value.
             ImageError, FetchError, MissingFileError: an input image that cannot be used.
             SafetyError: the safety checker was asked for and could not run; the images are withheld.
             MemoryBudgetError: it needs more than the memory that was set as a budget.
             EngineClosedError: the engine was closed.
         """
         _ = self.pipeline  # A closed engine says so before anything else.
-        if request is not None and fields:
-            raise ValueError(f"give a request or its fields, not both; got a request and {', '.join(sorted(fields))}")
-        checked = self.request_type.model_validate(fields) if request is None else request.fitted_to(self.request_type)
-        checked = checked.with_seed()
+        checked = call_arguments.request_of(request, fields, self.request_type).with_seed()
         assert checked.seed is not None
-        self._check_safety(checked)
-        options = research if research is not None else ResearchOptions()
+        call_arguments.check_safety(checked, self.config.safety, has_checker=self._safety is not None)
+        options, on_step = call_arguments.checked_options(research), call_arguments.checked_on_step(on_step)
+        if call_arguments.checked_switch("progress", progress):
+            with GenerationProgress() as bar:
+                return self.generate(checked, on_step=bar.beside(on_step), research=options)
         seeds = tuple(checked.seed + j for j in range(checked.num_images))
         watch = Stopwatch(self.device)
 
@@ -205,31 +206,39 @@ class USOEngine:
             latents=None if any(flags) else made.denoised.latents,
         )
 
-    def __call__(self, prompt: str = "", **arguments: object) -> GenerationResult:
+    @overload
+    def __call__(self, prompt: str = "", **arguments: object) -> GenerationResult: ...
+
+    @overload
+    def __call__(self, prompt: list[str] | tuple[str, ...], **arguments: object) -> PromptResults: ...
+
+    def __call__(self, prompt: str | list[str] | tuple[str, ...] = "", **arguments: object) -> GenerationResult | PromptResults:
         """Generate the way diffusers' pipelines are called: ``engine(prompt, image=…, width=…).images``.
 
         Args:
-            prompt: what to make.
+            prompt: what to make; of a list, one after the other.
             arguments: diffusers' names, see `uso_engine.diffusers_call`.
+
+        Returns:
+            The result, or those of a list, whose ``images`` are all of theirs.
 
         Raises:
             ValueError: an argument that has no meaning here.
         """
-        fields, on_step = request_from_diffusers(prompt, arguments)
-        return self.generate(self.request_type.model_validate(fields), on_step=on_step)
+        return call_like_diffusers(self.generate, self.request_type, prompt, arguments)
 
     def encode_prompt(self, prompt: str) -> TextEmbedding:
         """Embed a prompt, to be saved or passed in later."""
-        return self._turn.take(lambda: self.pipeline.encode_prompt(prompt))
+        return self._turn.take(lambda: self.pipeline.encode_prompt(call_arguments.checked_prompt(prompt)))
 
     def encode_style(self, image: ImageSource) -> StyleTokens:
         """Turn a style image into tokens, to be saved or passed in later."""
-        picture = open_image(image, limits=self._image_limits, name="style image")
+        picture = open_image(call_arguments.checked_picture("image", image), limits=self._image_limits, name="style image")
         return self._turn.take(lambda: self.pipeline.encode_style(picture))
 
     def encode_content(self, image: ImageSource) -> Tensor:
         """Turn a content image into its latent [16, h / 8, w / 8]."""
-        picture = open_image(image, limits=self._image_limits, name="content image")
+        picture = open_image(call_arguments.checked_picture("image", image), limits=self._image_limits, name="content image")
         pixels = to_pixels(resize_content(picture, long_side=self.config.content.long_side))
         return self._turn.take(lambda: self.pipeline.encode_content(pixels))
 
@@ -243,6 +252,7 @@ class USOEngine:
         Returns:
             A small picture.
         """
+        call_arguments.check_step(step, image)
         return generation.preview(self.pipeline, step.estimated_clean(image))
 
     def set_loras(self, loras: Sequence[tuple[str | Path, float]], *, keep_configured: bool = True) -> None:
@@ -286,15 +296,3 @@ class USOEngine:
             self._pipeline.close()
             self._pipeline = None
             self._safety = None
-
-    def _check_safety(self, request: GenerationRequest) -> None:
-        """Refuse before anything runs what could only be withheld afterwards."""
-        settings = self.config.safety
-        if request.enable_safety_checker:
-            if self._safety is None:
-                raise SafetyError(
-                    "enable_safety_checker is true, but this configuration names no [safety] checker; "
-                    "add one, or set enable_safety_checker to false"
-                )
-        elif settings is not None and settings.forbid_disabling:
-            raise ValueError("enable_safety_checker must be true: this engine's configuration forbids switching it off")

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from PIL import ImageOps
+from PIL.Image import Resampling
 from torch import Tensor
 
 from .conditioning.style import StyleTokens
@@ -23,6 +25,8 @@ from .request import GenerationRequest
 from .research import ResearchOptions
 from .sampling.admission import Conditions
 from .sampling.denoiser import OnStep
+from .sampling.schedule import check_sigmas, schedule
+from .sampling.strength import last_steps, noised
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -54,10 +58,12 @@ class Pictures:
     Args:
         contents: upright RGB images as they were given.
         styles: likewise.
+        start: what the run starts from instead of noise, at the size of the output.
     """
 
     contents: tuple[Image, ...]
     styles: tuple[Image, ...]
+    start: Image | None = None
 
 
 def open_pictures(request: GenerationRequest, options: ResearchOptions, limits: ImageLimits) -> Pictures:
@@ -73,6 +79,19 @@ def open_pictures(request: GenerationRequest, options: ResearchOptions, limits: 
     styles = [open_image(source, limits=limits, name=f"image_urls[{i + 1}]") for i, source in enumerate(request.style_images)]
     styles += [open_image(source, limits=limits, name=f"style_images[{i}]") for i, source in enumerate(options.style_images)]
     return Pictures(tuple(contents), tuple(styles))
+
+
+def starting_picture(options: ResearchOptions, content: Image | None, size: tuple[int, int]) -> Image | None:
+    """The content image at the output's size, scaled to cover it and cut at the centre; None where the run starts from noise.
+
+    Raises:
+        ValueError: a strength, and no content image.
+    """
+    if options.strength is None:
+        return None
+    if content is None:
+        raise ValueError("research.strength starts from the content image, the first of images, but there is none")
+    return ImageOps.fit(content, size, Resampling.LANCZOS)
 
 
 def open_saved(pipeline: Pipeline, options: ResearchOptions) -> tuple[TextEmbedding | None, tuple[StyleTokens, ...]]:
@@ -121,17 +140,26 @@ def encode_conditions(
 
 
 def denoise_settings(
-    request: GenerationRequest, options: ResearchOptions, size: tuple[int, int], seeds: tuple[int, ...]
+    request: GenerationRequest,
+    options: ResearchOptions,
+    size: tuple[int, int],
+    seeds: tuple[int, ...],
+    start: Tensor | None = None,
 ) -> DenoiseSettings:
-    """The settings of a request's run."""
+    """The settings of a request's run; `start` is the latent of the picture that it starts from, if it does."""
+    sigmas, latents = None if options.sigmas is None else tuple(options.sigmas), options.latents
+    if start is not None and options.strength is not None:
+        whole = schedule(request.num_inference_steps, *size) if sigmas is None else check_sigmas(sigmas)
+        sigmas = last_steps(whole, options.strength)
+        latents = noised(start, sigmas[0], seeds)
     return DenoiseSettings(
         width=size[0],
         height=size[1],
         seeds=seeds,
         steps=request.num_inference_steps,
         guidance=request.guidance_scale,
-        sigmas=options.sigmas,
-        latents=options.latents,
+        sigmas=sigmas,
+        latents=latents,
         true_cfg_scale=request.true_cfg_scale,
         reference_numerics=options.reference_numerics,
     )
@@ -167,13 +195,18 @@ def run(
     """Make a request's images."""
     with watch.stage("images"):
         pictures = open_pictures(request, options, limits)
-        size = request.resolved_size(pictures.contents[0].size if pictures.contents else None)
+        content = pictures.contents[0] if pictures.contents else None
+        size = request.resolved_size(None if content is None else content.size)
+        pictures = replace(pictures, start=starting_picture(options, content, size))
     if pipeline.placement is not None:
         pipeline.placement.require(workload(pipeline, request, options, pictures, size))
     with watch.stage("encode"):
         conditions, negative, text = encode_conditions(pipeline, request, options, pictures)
+        start = None
+        if pictures.start is not None:
+            start = pipeline.encode_content(to_pixels(pictures.start), sample_seed=options.posterior_seed)
     with watch.stage("denoise"):
-        settings = denoise_settings(request, options, size, seeds)
+        settings = denoise_settings(request, options, size, seeds, start)
         denoised = pipeline.denoise(conditions, settings, negative=negative, on_step=on_step)
     with watch.stage("decode"):
         images = from_pixels(pipeline.decode(denoised.latents))
@@ -197,6 +230,7 @@ def workload(
         steps=request.num_inference_steps if options.sigmas is None else len(options.sigmas) - 1,
         contents=len(pictures.contents),
         content_side=request.content_long_side,
+        start_pixels=0 if pictures.start is None else size[0] * size[1],
         styles=len(pictures.styles),
         negative=bool(request.negative_prompt) and request.true_cfg_scale != 1,
     )

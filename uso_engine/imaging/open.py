@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from PIL import Image
 
@@ -74,7 +73,7 @@ def open_image(source: ImageSource, *, limits: ImageLimits | None = None, name: 
     return to_rgb(image, label=label)
 
 
-def _read(source: str | Path | bytes | BinaryIO, limits: ImageLimits, label: str) -> bytes:
+def _read(source: ImageSource, limits: ImageLimits, label: str) -> bytes:
     if isinstance(source, bytes):
         return _within(source, limits, label)
     if isinstance(source, str):

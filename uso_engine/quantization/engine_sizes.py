@@ -112,6 +112,7 @@ class Workload:
         text_tokens: of the prompt.
         contents: content images, taken as square.
         content_side: their long side in pixels.
+        start_pixels: of the picture that the run starts from, where it does not start from noise.
         styles: style images.
         style_tokens: tokens of each.
         negative: whether a negative prompt is computed beside the prompt.
@@ -124,6 +125,7 @@ class Workload:
     text_tokens: int = 512
     contents: int = 1
     content_side: int = 512
+    start_pixels: int = 0
     styles: int = 1
     style_tokens: int = 192
     negative: bool = False

@@ -77,7 +77,7 @@ def phases_of(choice: Choice, sizes: EngineSizes, work: Workload) -> list[Phase]
     prompts = 2 if work.negative else 1
     table = (prompts * work.steps + work.sequences) * transformer.vectors * width
     activations = ROW_WIDTHS * work.rows * width + transformer.scratch
-    pixels, content_pixels = work.width * work.height, work.content_side**2
+    pixels, content_pixels = work.width * work.height, max(work.content_side**2, work.start_pixels)
     if choice.tile_side is not None:
         pixels = min(pixels, choice.tile_side**2)
     if sizes.tile_side is not None:
