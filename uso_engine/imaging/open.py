@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from uso_engine.errors import ImageError, MissingFileError
+from uso_engine.errors import ImageError, ImageTypeError, MissingFileError
 from uso_engine.imaging.data_uri import decode_data_uri
 from uso_engine.imaging.decode import check_size, decode_image
 from uso_engine.imaging.rgb import to_rgb
@@ -80,8 +80,10 @@ def _read(source: ImageSource, limits: ImageLimits, label: str) -> bytes:
         return _read_text(source, limits, label)
     if isinstance(source, Path):
         return _read_path(source, limits, label)
-    if not callable(getattr(source, "read", None)):
-        raise TypeError(
+    if isinstance(source, (bytearray, memoryview)):
+        return _within(bytes(source), limits, label)
+    if isinstance(source, Image.Image) or not hasattr(source, "read"):
+        raise ImageTypeError(
             f"{type(source).__name__} is not an image source; expected a path, URL, data URI, bytes, binary file or PIL image"
         )
     data = source.read(limits.max_bytes + 1)
