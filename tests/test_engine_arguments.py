@@ -123,11 +123,14 @@ EMBEDDING = TextEmbedding(torch.zeros(4, 8), torch.zeros(8), "", "")
         ),
         (
             {"prompt_embedding": TextEmbedding(torch.zeros(8), torch.zeros(8), "", "")},
-            "tokens must be a tensor of floating-point",
+            "tokens must be a dense tensor of floating-point numbers with 2 axes",
         ),
         ({"prompt_embedding": TextEmbedding(torch.zeros(1, 8), torch.full((8,), torch.nan), "", "")}, "pooled must be finite"),
         ({"style_tokens": [torch.zeros(4, 8)]}, "research.style_tokens[0] must be StyleTokens or the path of saved ones"),
-        ({"style_tokens": StyleTokens(np.zeros((4, 8)), "", "")}, "research.style_tokens[0].tokens must be a tensor of"),  # type: ignore[arg-type]
+        (
+            {"style_tokens": StyleTokens(np.zeros((4, 8)), "", "")},
+            "research.style_tokens[0].tokens must be a tensor, got ndarray",
+        ),  # type: ignore[arg-type]
         ({"content_images": [None]}, "research.content_images[0] must be a path, URL"),
         ({"style_images": 3}, "research.style_images[0] must be a path, URL"),
         ({"posterior_seed": 1.5}, "research.posterior_seed must be a whole number from 0 to"),

@@ -78,9 +78,7 @@ def _checked_latents(value: object) -> Tensor | None:
 
     if not isinstance(value, torch.Tensor):
         raise _refusal("latents", "a torch.Tensor [n, 16, h / 8, w / 8] (of a numpy array: torch.from_numpy)", value)
-    if not value.is_floating_point() or value.layout != torch.strided or value.is_meta:
-        kind = f"{value.layout} of {value.dtype} on {value.device}"
-        raise ValueError(f"research.latents must be a dense tensor of floating-point numbers, got {kind}")
+    _check_tensor("latents", value, 4)
     return value
 
 
@@ -139,9 +137,12 @@ def _checked_style_tokens(value: object) -> tuple[StyleTokens | str | Path, ...]
 def _check_tensor(name: str, value: object, axes: int) -> None:
     import torch
 
-    if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.ndim != axes or 0 in value.shape:
-        found = f"{list(value.shape)} of {value.dtype}" if isinstance(value, torch.Tensor) else shown(value)
-        raise ValueError(f"research.{name} must be a tensor of floating-point numbers with {axes} axes, got {found}")
+    if not isinstance(value, torch.Tensor):
+        raise _refusal(name, "a tensor", value)
+    dense = value.is_floating_point() and value.layout == torch.strided and not value.is_meta
+    if not dense or value.ndim != axes or 0 in value.shape:
+        found = f"{list(value.shape)} of {value.dtype}, {value.layout} on {value.device}"
+        raise ValueError(f"research.{name} must be a dense tensor of floating-point numbers with {axes} axes, got {found}")
     if not bool(value.isfinite().all()):
         raise ValueError(f"research.{name} must be finite numbers")
 
