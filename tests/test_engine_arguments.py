@@ -61,6 +61,7 @@ WRONG_CALLS: list[Wrong] = [
     (lambda e: e.preview("step"), "step must be what on_step was given, got 'step'"),
     (lambda e: e(7), "prompt must be a string, got 7"),
     (lambda e: e([]), "prompt must be a string or a list of at least one, got an empty list"),
+    (lambda e: e("a", progress=torch.zeros(3)), "progress must be True or False, got Tensor"),
     (lambda e: e(["a", 7]), "prompt must be a string, got 7"),
     (lambda e: e("a", steps=4), "unknown arguments steps; for steps did you mean 'num_inference_steps'?; known: prompt, "),
     (lambda e: e("a", callback_on_step_end=3), "callback_on_step_end must be callable, got int"),
@@ -99,7 +100,7 @@ def test_a_device_may_be_torchs_own() -> None:
         assert loaded.device == torch.device("cpu")
 
 
-EMBEDDING = TextEmbedding(torch.zeros(4, 8), torch.zeros(8), "", "")
+NO_TENSOR = StyleTokens(np.zeros((4, 8)), "", "")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -127,10 +128,7 @@ EMBEDDING = TextEmbedding(torch.zeros(4, 8), torch.zeros(8), "", "")
         ),
         ({"prompt_embedding": TextEmbedding(torch.zeros(1, 8), torch.full((8,), torch.nan), "", "")}, "pooled must be finite"),
         ({"style_tokens": [torch.zeros(4, 8)]}, "research.style_tokens[0] must be StyleTokens or the path of saved ones"),
-        (
-            {"style_tokens": StyleTokens(np.zeros((4, 8)), "", "")},
-            "research.style_tokens[0].tokens must be a tensor, got ndarray",
-        ),  # type: ignore[arg-type]
+        ({"style_tokens": NO_TENSOR}, "research.style_tokens[0].tokens must be a tensor, got ndarray"),
         ({"content_images": [None]}, "research.content_images[0] must be a path, URL"),
         ({"style_images": 3}, "research.style_images[0] must be a path, URL"),
         ({"posterior_seed": 1.5}, "research.posterior_seed must be a whole number from 0 to"),

@@ -71,7 +71,7 @@ def call_like_diffusers(
     Raises:
         ValueError: an argument that has no meaning here.
     """
-    progress = bool(arguments.get("progress", False))
+    progress = arguments.get("progress", False)
     if not isinstance(prompt, (list, tuple)):
         fields, on_step = request_from_diffusers(prompt, arguments)
         return generate(kind.model_validate(fields), on_step=on_step, progress=progress)
