@@ -76,6 +76,7 @@ def test_scans_are_limited_by_the_size_of_the_picture() -> None:
         (START + b"\xff\xe0\0\1" + PLAIN[2:], "it breaks off within a segment"),
         (START + b"\xff\xe0\xff\xff" + PLAIN[2:], "it breaks off within a segment"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_contradicts_itself_is_named(data: bytes, says: str) -> None:
     with pytest.raises(ImageError, match=says):

@@ -14,6 +14,7 @@ from uso_engine.imaging import png_file
 from uso_engine.imaging.open import open_image
 
 RED_BLUE = b"\0\xff\0\0\0\0\xff"  # one row of two RGB pixels
+HEADER = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 8, RGB, 0, 0, 0))
 TWO_INDICES = b"\0\0\1"
 
 
@@ -47,6 +48,18 @@ def test_large_text_and_profiles_are_passed_over_and_not_unpacked() -> None:
     finally:
         tracemalloc.stop()
     assert peak < 16_000_000
+
+
+def test_compressed_data_without_contents_is_refused() -> None:
+    """Empty blocks: a decoder prepares for each of them and gets nothing."""
+
+    def with_empty_blocks(count: int) -> bytes:
+        stream = b"\x78\x01" + b"\0\0\0\xff\xff" * count + zlib.compress(RED_BLUE)[2:]
+        return PNG_SIGNATURE + HEADER + chunk(b"IDAT", stream) + chunk(b"IEND")
+
+    assert pixels(with_empty_blocks(13_000)) == [[255, 0, 0], [0, 0, 255]]
+    with pytest.raises(ImageError, match=r"70,017 bytes of compressed data for 2x1 pixels"):
+        open_image(with_empty_blocks(14_000))
 
 
 def test_many_chunks_are_refused_and_many_pieces_of_pixels_are_joined() -> None:
@@ -90,6 +103,7 @@ def test_many_chunks_are_refused_and_many_pieces_of_pixels_are_joined() -> None:
         (png(2, 1, 8, RGB, b""), r"truncated or damaged and cannot be decoded$"),
         (png(2, 1, 8, RGB, RED_BLUE)[:33] + chunk(b"IEND"), r"truncated or damaged and cannot be decoded$"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_contradicts_itself_is_named(data: bytes, says: str) -> None:
     with pytest.raises(ImageError, match=says):

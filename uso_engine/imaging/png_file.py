@@ -13,9 +13,13 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 MAX_CHUNKS = 100_000
 """Files of 50 MiB in chunks of 512 bytes have as many; each costs about a microsecond here, and ten in the decoder."""
+_SLACK_BYTES = 2**16
+"""Compressed pixels may have twice as many bytes as the pixels themselves, and this. Compression adds a thousandth at most where
+there is nothing to gain; only blocks without contents, which cost a decoder more than pixels do, take more."""
 _MAX_TEXT_BYTES = 2**20
 """Of compressed text at most this much is unpacked, to look for an orientation in it."""
 _GREY, _RGB, _PALETTE = 0, 2, 3
+_SAMPLES = {_GREY: 1, _RGB: 3, _PALETTE: 1, 4: 2, 6: 4}
 _DEPTHS = {_GREY: (1, 2, 4, 8, 16), _RGB: (8, 16), _PALETTE: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 
 
@@ -54,7 +58,7 @@ def strip_png(data: bytes, *, label: str) -> EncodedPicture:
                 xmp = xmp or text
             elif keyword == b"Raw profile type exif":
                 exif = exif or _exif_of_profile(text)
-    size = _check_header(found, label)
+    size = _check_header(found, sum(map(len, pixels)), label)
     kept = [_chunk(name, found[name]) for name in (b"IHDR", b"PLTE", b"tRNS") if name in found]
     file = b"".join((SIGNATURE, *kept, _chunk(b"IDAT", b"".join(pixels)), _chunk(b"IEND", b"")))
     return EncodedPicture(file, size, exif, xmp)
@@ -85,14 +89,18 @@ def _chunks(data: bytes, label: str) -> Iterator[tuple[bytes, memoryview]]:
     raise ImageError(f"{label}: the PNG image is in more than {MAX_CHUNKS:,} chunks, the most that is accepted; save it anew")
 
 
-def _check_header(found: dict[bytes, bytes], label: str) -> tuple[int, int]:
-    """Check header, palette and transparency against each other; correct the transparency for the decoder."""
+def _check_header(found: dict[bytes, bytes], packed_bytes: int, label: str) -> tuple[int, int]:
+    """Check header, pixels, palette and transparency against each other; correct the transparency for the decoder."""
     header = found.get(b"IHDR", b"")
     if len(header) != 13:
         raise damaged(label, "PNG", f"IHDR has {len(header)} bytes; expected 13")
     width, height, depth, colour = struct.unpack(">IIBB", header[:10])
     if depth not in _DEPTHS.get(colour, ()):
         raise damaged(label, "PNG", f"there is no colour type {colour} with {depth} bits")
+    # Interlaced pictures have up to two rows, with a filter byte each, where others have one.
+    plain_bytes = 2 * height * (1 + -(-width * depth * _SAMPLES[colour] // 8))
+    if packed_bytes > 2 * plain_bytes + _SLACK_BYTES:
+        raise damaged(label, "PNG", f"{packed_bytes:,} bytes of compressed data for {width}x{height} pixels")
     palette = found.get(b"PLTE", b"")
     if colour == _PALETTE and (not palette or len(palette) % 3 or len(palette) > 3 << depth):
         raise damaged(label, "PNG", f"a palette of {len(palette)} bytes; expected 3 to {3 << depth}, a multiple of 3")
