@@ -18,7 +18,7 @@ from .config import EngineConfig, Tier, load_config
 from .diffusers_call import PromptResults, call_like_diffusers
 from .errors import EngineClosedError
 from .generation import Stopwatch
-from .imaging.open import ImageLimits, ImageSource, open_image
+from .imaging.open import Alpha, ImageLimits, ImageSource, open_image
 from .imaging.pixels import to_pixels
 from .imaging.resize import resize_content
 from .imaging.sizes import SizeLimits
@@ -52,7 +52,7 @@ class USOEngine:
         pipeline: the loaded parts.
         safety: the safety checker, if the configuration has one.
         device: where the parts are.
-        image_limits: what is accepted as an input image.
+        image_limits: what is accepted as an input image, and from where.
     """
 
     def __init__(
@@ -161,8 +161,7 @@ class USOEngine:
             The images and what they cost.
 
         Raises:
-            ValueError: a request outside the schema or this engine's limits, or an argument of another type; the message names
-                field, limit and value.
+            ValueError: a request outside the schema or this engine's limits, or another type; names field, limit and value.
             ImageError, FetchError, MissingFileError: an input image that cannot be used.
             SafetyError: the safety checker was asked for and could not run; the images are withheld.
             MemoryBudgetError: it needs more than the memory that was set as a budget.
@@ -178,16 +177,17 @@ class USOEngine:
                 return self.generate(checked, on_step=bar.beside(on_step), research=options)
         seeds = tuple(checked.seed + j for j in range(checked.num_images))
         watch = Stopwatch(self.device)
+        pictures = generation.open_pictures(self.pipeline, checked, options, self._image_limits, watch)
 
         def work() -> tuple[generation.Generated, Sequence[Image], Sequence[bool]]:
-            made = generation.run(self.pipeline, checked, options, seeds, watch, limits=self._image_limits, on_step=on_step)
+            made = generation.run(self.pipeline, checked, options, pictures, seeds, watch, on_step=on_step)
             if not checked.enable_safety_checker or self._safety is None:
                 return made, made.images, (False,) * len(made.images)
             with watch.stage("safety"):
                 return made, *self._safety.screen(made.images)
 
         made, images, flags = self._turn.take(work)
-        width, height = made.size
+        width, height = pictures.size
         return GenerationResult(
             images=tuple(images),
             seed=checked.seed,
@@ -216,11 +216,8 @@ class USOEngine:
         """Generate the way diffusers' pipelines are called: ``engine(prompt, image=…, width=…).images``.
 
         Args:
-            prompt: what to make; of a list, one after the other.
+            prompt: what to make; of a list, one after the other: the results together have all ``images``.
             arguments: diffusers' names, see `uso_engine.diffusers_call`.
-
-        Returns:
-            The result, or those of a list, whose ``images`` are all of theirs.
 
         Raises:
             ValueError: an argument that has no meaning here.
@@ -231,14 +228,14 @@ class USOEngine:
         """Embed a prompt, to be saved or passed in later."""
         return self._turn.take(lambda: self.pipeline.encode_prompt(call_arguments.checked_prompt(prompt)))
 
-    def encode_style(self, image: ImageSource) -> StyleTokens:
-        """Turn a style image into tokens, to be saved or passed in later."""
-        picture = open_image(call_arguments.checked_picture("image", image), limits=self._image_limits, name="style image")
-        return self._turn.take(lambda: self.pipeline.encode_style(picture))
+    def encode_style(self, image: ImageSource, *, alpha: Alpha = "white") -> StyleTokens:
+        """Turn a style image into tokens, to be saved or passed in later; ``alpha`` as in `ResearchOptions`."""
+        pixels = self.pipeline.style.preprocess(self._opened(image, "style image", alpha))
+        return self._turn.take(lambda: self.pipeline.encode_style(pixels))
 
-    def encode_content(self, image: ImageSource) -> Tensor:
-        """Turn a content image into its latent [16, h / 8, w / 8]."""
-        picture = open_image(call_arguments.checked_picture("image", image), limits=self._image_limits, name="content image")
+    def encode_content(self, image: ImageSource, *, alpha: Alpha = "white") -> Tensor:
+        """Turn a content image into its latent [16, h / 8, w / 8]; ``alpha`` as in `ResearchOptions`."""
+        picture = self._opened(image, "content image", alpha)
         pixels = to_pixels(resize_content(picture, long_side=self.config.content.long_side))
         return self._turn.take(lambda: self.pipeline.encode_content(pixels))
 
@@ -290,6 +287,9 @@ class USOEngine:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    def _opened(self, image: ImageSource, name: str, alpha: Alpha) -> Image:
+        return open_image(call_arguments.checked_picture(name, image), limits=self._image_limits, name=name, alpha=alpha)
 
     def _let_go(self) -> None:
         if self._pipeline is not None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .conditioning.style import StyleTokens
 from .conditioning.text import TextEmbedding
-from .imaging.open import ImageLimits, open_image
+from .imaging.open import ImageLimits, ImageSource, open_image
 from .imaging.pixels import from_pixels, to_pixels
 from .imaging.resize import resize_content
 from .pipeline import Denoised, DenoiseSettings, Pipeline
@@ -40,45 +40,62 @@ class Stopwatch:
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a stage to its end on the device."""
+    def stage(self, name: str, *, on_device: bool = True) -> Iterator[None]:
+        """Time a stage to its end on the device, or one that the device has no part in."""
         start = time.perf_counter()
         try:
             yield
         finally:
-            if self.device.type == "cuda":
+            if on_device and self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """The opened input images of a request.
+    """The input images of a request, opened and resized: what of them the models take.
 
     Args:
-        contents: upright RGB images as they were given.
-        styles: likewise.
-        start: what the run starts from instead of noise, at the size of the output.
+        contents: RGB images at the request's content long side.
+        styles: the style encoder's pixels, [1, 3, s, s] each.
+        size: width and height of the output.
+        start: what the run starts from instead of noise, at that size.
     """
 
     contents: tuple[Image, ...]
-    styles: tuple[Image, ...]
+    styles: tuple[Tensor, ...]
+    size: tuple[int, int]
     start: Image | None = None
 
 
-def open_pictures(request: GenerationRequest, options: ResearchOptions, limits: ImageLimits) -> Pictures:
-    """Open every input image of a request.
+def open_pictures(
+    pipeline: Pipeline, request: GenerationRequest, options: ResearchOptions, limits: ImageLimits, watch: Stopwatch
+) -> Pictures:
+    """Open and resize every input image of a request. Needs no model, so it needs no turn: a slow server holds up nobody else.
 
     Raises:
         ImageError, FetchError, MissingFileError: an image that cannot be used, named by its place.
+        BackendError: the engine lacks an encoder that the request needs.
     """
-    contents = [] if request.content_image is None else [open_image(request.content_image, limits=limits, name="image_urls[0]")]
-    contents += [
-        open_image(source, limits=limits, name=f"content_images[{i}]") for i, source in enumerate(options.content_images)
-    ]
-    styles = [open_image(source, limits=limits, name=f"image_urls[{i + 1}]") for i, source in enumerate(request.style_images)]
-    styles += [open_image(source, limits=limits, name=f"style_images[{i}]") for i, source in enumerate(options.style_images)]
-    return Pictures(tuple(contents), tuple(styles))
+
+    def opened(source: ImageSource, name: str) -> Image:
+        return open_image(source, limits=limits, name=name, alpha=options.alpha)
+
+    contents = [] if request.content_image is None else [(request.content_image, "image_urls[0]")]
+    contents += [(source, f"content_images[{i}]") for i, source in enumerate(options.content_images)]
+    styles = [(source, f"image_urls[{i + 1}]") for i, source in enumerate(request.style_images)]
+    styles += [(source, f"style_images[{i}]") for i, source in enumerate(options.style_images)]
+    resized: list[Image] = []
+    first: Image | None = None
+    with watch.stage("images", on_device=False):
+        for source, name in contents:
+            image = opened(source, name)
+            first = image if first is None else first
+            resized.append(resize_content(image, long_side=request.content_long_side))
+        size = request.resolved_size(None if first is None else first.size)
+        start = starting_picture(options, first, size)
+        pixels = tuple(pipeline.style.preprocess(opened(source, name)) for source, name in styles)
+    return Pictures(tuple(resized), pixels, size, start)
 
 
 def starting_picture(options: ResearchOptions, content: Image | None, size: tuple[int, int]) -> Image | None:
@@ -123,13 +140,8 @@ def encode_conditions(
     """
     saved_text, saved_styles = open_saved(pipeline, options)
     text = pipeline.encode_prompt(request.prompt) if saved_text is None else saved_text
-    styles = [*(pipeline.encode_style(image) for image in pictures.styles), *saved_styles]
-    contents = [
-        pipeline.encode_content(
-            to_pixels(resize_content(image, long_side=request.content_long_side)), sample_seed=options.posterior_seed
-        )
-        for image in pictures.contents
-    ]
+    styles = [*(pipeline.encode_style(pixels) for pixels in pictures.styles), *saved_styles]
+    contents = [pipeline.encode_content(to_pixels(image), sample_seed=options.posterior_seed) for image in pictures.contents]
     conditions = pipeline.conditions(text, styles, contents, style_scale=request.style_scale)
     negative = None
     # A scale of 1 is the prompt's velocity alone: the second sequence would be computed and multiplied by zero.
@@ -172,13 +184,11 @@ class Generated:
     Args:
         images: one per seed.
         denoised: the latents and what they cost.
-        size: width and height in pixels.
         text: the prompt's embedding, which knows whether the prompt was cut.
     """
 
     images: list[Image]
     denoised: Denoised
-    size: tuple[int, int]
     text: TextEmbedding
 
 
@@ -186,36 +196,29 @@ def run(
     pipeline: Pipeline,
     request: GenerationRequest,
     options: ResearchOptions,
+    pictures: Pictures,
     seeds: tuple[int, ...],
     watch: Stopwatch,
     *,
-    limits: ImageLimits,
     on_step: OnStep | None,
 ) -> Generated:
     """Make a request's images."""
-    with watch.stage("images"):
-        pictures = open_pictures(request, options, limits)
-        content = pictures.contents[0] if pictures.contents else None
-        size = request.resolved_size(None if content is None else content.size)
-        pictures = replace(pictures, start=starting_picture(options, content, size))
     if pipeline.placement is not None:
-        pipeline.placement.require(workload(pipeline, request, options, pictures, size))
+        pipeline.placement.require(workload(pipeline, request, options, pictures))
     with watch.stage("encode"):
         conditions, negative, text = encode_conditions(pipeline, request, options, pictures)
         start = None
         if pictures.start is not None:
             start = pipeline.encode_content(to_pixels(pictures.start), sample_seed=options.posterior_seed)
     with watch.stage("denoise"):
-        settings = denoise_settings(request, options, size, seeds, start)
+        settings = denoise_settings(request, options, pictures.size, seeds, start)
         denoised = pipeline.denoise(conditions, settings, negative=negative, on_step=on_step)
     with watch.stage("decode"):
         images = from_pixels(pipeline.decode(denoised.latents))
-    return Generated(images, denoised, size, text)
+    return Generated(images, denoised, text)
 
 
-def workload(
-    pipeline: Pipeline, request: GenerationRequest, options: ResearchOptions, pictures: Pictures, size: tuple[int, int]
-) -> Workload:
+def workload(pipeline: Pipeline, request: GenerationRequest, options: ResearchOptions, pictures: Pictures) -> Workload:
     """What a request asks of the memory."""
     assert pipeline.placement is not None
     usual = pipeline.placement.usual
@@ -224,13 +227,13 @@ def workload(
     return replace(
         usual,
         text_tokens=tokens + sum(len(style.tokens) for style in styles),
-        width=size[0],
-        height=size[1],
+        width=pictures.size[0],
+        height=pictures.size[1],
         images=request.num_images,
         steps=request.num_inference_steps if options.sigmas is None else len(options.sigmas) - 1,
         contents=len(pictures.contents),
         content_side=request.content_long_side,
-        start_pixels=0 if pictures.start is None else size[0] * size[1],
+        start_pixels=0 if pictures.start is None else pictures.size[0] * pictures.size[1],
         styles=len(pictures.styles),
         negative=bool(request.negative_prompt) and request.true_cfg_scale != 1,
     )

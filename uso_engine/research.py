@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .imaging.open import ImageSource
+from .imaging.rgb import Alpha
 from .request_fields import checked_image, image_problem, plain_real, plain_whole
 from .request_messages import shown
 
@@ -34,6 +35,8 @@ class ResearchOptions:
         content_images: more content images after the request's.
         style_images: more style images after the request's.
         posterior_seed: draw content latents from the autoencoder's posterior with this seed instead of taking its mean.
+        alpha: what becomes of transparent pixels in the pictures: "white" lays them on white, "drop" takes the colours stored
+            beneath, as the authors do.
         reference_numerics: keep time, noise and latents in the model's dtype, as the authors do.
 
     Raises:
@@ -48,6 +51,7 @@ class ResearchOptions:
     content_images: Sequence[ImageSource] = ()
     style_images: Sequence[ImageSource] = ()
     posterior_seed: int | None = None
+    alpha: Alpha = "white"
     reference_numerics: bool = False
 
     def __post_init__(self) -> None:
@@ -61,6 +65,8 @@ class ResearchOptions:
         for name in ("content_images", "style_images"):
             set_field(self, name, _checked_pictures(name, getattr(self, name)))
         set_field(self, "posterior_seed", _checked_seed(self.posterior_seed))
+        if not isinstance(self.alpha, str) or self.alpha not in ("white", "drop"):
+            raise _refusal("alpha", "'white' or 'drop'", self.alpha)
         if not isinstance(self.reference_numerics, bool):
             raise _refusal("reference_numerics", "True or False", self.reference_numerics)
         if self.latents is not None and self.strength is not None:
