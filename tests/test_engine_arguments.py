@@ -41,7 +41,10 @@ WRONG_CALLS: list[Wrong] = [
         "expected a GenerationRequest, a prompt, or fields as keywords, got an object with",
     ),
     (lambda e: e.generate({"prompt": "a"}), "a mapping of fields goes in as keywords: generate(**fields)"),
-    (lambda e: e.generate(["a", "b"]), "expected a GenerationRequest, a prompt, or fields as keywords, got a list of 2"),
+    (
+        lambda e: e.generate(["a", "b"]),
+        "got a list of 2; several prompts go to the engine itself: engine([…])",
+    ),
     (lambda e: e.generate(7), "expected a GenerationRequest, a prompt, or fields as keywords, got 7"),
     (lambda e: e.generate("a", prompt="b"), "the prompt is given twice"),
     (lambda e: e.generate(), "prompt is required"),

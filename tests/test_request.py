@@ -201,6 +201,12 @@ def test_requests_made_elsewhere_are_fitted() -> None:
     ("make", "says"),
     [
         (lambda: request_model(SizeLimits(64, 128, 128 * 128)), "defaults outside the limits: image_size.width must be"),
+        (lambda: request_model(defaults=RequestDefaults(steps=0)), "limits: num_inference_steps must be a whole number from 1"),
+        (
+            lambda: request_model(defaults=RequestDefaults(width=512.5)),  # type: ignore[arg-type]
+            "limits: image_size.width must be a whole number",
+        ),
+        (lambda: request_model(5), "expected SizeLimits, RequestDefaults and True or False, got int"),  # type: ignore[arg-type]
         (lambda: SizeLimits(512, 256, 10**6), "expected 16 <= min_side <= max_side, got 512 and 256"),
         (lambda: SizeLimits(256, 512, 10), "max_pixels 10 is less than the smallest image has, 65536"),
     ],

@@ -39,6 +39,7 @@ def request_of(request: object, fields: Mapping[str, object], kind: type[Generat
         return kind.model_validate(fields)
     if not isinstance(request, GenerationRequest):
         hint = "; a mapping of fields goes in as keywords: generate(**fields)" if isinstance(request, Mapping) else ""
+        hint = "; several prompts go to the engine itself: engine([…])" if isinstance(request, (list, tuple)) else hint
         raise ValueError(f"expected a GenerationRequest, a prompt, or fields as keywords, got {shown(request)}{hint}")
     if fields:
         raise ValueError(f"give a request or its fields, not both; got a request and {named}")

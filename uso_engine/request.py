@@ -50,7 +50,7 @@ from uso_engine.request_fields import (
 from uso_engine.request_fields import (
     RequestDefaults as RequestDefaults,
 )
-from uso_engine.request_messages import explained, refusal
+from uso_engine.request_messages import explained, refusal, validation_messages
 
 HOSTED_LIMITS = SizeLimits()
 """The hosted API's limits on sizes."""
@@ -260,25 +260,29 @@ def request_model(
     Raises:
         ValueError: defaults outside the limits.
     """
+    if not isinstance(limits, SizeLimits) or not isinstance(defaults, RequestDefaults) or not isinstance(wire, bool):
+        found = ", ".join(type(value).__name__ for value in (limits, defaults, wire))
+        raise ValueError(f"expected SizeLimits, RequestDefaults and True or False, got {found}")
     return _configured(limits, defaults, wire)
 
 
 @cache
 def _configured(limits: SizeLimits, defaults: RequestDefaults, wire: bool) -> type[GenerationRequest]:
     size = ImageSize(defaults.width, defaults.height)
-    problems = limits.problems(size)
-    if problems:
-        raise ValueError(f"defaults outside the limits: {'; '.join(problems)}")
+    fields: dict[str, tuple[object, object]] = {
+        "image_size": (Size, preset_of(size) or size),
+        "num_inference_steps": (Steps, defaults.steps),
+        "guidance_scale": (Guidance, defaults.guidance),
+        "content_long_side": (ContentLongSide, defaults.content_long_side),
+    }
     required: dict[str, object] = {"model": (ModelName, ...), "image_urls": (Images, ...)}
     kind: type[GenerationRequest] = create_model(  # type: ignore[call-overload]
-        "GenerationRequest",
-        __base__=_ConfiguredRequest,
-        __module__=__name__,
-        image_size=(Size, preset_of(size) or size),
-        num_inference_steps=(Steps, defaults.steps),
-        guidance_scale=(Guidance, defaults.guidance),
-        content_long_side=(ContentLongSide, defaults.content_long_side),
-        **(required if wire else {}),
+        "GenerationRequest", __base__=_ConfiguredRequest, __module__=__name__, **fields, **(required if wire else {})
     )
     kind.limits, kind.defaults, kind.wire = limits, defaults, wire
+    own = {name: size if name == "image_size" else default for name, (_, default) in fields.items()}
+    try:
+        kind.model_validate({"model": MODEL, "prompt": "", "image_urls": [], **own})
+    except ValidationError as error:
+        raise ValueError(f"defaults outside the limits: {'; '.join(validation_messages(error))}") from error
     return kind
