@@ -174,17 +174,17 @@ class USOEngine:
         checked = checked.with_seed()
         assert checked.seed is not None
         self._check_safety(checked)
-        options = research if research is not None else ResearchOptions()
+        options = generation.load_saved(self.pipeline, research if research is not None else ResearchOptions())
         seeds = tuple(checked.seed + j for j in range(checked.num_images))
         watch = Stopwatch(self.device)
-        pictures = generation.open_pictures(self.pipeline, checked, options, self._image_limits, watch)
+        pictures, size = generation.open_pictures(self.pipeline, checked, options, self._image_limits, watch)
         with self._turn:
-            made = generation.run(self.pipeline, checked, options, pictures, seeds, watch, on_step=on_step)
+            made = generation.run(self.pipeline, checked, options, pictures, size, seeds, watch, on_step=on_step)
             images, flags = made.images, (False,) * len(made.images)
             if checked.enable_safety_checker and self._safety is not None:
                 with watch.stage("safety"):
                     images, flags = self._safety.screen(made.images)
-        width, height = pictures.size
+        width, height = made.size
         return GenerationResult(
             images=tuple(images),
             seed=checked.seed,

@@ -54,18 +54,19 @@ class Pictures:
     Args:
         contents: RGB images at the request's content long side.
         styles: the style encoder's pixels, [1, 3, s, s] each.
-        size: width and height of the output.
     """
 
     contents: tuple[Image, ...]
     styles: tuple[Tensor, ...]
-    size: tuple[int, int]
 
 
 def open_pictures(
     pipeline: Pipeline, request: GenerationRequest, options: ResearchOptions, limits: ImageLimits, watch: Stopwatch
-) -> Pictures:
+) -> tuple[Pictures, tuple[int, int]]:
     """Open and resize every input image of a request. Needs no model, so it needs no turn: a slow server holds up nobody else.
+
+    Returns:
+        The images, and width and height of the output, which may depend on the first.
 
     Raises:
         ImageError, FetchError, MissingFileError: an image that cannot be used, named by its place.
@@ -79,15 +80,26 @@ def open_pictures(
     contents += [(source, f"content_images[{i}]") for i, source in enumerate(options.content_images)]
     styles = [(source, f"image_urls[{i + 1}]") for i, source in enumerate(request.style_images)]
     styles += [(source, f"style_images[{i}]") for i, source in enumerate(options.style_images)]
-    resized, first_size = [], None
+    resized: list[Image] = []
+    first: Image | None = None
     with watch.stage("images", on_device=False):
         for source, name in contents:
             image = opened(source, name)
-            first_size = first_size or image.size
+            first = image if first is None else first
             resized.append(resize_content(image, long_side=request.content_long_side))
-        size = request.resolved_size(first_size)
+        size = request.resolved_size(None if first is None else first.size)
         pixels = tuple(pipeline.style.preprocess(opened(source, name)) for source, name in styles)
-    return Pictures(tuple(resized), pixels, size)
+    return Pictures(tuple(resized), pixels), size
+
+
+def load_saved(pipeline: Pipeline, options: ResearchOptions) -> ResearchOptions:
+    """The options with the contents of the files that they name. Needs no model, so it needs no turn.
+
+    Raises:
+        MissingFileError, CheckpointError: a file that is not there or does not fit the model.
+    """
+    text, styles = open_saved(pipeline, options)
+    return replace(options, prompt_embedding=text, style_tokens=styles)
 
 
 def open_saved(pipeline: Pipeline, options: ResearchOptions) -> tuple[TextEmbedding | None, tuple[StyleTokens, ...]]:
@@ -154,11 +166,13 @@ class Generated:
     Args:
         images: one per seed.
         denoised: the latents and what they cost.
+        size: width and height in pixels.
         text: the prompt's embedding, which knows whether the prompt was cut.
     """
 
     images: list[Image]
     denoised: Denoised
+    size: tuple[int, int]
     text: TextEmbedding
 
 
@@ -167,6 +181,7 @@ def run(
     request: GenerationRequest,
     options: ResearchOptions,
     pictures: Pictures,
+    size: tuple[int, int],
     seeds: tuple[int, ...],
     watch: Stopwatch,
     *,
@@ -174,18 +189,20 @@ def run(
 ) -> Generated:
     """Make a request's images."""
     if pipeline.placement is not None:
-        pipeline.placement.require(workload(pipeline, request, options, pictures))
+        pipeline.placement.require(workload(pipeline, request, options, pictures, size))
     with watch.stage("encode"):
         conditions, negative, text = encode_conditions(pipeline, request, options, pictures)
     with watch.stage("denoise"):
-        settings = denoise_settings(request, options, pictures.size, seeds)
+        settings = denoise_settings(request, options, size, seeds)
         denoised = pipeline.denoise(conditions, settings, negative=negative, on_step=on_step)
     with watch.stage("decode"):
         images = from_pixels(pipeline.decode(denoised.latents))
-    return Generated(images, denoised, text)
+    return Generated(images, denoised, size, text)
 
 
-def workload(pipeline: Pipeline, request: GenerationRequest, options: ResearchOptions, pictures: Pictures) -> Workload:
+def workload(
+    pipeline: Pipeline, request: GenerationRequest, options: ResearchOptions, pictures: Pictures, size: tuple[int, int]
+) -> Workload:
     """What a request asks of the memory."""
     assert pipeline.placement is not None
     usual = pipeline.placement.usual
@@ -194,8 +211,8 @@ def workload(pipeline: Pipeline, request: GenerationRequest, options: ResearchOp
     return replace(
         usual,
         text_tokens=tokens + sum(len(style.tokens) for style in styles),
-        width=pictures.size[0],
-        height=pictures.size[1],
+        width=size[0],
+        height=size[1],
         images=request.num_images,
         steps=request.num_inference_steps if options.sigmas is None else len(options.sigmas) - 1,
         contents=len(pictures.contents),
