@@ -4,6 +4,7 @@ import io
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from picture_files import encoded, gradient
 from PIL import Image
 
 from uso_engine import ResearchOptions, USOEngine
+from uso_engine.errors import ImageError, MissingFileError
 from uso_engine.imaging.open import ImageSource
+from uso_engine.sampling.denoiser import Step
 
 SMALL: dict[str, Any] = {"image_size": {"width": 64, "height": 64}, "num_inference_steps": 1, "seed": 1}
 PICTURE = encoded(gradient(96, 64), "PNG")
@@ -93,6 +96,32 @@ def test_a_request_that_waits_for_its_url_holds_up_nobody(engine: USOEngine, ser
     at_once = Image.open(io.BytesIO(PICTURE))
     expected = engine.generate(prompt="a cup", **placed(at_once, place), **SMALL)
     assert made == [expected.images[0].tobytes()]
+
+
+def test_what_cannot_be_opened_is_said_while_another_request_runs(engine: USOEngine, tmp_path: Path) -> None:
+    running, looked = threading.Event(), threading.Event()
+    let_go: list[bool] = []
+
+    def on_step(step: Step) -> None:
+        running.set()
+        let_go.append(looked.wait(60))
+
+    thread = threading.Thread(target=lambda: engine.generate(prompt="a cup", on_step=on_step, **SMALL))
+    thread.start()
+    try:
+        assert running.wait(60)
+        missing = tmp_path / "missing"
+        with pytest.raises(MissingFileError):
+            engine.generate(prompt="x", images=[missing], **SMALL)
+        with pytest.raises(ImageError, match=r"at least 16 pixels"):
+            engine.generate(prompt="x", images=[Image.new("RGB", (2000, 20))], **SMALL)
+        for research in (ResearchOptions(prompt_embedding=missing), ResearchOptions(style_tokens=(missing,))):
+            with pytest.raises(MissingFileError):
+                engine.generate(prompt="x", research=research, **SMALL)
+    finally:
+        looked.set()
+        thread.join(60)
+    assert let_go == [True]
 
 
 def test_transparency_lies_on_white_or_is_dropped(engine: USOEngine) -> None:

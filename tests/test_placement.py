@@ -217,7 +217,7 @@ def test_plans_count_what_research_options_bring(pictures: dict[str, Any], tmp_p
             style_tokens=(long, tmp_path / "style.safetensors"),
             prompt_embedding=tmp_path / "prompt.safetensors",
         )
-        work = workload(pipeline, request, options, Pictures((), (), (64, 64)))
+        work = workload(pipeline, request, options, Pictures((), ()), (64, 64))
     assert (work.steps, work.images, work.negative, work.sequences) == (100, 2, True, 4)
     assert (work.contents, work.styles) == (0, 0)
     assert work.text_tokens == 3 * 20 + 2 * len(long.tokens)

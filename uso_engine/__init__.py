@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .config import EngineConfig, list_configs, load_config
     from .engine import USOEngine
     from .errors import GenerationCancelled, USOError
+    from .imaging.open import ImageLimits
     from .imaging.store import FileStore
     from .request import GenerationRequest, request_model
     from .research import ResearchOptions
@@ -30,6 +31,7 @@ __all__ = [
     "GenerationCancelled",
     "GenerationRequest",
     "GenerationResult",
+    "ImageLimits",
     "ResearchOptions",
     "Step",
     "USOEngine",
@@ -48,6 +50,7 @@ _HOMES = {
     "USOError": "errors",
     "FileStore": "imaging.store",
     "GenerationRequest": "request",
+    "ImageLimits": "imaging.open",
     "request_model": "request",
     "ResearchOptions": "research",
     "GenerationResult": "result",

@@ -171,23 +171,24 @@ class USOEngine:
         checked = call_arguments.request_of(request, fields, self.request_type).with_seed()
         assert checked.seed is not None
         call_arguments.check_safety(checked, self.config.safety, has_checker=self._safety is not None)
-        options, on_step = call_arguments.checked_options(research), call_arguments.checked_on_step(on_step)
+        on_step = call_arguments.checked_on_step(on_step)
+        options = generation.load_saved(self.pipeline, call_arguments.checked_options(research))
         if call_arguments.checked_switch("progress", progress):
             with GenerationProgress() as bar:
                 return self.generate(checked, on_step=bar.beside(on_step), research=options)
         seeds = tuple(checked.seed + j for j in range(checked.num_images))
         watch = Stopwatch(self.device)
-        pictures = generation.open_pictures(self.pipeline, checked, options, self._image_limits, watch)
+        pictures, size = generation.open_pictures(self.pipeline, checked, options, self._image_limits, watch)
 
         def work() -> tuple[generation.Generated, Sequence[Image], Sequence[bool]]:
-            made = generation.run(self.pipeline, checked, options, pictures, seeds, watch, on_step=on_step)
+            made = generation.run(self.pipeline, checked, options, pictures, size, seeds, watch, on_step=on_step)
             if not checked.enable_safety_checker or self._safety is None:
                 return made, made.images, (False,) * len(made.images)
             with watch.stage("safety"):
                 return made, *self._safety.screen(made.images)
 
         made, images, flags = self._turn.take(work)
-        width, height = pictures.size
+        width, height = size
         return GenerationResult(
             images=tuple(images),
             seed=checked.seed,

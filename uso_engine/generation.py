@@ -58,20 +58,21 @@ class Pictures:
     Args:
         contents: RGB images at the request's content long side.
         styles: the style encoder's pixels, [1, 3, s, s] each.
-        size: width and height of the output.
-        start: what the run starts from instead of noise, at that size.
+        start: what the run starts from instead of noise, at the size of the output.
     """
 
     contents: tuple[Image, ...]
     styles: tuple[Tensor, ...]
-    size: tuple[int, int]
     start: Image | None = None
 
 
 def open_pictures(
     pipeline: Pipeline, request: GenerationRequest, options: ResearchOptions, limits: ImageLimits, watch: Stopwatch
-) -> Pictures:
+) -> tuple[Pictures, tuple[int, int]]:
     """Open and resize every input image of a request. Needs no model, so it needs no turn: a slow server holds up nobody else.
+
+    Returns:
+        The images, and width and height of the output, which may depend on the first.
 
     Raises:
         ImageError, FetchError, MissingFileError: an image that cannot be used, named by its place.
@@ -95,7 +96,7 @@ def open_pictures(
         size = request.resolved_size(None if first is None else first.size)
         start = starting_picture(options, first, size)
         pixels = tuple(pipeline.style.preprocess(opened(source, name)) for source, name in styles)
-    return Pictures(tuple(resized), pixels, size, start)
+    return Pictures(tuple(resized), pixels, start), size
 
 
 def starting_picture(options: ResearchOptions, content: Image | None, size: tuple[int, int]) -> Image | None:
@@ -109,6 +110,16 @@ def starting_picture(options: ResearchOptions, content: Image | None, size: tupl
     if content is None:
         raise ValueError("research.strength starts from the content image, the first of images, but there is none")
     return ImageOps.fit(content, size, Resampling.LANCZOS)
+
+
+def load_saved(pipeline: Pipeline, options: ResearchOptions) -> ResearchOptions:
+    """The options with the contents of the files that they name. Needs no model, so it needs no turn.
+
+    Raises:
+        MissingFileError, CheckpointError: a file that is not there or does not fit the model.
+    """
+    text, styles = open_saved(pipeline, options)
+    return replace(options, prompt_embedding=text, style_tokens=styles)
 
 
 def open_saved(pipeline: Pipeline, options: ResearchOptions) -> tuple[TextEmbedding | None, tuple[StyleTokens, ...]]:
@@ -184,11 +195,13 @@ class Generated:
     Args:
         images: one per seed.
         denoised: the latents and what they cost.
+        size: width and height in pixels.
         text: the prompt's embedding, which knows whether the prompt was cut.
     """
 
     images: list[Image]
     denoised: Denoised
+    size: tuple[int, int]
     text: TextEmbedding
 
 
@@ -197,6 +210,7 @@ def run(
     request: GenerationRequest,
     options: ResearchOptions,
     pictures: Pictures,
+    size: tuple[int, int],
     seeds: tuple[int, ...],
     watch: Stopwatch,
     *,
@@ -204,21 +218,23 @@ def run(
 ) -> Generated:
     """Make a request's images."""
     if pipeline.placement is not None:
-        pipeline.placement.require(workload(pipeline, request, options, pictures))
+        pipeline.placement.require(workload(pipeline, request, options, pictures, size))
     with watch.stage("encode"):
         conditions, negative, text = encode_conditions(pipeline, request, options, pictures)
         start = None
         if pictures.start is not None:
             start = pipeline.encode_content(to_pixels(pictures.start), sample_seed=options.posterior_seed)
     with watch.stage("denoise"):
-        settings = denoise_settings(request, options, pictures.size, seeds, start)
+        settings = denoise_settings(request, options, size, seeds, start)
         denoised = pipeline.denoise(conditions, settings, negative=negative, on_step=on_step)
     with watch.stage("decode"):
         images = from_pixels(pipeline.decode(denoised.latents))
-    return Generated(images, denoised, text)
+    return Generated(images, denoised, size, text)
 
 
-def workload(pipeline: Pipeline, request: GenerationRequest, options: ResearchOptions, pictures: Pictures) -> Workload:
+def workload(
+    pipeline: Pipeline, request: GenerationRequest, options: ResearchOptions, pictures: Pictures, size: tuple[int, int]
+) -> Workload:
     """What a request asks of the memory."""
     assert pipeline.placement is not None
     usual = pipeline.placement.usual
@@ -227,13 +243,13 @@ def workload(pipeline: Pipeline, request: GenerationRequest, options: ResearchOp
     return replace(
         usual,
         text_tokens=tokens + sum(len(style.tokens) for style in styles),
-        width=pictures.size[0],
-        height=pictures.size[1],
+        width=size[0],
+        height=size[1],
         images=request.num_images,
         steps=request.num_inference_steps if options.sigmas is None else len(options.sigmas) - 1,
         contents=len(pictures.contents),
         content_side=request.content_long_side,
-        start_pixels=0 if pictures.start is None else pictures.size[0] * pictures.size[1],
+        start_pixels=0 if pictures.start is None else size[0] * size[1],
         styles=len(pictures.styles),
         negative=bool(request.negative_prompt) and request.true_cfg_scale != 1,
     )

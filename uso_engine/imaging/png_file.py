@@ -14,8 +14,8 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_CHUNKS = 100_000
 """Files of 50 MiB in chunks of 512 bytes have as many; each costs about a microsecond here, and ten in the decoder."""
 _SLACK_BYTES = 2**16
-"""Compressed pixels may have twice as many bytes as the pixels themselves, and this. Compression adds a thousandth at most where
-there is nothing to gain; only blocks without contents, which cost a decoder more than pixels do, take more."""
+"""Compressed pixels may have twice as many bytes as the pixels themselves, and this. Compression adds a thousandth at most
+where there is nothing to gain; only blocks without contents, which cost a decoder more than pixels do, take more."""
 _MAX_TEXT_BYTES = 2**20
 """Of compressed text at most this much is unpacked, to look for an orientation in it."""
 _GREY, _RGB, _PALETTE = 0, 2, 3
