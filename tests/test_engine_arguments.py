@@ -113,6 +113,8 @@ NO_TENSOR = StyleTokens(np.zeros((4, 8)), "", "")  # type: ignore[arg-type]
         ({"latents": torch.zeros(1, 16, 8, 8, dtype=torch.int32)}, "research.latents must be a dense tensor of floating-point"),
         ({"latents": torch.zeros(1, 16, 8, 8, device="meta")}, "research.latents must be a dense tensor of floating-point"),
         ({"sigmas": 3}, "research.sigmas must be a list of numbers, got 3"),
+        ({"sigmas": torch.zeros(2, device="meta")}, "research.sigmas must be a list of numbers, got Tensor"),
+        ({"sigmas": torch.zeros(2).to_sparse()}, "research.sigmas must be a list of numbers, got Tensor"),
         ({"sigmas": "1.0"}, "research.sigmas must be a list of numbers, got '1.0'"),
         ({"sigmas": [1.0, "0"]}, "research.sigmas must be a list of numbers, got a list of 2"),
         ({"sigmas": [10**400, 0]}, "research.sigmas must be a list of numbers, got one that is too large"),

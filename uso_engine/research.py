@@ -93,8 +93,16 @@ def _is_number(value: object) -> bool:
 
 
 def _checked_numbers(name: str, value: object) -> tuple[float, ...]:
-    # numpy arrays and tensors give lists of plain numbers.
-    values = value.tolist() if hasattr(value, "tolist") and hasattr(value, "shape") else value
+    values = value
+    if hasattr(value, "tolist") and hasattr(value, "shape"):  # A numpy array or a tensor gives plain numbers,
+        try:
+            values = value.tolist()
+        except (
+            RuntimeError,
+            TypeError,
+            NotImplementedError,
+        ):  # unless it holds none (a meta tensor) or not all (a sparse one).
+            raise _refusal(name, "a list of numbers", value) from None
     if not isinstance(values, (list, tuple)) or not all(_is_number(entry) for entry in values):
         raise _refusal(name, "a list of numbers", value)
     try:
