@@ -25,6 +25,7 @@ from .imaging.sizes import SizeLimits
 from .memory_budget import find_budget
 from .pipeline import Pipeline
 from .request import GenerationRequest, RequestDefaults, request_model
+from .request_fields import image_seeds
 from .research import ResearchOptions
 from .result import GenerationResult
 from .sampling.denoiser import OnStep, Step
@@ -175,7 +176,7 @@ class USOEngine:
         assert checked.seed is not None
         self._check_safety(checked)
         options = research if research is not None else ResearchOptions()
-        seeds = tuple(checked.seed + j for j in range(checked.num_images))
+        seeds = image_seeds(checked.seed, checked.num_images)
         with self._turn:
             pipeline = self.pipeline
             watch = Stopwatch(self.device)

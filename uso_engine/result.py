@@ -29,7 +29,7 @@ class GenerationResult:
     Args:
         images: RGB, one per seed; black where the safety checker objected.
         seed: the request's seed, or the one that was drawn.
-        seeds: the seed of each image, ``seed + j``.
+        seeds: the seed of each image, ``seed + j``; after the last legal seed comes 1.
         has_nsfw_concepts: whether the safety checker objected, for each image.
         prompt: as it was given.
         width: of each image, in pixels.
