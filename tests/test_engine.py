@@ -295,25 +295,3 @@ def test_an_operator_may_forbid_switching_the_checker_off() -> None:
         pytest.raises(ValueError, match="enable_safety_checker must be true"),
     ):
         engine.generate(prompt="x", enable_safety_checker=False, **SMALL)
-
-
-def test_every_legal_seed_is_a_picture_of_its_own(engine: USOEngine) -> None:
-    """Also beyond 32 bits, and every seed that is reported gives that image alone: after the last one comes 1."""
-
-    def pictures(seed: int, count: int = 1) -> tuple[tuple[int, ...], list[bytes]]:
-        result = engine.generate(prompt="a house", seed=seed, num_images=count, **SMALL)
-        return result.seeds, [image.tobytes() for image in result.images]
-
-    assert pictures(5)[1] != pictures(5 + 2**32)[1]
-    seeds, images = pictures(2**53 - 1, 3)
-    assert seeds == (2**53 - 1, 1, 2)
-    assert images == [pictures(seed)[1][0] for seed in seeds]
-    assert len(set(images)) == 3
-
-
-def test_posterior_seeds_are_not_cut_to_32_bits(engine: USOEngine, content: Image.Image) -> None:
-    first, second = (
-        engine.generate(prompt="x", images=[content], seed=2, research=ResearchOptions(posterior_seed=seed), **SMALL)
-        for seed in (9, 9 + 2**32)
-    )
-    assert first.images[0].tobytes() != second.images[0].tobytes()

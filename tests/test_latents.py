@@ -53,8 +53,18 @@ def test_seeds_of_more_than_32_bits_are_others_and_fixed_for_ever() -> None:
     drawn = {draw_normal((4096,), seed).numpy().tobytes() for seed in seeds}
     assert len(drawn) == len(seeds)
     # The two words of 2^53 - 1 and of 2^32 through init_by_array; numpy promises that these numbers stay.
-    torch.testing.assert_close(draw_normal((3,), 2**53 - 1), torch.tensor([-0.14895635843276978, -0.21809251606464386, -0.3834342956542969]), rtol=0, atol=0)
-    torch.testing.assert_close(draw_normal((3,), 2**32), torch.tensor([-0.20099112391471863, -0.9466184377670288, 0.040022674947977066]), rtol=0, atol=0)
+    torch.testing.assert_close(
+        draw_normal((3,), 2**53 - 1),
+        torch.tensor([-0.14895635843276978, -0.21809251606464386, -0.3834342956542969]),
+        rtol=0,
+        atol=0,
+    )
+    torch.testing.assert_close(
+        draw_normal((3,), 2**32),
+        torch.tensor([-0.20099112391471863, -0.9466184377670288, 0.040022674947977066]),
+        rtol=0,
+        atol=0,
+    )
     many = draw_normal((100_000,), 2**53 - 1)
     assert abs(float(many.mean())) < 0.01
     assert abs(float(many.std()) - 1) < 0.01

@@ -24,6 +24,7 @@ from .imaging.resize import resize_content
 from .imaging.sizes import SizeLimits
 from .memory_budget import find_budget
 from .pipeline import Pipeline
+from .provenance import log_warnings, result_of
 from .request import GenerationRequest, RequestDefaults, request_model
 from .request_fields import image_seeds
 from .research import ResearchOptions
@@ -185,23 +186,8 @@ class USOEngine:
             if checked.enable_safety_checker and self._safety is not None:
                 with watch.stage("safety"):
                     images, flags = self._safety.screen(made.images)
-        width, height = made.size
-        return GenerationResult(
-            images=tuple(images),
-            seed=checked.seed,
-            seeds=seeds,
-            has_nsfw_concepts=tuple(flags),
-            prompt=checked.prompt,
-            width=width,
-            height=height,
-            timings=watch.seconds,
-            tokens_used=made.denoised.tokens,
-            parameters=checked.parameters(seed=checked.seed, width=width, height=height),
-            output_format=checked.output_format,
-            model=self.config.model_name,
-            attention=made.denoised.attention,
-            warnings=tuple(str(entry) for entry in made.text.truncated),
-            latents=None if any(flags) else made.denoised.latents,
+        return result_of(
+            self.config, pipeline, checked, options, made, seeds=seeds, images=images, flags=flags, seconds=watch.seconds
         )
 
     def __call__(self, prompt: str = "", **arguments: object) -> GenerationResult:
@@ -220,7 +206,9 @@ class USOEngine:
     def encode_prompt(self, prompt: str) -> TextEmbedding:
         """Embed a prompt, to be saved or passed in later."""
         with self._turn:
-            return self.pipeline.encode_prompt(prompt)
+            made = self.pipeline.encode_prompt(prompt)
+        log_warnings(made.warnings())
+        return made
 
     def encode_style(self, image: ImageSource) -> StyleTokens:
         """Turn a style image into tokens, to be saved or passed in later."""
