@@ -78,7 +78,7 @@ def test_whatever_changes_the_picture_changes_the_parameters(engine: USOEngine, 
         ResearchOptions(posterior_seed=5),
         ResearchOptions(reference_numerics=True),
     ]
-    fields = [
+    fields: list[dict[str, Any]] = [
         {},
         {"images": [content.rotate(90)]},
         {"images": [None, content]},
@@ -101,10 +101,11 @@ def test_loras_that_are_set_are_named(tmp_path: Path) -> None:
     save_file({f"{name}.lora_A.weight": torch.zeros(2, 192), f"{name}.lora_B.weight": torch.zeros(192, 2)}, path)
     own = {"path": "embedded:uso-tiny/dit_lora.safetensors", "weight": 1.0}
 
-    def loras() -> object:
-        return engine.generate(prompt="x", seed=3, **SMALL).parameters["loras"]
-
     with USOEngine.from_config("uso-tiny", device="cpu") as engine:
+
+        def loras() -> object:
+            return engine.generate(prompt="x", seed=3, **SMALL).parameters["loras"]
+
         engine.set_loras([(path, 0.8)])
         assert loras() == [own, {"path": str(path), "weight": 0.8}]
         engine.set_loras([(path, 0.5)], keep_configured=False)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
-from uso_engine.errors import MissingFileError, OutputError
+from uso_engine.errors import MissingFileError
 
 _SIZE = re.compile(r"(\d+)[x×](\d+)", re.IGNORECASE)
 
@@ -31,6 +31,17 @@ def parse_lora(text: str) -> tuple[str, float]:
         return path, float(weight)
     except ValueError:
         raise ValueError(f"--lora takes PATH or PATH=WEIGHT, got {text!r}: {weight!r} is not a number") from None
+
+
+def merged_line(given: Mapping[str, object], line: Mapping[str, object]) -> dict[str, object]:
+    """A line of a batch with what it leaves out taken from the command line's options.
+
+    Args:
+        given: fields that options gave, by the names that Python uses.
+        line: fields of the line; what it says counts, also where it says the same thing by another field.
+    """
+    said = {*line, *({"images"} if "image_urls" in line else ()), *({"keep_size"} if "image_size" in line else ())}
+    return {**{name: value for name, value in given.items() if name not in said}, **line}
 
 
 def read_batch(path: Path) -> list[dict[str, object]]:
@@ -60,22 +71,3 @@ def read_batch(path: Path) -> list[dict[str, object]]:
     if not requests:
         raise ValueError(f"{path} holds no requests")
     return requests
-
-
-def check_output(*paths: Path | None) -> None:
-    """Find out before minutes of work whether results can be written.
-
-    Raises:
-        ValueError: an ending other than .png, .jpg, .jpeg.
-        OutputError: a folder that is not there or not writable.
-    """
-    for path in paths:
-        if path is None:
-            continue
-        if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-            raise ValueError(f"{path}: expected a name that ends in .png, .jpg or .jpeg")
-        folder = path.parent
-        if not folder.is_dir():
-            raise OutputError(f"cannot write {path}: there is no folder {folder}")
-        if path.is_dir() or not os.access(folder, os.W_OK):
-            raise OutputError(f"cannot write {path}: {'it is a folder' if path.is_dir() else f'{folder} is not writable'}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .app import app, console, errors, reports_errors
+from .app import app, errors, reports_errors, say
 from .arguments import read_batch
 from .progress import LoadingProgress
 
@@ -47,6 +47,6 @@ def compare(
         first, second = recorded(a, tier_a), recorded(b, tier_b)
         beside = (recorded(b, "bf16"), recorded(b, "float32")) if floor else None
     comparison = hold_against(first, second, floor=beside)
-    console.print(table(comparison), highlight=False, markup=False, soft_wrap=True)
+    say(table(comparison))
     for path in write_report(comparison, out):
-        console.print(path, highlight=False, soft_wrap=True)
+        say(path)

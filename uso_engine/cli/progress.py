@@ -17,7 +17,9 @@ class LoadingProgress:
     """One line that says what is being loaded. Calling it is `uso_engine.assembly.LoadProgress`."""
 
     def __init__(self, console: Console) -> None:
-        self._bars = Progress(TextColumn("loading {task.description}"), BarColumn(), console=console, transient=True)
+        self._bars = Progress(
+            TextColumn("loading {task.description}", markup=False), BarColumn(), console=console, transient=True
+        )
         self._task: TaskID | None = None
 
     def __enter__(self) -> Self:
@@ -38,7 +40,7 @@ class GenerationProgress:
 
     def __init__(self, console: Console) -> None:
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("step {task.completed}/{task.total}"),
             TextColumn("{task.fields[step_time]}"),
