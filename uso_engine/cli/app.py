@@ -37,9 +37,14 @@ app = typer.Typer(
 
 @dataclass
 class Interrupts:
-    """Whether Ctrl-C was pressed: a library may turn it into an error of its own while it is being imported."""
+    """Whether Ctrl-C was pressed: a library that is being imported may turn it into its own error, or pass over it."""
 
     seen: bool = False
+
+    def check(self) -> None:
+        """Interrupt what has not noticed."""
+        if self.seen:
+            raise KeyboardInterrupt
 
 
 interrupts = Interrupts()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from uso_engine.errors import MissingFileError
@@ -16,6 +16,11 @@ def parse_size(text: str) -> str | dict[str, int]:
     """A preset's name as it is, or WIDTHxHEIGHT as the request's object."""
     match = _SIZE.fullmatch(text.strip())
     return text if match is None else {"width": int(match[1]), "height": int(match[2])}
+
+
+def parse_images(names: Sequence[str]) -> list[str | None]:
+    """Pictures in order; the word none in the first place stands for no content image."""
+    return [None if place == 0 and name.lower() == "none" else name for place, name in enumerate(names)]
 
 
 def parse_lora(text: str) -> tuple[str, float]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .app import app, be_verbose, errors, fail, is_verbose, reports_errors, say, sentence, warn
-from .arguments import merged_line, parse_lora, parse_size, read_batch
+from .arguments import merged_line, parse_images, parse_lora, parse_size, read_batch
 from .outputs import SUFFIXES, Outputs, check_outputs
 from .progress import GenerationProgress, LoadingProgress
 
@@ -57,8 +57,8 @@ def generate(
     batch: Annotated[
         Path | None,
         typer.Option(
-            help="A file of requests, one JSON object per line, instead of --prompt. A line has the fields of a request; what it "
-            "leaves out is taken from the options given here, and then from the configuration."
+            help="A file of requests, one JSON object per line, instead of --prompt. A line has the fields of a request; what "
+            "it leaves out is taken from the options given here, then from the configuration."
         ),
     ] = None,
     contact_sheet: Annotated[Path | None, typer.Option(help="Write references and results in one picture.")] = None,
@@ -84,9 +84,7 @@ def generate(
         be_verbose()
     fields: dict[str, object] = {
         "prompt": prompt,
-        "images": None
-        if image is None
-        else [None if name.lower() == "none" and i == 0 else name for i, name in enumerate(image)],
+        "images": None if image is None else parse_images(image),
         "image_size": None if size is None else parse_size(size),
         "keep_size": keep_size,
         "num_inference_steps": steps,
@@ -181,8 +179,9 @@ def _what_ran(engine: USOEngine, result: GenerationResult) -> str:
     plan = "everything stays in place" if engine.memory_plan is None else " ".join(str(engine.memory_plan).split())
     seconds = sum(result.timings.values())
     return (
-        f"{ran['config']} in {ran['tier']} on {engine.device}; kernels {ran['kernels']}; attention {'+'.join(result.attention)}; "
-        f"{ran['steps_taken']} steps; LoRAs {loras or 'none'}; memory plan: {plan}; {result.tokens_used} tokens in {seconds:.2f} s"
+        f"{ran['config']} in {ran['tier']} on {engine.device}; kernels {ran['kernels']}; "
+        f"attention {'+'.join(result.attention)}; {ran['steps_taken']} steps; LoRAs {loras or 'none'}; memory plan: {plan}; "
+        f"{result.tokens_used} tokens in {seconds:.2f} s"
     )
 
 

@@ -77,7 +77,7 @@ def check_outputs(
     if twice:
         raise ValueError(
             f"more than one file would be named {', '.join(twice)}; "
-            "give --output and --contact-sheet names that stay different with -0, -1 … for several images and .json for responses"
+            "give --output and --contact-sheet names that stay different with -0, -1 … for several images, .json for responses"
         )
 
 

@@ -35,9 +35,7 @@ def _exit_code() -> int:
     except OSError as error:  # Help and version are printed outside the commands, which catch their own.
         return fail(said_by_the_system(error)).exit_code
     except Exception:
-        # An interrupt during an import can come out of it as that library's own error.
-        if interrupts.seen:
-            raise KeyboardInterrupt from None
+        interrupts.check()
         raise
     return 0
 

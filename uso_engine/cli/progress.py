@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from .app import interrupts
+
 if TYPE_CHECKING:
     from uso_engine.sampling.denoiser import Step
 
@@ -29,10 +31,12 @@ class LoadingProgress:
 
     def __call__(self, part: str, done: int, total: int) -> None:
         assert self._task is not None
+        interrupts.check()
         self._bars.update(self._task, description=part, completed=done, total=total or None)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bars.stop()
+        interrupts.check()
 
 
 class GenerationProgress:
@@ -60,6 +64,7 @@ class GenerationProgress:
     def on_step(self, step: Step) -> None:
         """To be given to `USOEngine.generate`."""
         assert self._task is not None
+        interrupts.check()
         now = time.perf_counter()
         # The first step's time would include encoding.
         step_time = f"{1000 * (now - self._last):.0f} ms/step" if step.index else ""
