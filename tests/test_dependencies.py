@@ -22,7 +22,7 @@ LAYERS = (
     {"errors"},
     {"model"},
     {"imaging", "conditioning", "sampling", "weights", "quantization", "safety"},
-    {"config", "request", "request_fields", "request_messages", "response", "result"},
+    {"config", "request", "request_fields", "request_messages", "request_type", "response", "result"},
     {"transformer_loading", "memory_budget", "placement", "assembly", "pipeline", "generation", "research"}
     | {"diffusers_call", "engine", "download", "turn", "provenance"},
     {"verification", "evaluation", "comparison", "embedded", "serving"},

@@ -21,12 +21,12 @@ from .generation import Stopwatch
 from .imaging.open import ImageLimits, ImageSource, open_image
 from .imaging.pixels import to_pixels
 from .imaging.resize import resize_content
-from .imaging.sizes import SizeLimits
 from .memory_budget import find_budget
 from .pipeline import Pipeline
 from .provenance import log_warnings, result_of
-from .request import GenerationRequest, RequestDefaults, request_model
+from .request import GenerationRequest
 from .request_fields import image_seeds
+from .request_type import request_type_of
 from .research import ResearchOptions
 from .result import GenerationResult
 from .sampling.denoiser import OnStep, Step
@@ -71,11 +71,7 @@ class USOEngine:
         self._safety = safety
         self._image_limits = image_limits if image_limits is not None else ImageLimits()
         self._turn = Turn()
-        limits, defaults = config.limits, config.defaults
-        self.request_type: type[GenerationRequest] = request_model(
-            SizeLimits(limits.min_side, limits.max_side, limits.max_pixels),
-            RequestDefaults(defaults.width, defaults.height, defaults.steps, defaults.guidance, config.content.long_side),
-        )
+        self.request_type = request_type_of(config)
 
     @classmethod
     def from_config(

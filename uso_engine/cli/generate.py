@@ -15,6 +15,7 @@ from .outputs import SUFFIXES, Outputs, check_outputs
 from .progress import GenerationProgress, LoadingProgress
 
 if TYPE_CHECKING:
+    from uso_engine.config import EngineConfig
     from uso_engine.engine import USOEngine
     from uso_engine.imaging.contact_sheet import Captioned
     from uso_engine.request import GenerationRequest
@@ -104,8 +105,15 @@ def generate(
         lines = [merged_line(given, line) for line in read_batch(batch)]
         requests = [(outputs.of_line(i, line.get("output_format")), line) for i, line in enumerate(lines)]
     check_outputs(outputs, requests, read=batch)
+    from uso_engine.config import load_config
+    from uso_engine.request_type import request_type_of
+
     loras = [parse_lora(text) for text in lora or []]
-    with _load(config, device, attention, memory_budget) as engine:
+    settings = load_config(config if config is not None else DEMONSTRATION)
+    if batch is None:
+        # Before minutes of loading; in a batch one wrong line does not keep the others from being made.
+        request_type_of(settings).model_validate(given)
+    with _load(settings, device, attention, memory_budget) as engine:
         if loras:
             engine.set_loras(loras)
         failed = _run_all(engine, requests, is_batch=batch is not None)
@@ -113,10 +121,7 @@ def generate(
         raise fail(f"{failed} of {len(requests)} requests failed; the images of the others were written")
 
 
-def _load(config: str | None, device: str | None, attention: str, memory_budget: float | None) -> USOEngine:
-    from uso_engine.config import load_config
-
-    settings = load_config(config if config is not None else DEMONSTRATION)
+def _load(settings: EngineConfig, device: str | None, attention: str, memory_budget: float | None) -> USOEngine:
     if settings.demonstration:
         warn(
             "it shows that everything runs, not what USO can do. "

@@ -20,7 +20,11 @@ class LoadingProgress:
 
     def __init__(self, console: Console) -> None:
         self._bars = Progress(
-            TextColumn("loading {task.description}", markup=False), BarColumn(), console=console, transient=True
+            TextColumn("loading {task.description}", markup=False),
+            BarColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
         )
         self._task: TaskID | None = None
 
@@ -51,6 +55,7 @@ class GenerationProgress:
             TimeRemainingColumn(),
             console=console,
             transient=True,
+            disable=not console.is_terminal,
         )
         self._task: TaskID | None = None
         self._last = 0.0
