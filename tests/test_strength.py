@@ -59,6 +59,8 @@ def test_full_strength_is_noise_alone(engine: USOEngine, picture: Image.Image) -
     full = engine.generate("a cup", images=picture, research=ResearchOptions(strength=1.0), **FIELDS)
     assert plain.latents is not None and full.latents is not None
     assert torch.equal(plain.latents, full.latents)
+    assert full.parameters["strength"] == 1.0
+    assert "strength" not in plain.parameters
 
 
 def test_a_weak_strength_keeps_the_picture(engine: USOEngine, picture: Image.Image) -> None:

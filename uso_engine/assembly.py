@@ -160,7 +160,8 @@ def load_pipeline(
     limits = CacheLimits(
         *(int(size * MIB) for size in (config.cache.prompt_mib, config.cache.style_mib, config.cache.content_mib))
     )
-    return Pipeline(loaded, text=text, style=style, autoencoder=autoencoder, limits=limits, placement=placement)
+    loras = [(entry.path, entry.weight) for entry in config.loras]
+    return Pipeline(loaded, text=text, style=style, autoencoder=autoencoder, limits=limits, loras=loras, placement=placement)
 
 
 def require_parts(config: EngineConfig) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .request_fields import image_seeds
 from .request_messages import shown, suggested
 
 if TYPE_CHECKING:
@@ -82,8 +83,9 @@ def call_like_diffusers(
         fields, on_step = request_from_diffusers(text, _of_place(arguments, place, len(prompt)))
         request = kind.model_validate(fields)
         if request.seed is not None and not isinstance(arguments.get("generator"), (list, tuple)):
-            seed = request.seed + place * request.num_images
-            request = kind.model_validate({**fields, "seed": seed})
+            # As if all of them were images of one request.
+            seeds = image_seeds(request.seed, len(prompt) * request.num_images)
+            request = kind.model_validate({**fields, "seed": seeds[place * request.num_images]})
         requests.append((request, on_step))
     return PromptResults(tuple(generate(request, on_step=on_step, progress=progress) for request, on_step in requests))
 

@@ -17,18 +17,20 @@ from .conditioning.text import TextEmbedding
 from .config import EngineConfig, Tier, load_config
 from .diffusers_call import PromptResults, call_like_diffusers
 from .errors import EngineClosedError
-from .generation import Stopwatch
 from .imaging.open import Alpha, ImageLimits, ImageSource, open_image
 from .imaging.pixels import to_pixels
 from .imaging.resize import resize_content
-from .imaging.sizes import SizeLimits
 from .memory_budget import find_budget
 from .pipeline import Pipeline
-from .progress import GenerationProgress
-from .request import GenerationRequest, RequestDefaults, request_model
+from .progress import StepProgress
+from .provenance import log_warnings, result_of
+from .request import GenerationRequest
+from .request_fields import image_seeds
+from .request_type import request_type_of
 from .research import ResearchOptions
 from .result import GenerationResult
 from .sampling.denoiser import OnStep, Step
+from .stopwatch import Stopwatch
 from .transformer_loading import LoadProgress, read_loras
 from .turn import Turn
 
@@ -70,11 +72,7 @@ class USOEngine:
         self._safety = safety
         self._image_limits = image_limits if image_limits is not None else ImageLimits()
         self._turn = Turn()
-        limits, defaults = config.limits, config.defaults
-        self.request_type: type[GenerationRequest] = request_model(
-            SizeLimits(limits.min_side, limits.max_side, limits.max_pixels),
-            RequestDefaults(defaults.width, defaults.height, defaults.steps, defaults.guidance, config.content.long_side),
-        )
+        self.request_type = request_type_of(config)
 
     @classmethod
     def from_config(
@@ -174,38 +172,24 @@ class USOEngine:
         on_step = call_arguments.checked_on_step(on_step)
         options = generation.load_saved(self.pipeline, call_arguments.checked_options(research))
         if call_arguments.checked_switch("progress", progress):
-            with GenerationProgress() as bar:
+            with StepProgress() as bar:
                 return self.generate(checked, on_step=bar.beside(on_step), research=options)
-        seeds = tuple(checked.seed + j for j in range(checked.num_images))
+        seeds = image_seeds(checked.seed, checked.num_images)
         watch = Stopwatch(self.device)
         pictures, size = generation.open_pictures(self.pipeline, checked, options, self._image_limits, watch)
 
-        def work() -> tuple[generation.Generated, Sequence[Image], Sequence[bool]]:
-            made = generation.run(self.pipeline, checked, options, pictures, size, seeds, watch, on_step=on_step)
-            if not checked.enable_safety_checker or self._safety is None:
-                return made, made.images, (False,) * len(made.images)
-            with watch.stage("safety"):
-                return made, *self._safety.screen(made.images)
+        def work() -> GenerationResult:
+            pipeline = self.pipeline
+            made = generation.run(pipeline, checked, options, pictures, size, seeds, watch, on_step=on_step)
+            images, flags = made.images, (False,) * len(made.images)
+            if checked.enable_safety_checker and self._safety is not None:
+                with watch.stage("safety"):
+                    images, flags = self._safety.screen(made.images)
+            return result_of(
+                self.config, pipeline, checked, options, made, seeds=seeds, images=images, flags=flags, seconds=watch.seconds
+            )
 
-        made, images, flags = self._turn.take(work)
-        width, height = size
-        return GenerationResult(
-            images=tuple(images),
-            seed=checked.seed,
-            seeds=seeds,
-            has_nsfw_concepts=tuple(flags),
-            prompt=checked.prompt,
-            width=width,
-            height=height,
-            timings=watch.seconds,
-            tokens_used=made.denoised.tokens,
-            parameters=checked.parameters(seed=checked.seed, width=width, height=height),
-            output_format=checked.output_format,
-            model=self.config.model_name,
-            attention=made.denoised.attention,
-            warnings=tuple(str(entry) for entry in made.text.truncated),
-            latents=None if any(flags) else made.denoised.latents,
-        )
+        return self._turn.take(work)
 
     @overload
     def __call__(self, prompt: str = "", **arguments: object) -> GenerationResult: ...
@@ -227,7 +211,9 @@ class USOEngine:
 
     def encode_prompt(self, prompt: str) -> TextEmbedding:
         """Embed a prompt, to be saved or passed in later."""
-        return self._turn.take(lambda: self.pipeline.encode_prompt(call_arguments.checked_prompt(prompt)))
+        made = self._turn.take(lambda: self.pipeline.encode_prompt(call_arguments.checked_prompt(prompt)))
+        log_warnings(made.warnings())
+        return made
 
     def encode_style(self, image: ImageSource, *, alpha: Alpha = "white") -> StyleTokens:
         """Turn a style image into tokens, to be saved or passed in later; ``alpha`` as in `ResearchOptions`."""

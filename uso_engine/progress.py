@@ -13,22 +13,25 @@ if TYPE_CHECKING:
     from .sampling.denoiser import OnStep, Step
 
 
-class GenerationProgress:
-    """A bar over the steps with the last step's time and an estimate of what is left; gone when it ends.
+class StepProgress:
+    """A bar over the steps with the last step's time and an estimate of what is left; gone when it ends, and never
+    written to a file.
 
     Args:
         console: where to; standard error by default.
     """
 
     def __init__(self, console: Console | None = None) -> None:
+        shown_on = console if console is not None else Console(stderr=True)
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("step {task.completed}/{task.total}"),
             TextColumn("{task.fields[step_time]}"),
             TimeRemainingColumn(),
-            console=console if console is not None else Console(stderr=True),
+            console=shown_on,
             transient=True,
+            disable=not (shown_on.is_terminal or shown_on.is_jupyter),
         )
         self._task: TaskID | None = None
         self._last = 0.0
