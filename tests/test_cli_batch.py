@@ -77,7 +77,7 @@ def test_what_a_line_says_by_another_field_counts_too() -> None:
 
 
 def test_a_lines_format_decides_its_ending_and_its_response(folder: Path) -> None:
-    lines = (
+    lines: tuple[dict[str, object], ...] = (
         {"prompt": "a"},
         {"prompt": "b", "output_format": "jpeg"},
         {"prompt": "c", "output_format": "png", "sync_mode": True},

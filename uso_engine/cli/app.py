@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.text import Text
 
-from uso_engine import __version__
+import uso_engine
 from uso_engine.errors import GenerationCancelled, USOError
 
 from . import EXIT_INTERRUPTED
@@ -122,7 +122,7 @@ def is_verbose() -> bool:
 
 def _show_version(asked: bool) -> None:
     if asked:
-        say(f"uso-engine {__version__}")
+        say(f"uso-engine {uso_engine.__version__}")
         raise typer.Exit
 
 

@@ -45,7 +45,7 @@ class Outputs:
 
     def files(self, num_images: object) -> list[Path]:
         """Every file that a request with so many images writes."""
-        count = int(num_images) if num_images in (2, 3, 4) else 1  # type: ignore[call-overload]  # 2.0 is 2 in JSON
+        count = int(num_images) if num_images in (2, 3, 4) else 1  # 2.0 is 2 in JSON
         names = [self.image] if count == 1 else [self.image.with_stem(f"{self.image.stem}-{j}") for j in range(count)]
         names += [] if self.sheet is None else [self.sheet]
         return [*names, *([self.response_path] if self.response else [])]
