@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from recorded_shapes import Shapes
 
 from uso_engine import GenerationRequest, ResearchOptions, USOEngine, load_config
 from uso_engine.assembly import check_text_widths
@@ -59,24 +58,6 @@ def test_num_images_does_not_change_an_image(engine: USOEngine, content: Image.I
     for seed, image in zip(four.seeds, four.images, strict=True):
         assert engine.generate(seed=seed, **fields).images[0].tobytes() == image.tobytes()
     assert torch.is_tensor(four.latents)
-
-
-def test_what_a_library_is_handed_for_an_image_does_not_depend_on_its_company(
-    engine: USOEngine, content: Image.Image, style: Image.Image
-) -> None:
-    """Denoising, decoding and the safety checker: the operations of two images are those of each, whatever the machine."""
-    fields: dict[str, Any] = {"prompt": "a house", "images": [content, style], "negative_prompt": "a cup", **SMALL}
-    engine.generate(seed=20, **fields)  # The conditions are cached from here on.
-    found = []
-    for request in ({"seed": 20, "num_images": 2}, {"seed": 20}, {"seed": 21}):
-        with Shapes() as shapes:
-            engine.generate(**request, **fields)
-        found.append(shapes.found)
-    assert {"addmm", "convolution"} < {name for name, _ in found[0]}
-    # Of each request once, for all its images: the modulation tables, whose rows are the steps.
-    once = found[1] + found[2] - found[0]
-    assert found[0] + once == found[1] + found[2]
-    assert {(name, shapes[1][0]) for name, shapes in once} == {("addmm", 1), ("addmm", 2)}
 
 
 def test_every_input_changes_the_image(engine: USOEngine, content: Image.Image, style: Image.Image) -> None:

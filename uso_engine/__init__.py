@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .config import EngineConfig, list_configs, load_config
     from .engine import USOEngine
     from .errors import USOError
+    from .imaging.open import ImageLimits
     from .request import GenerationRequest
     from .research import ResearchOptions
     from .result import GenerationResult
@@ -27,6 +28,7 @@ __all__ = [
     "EngineConfig",
     "GenerationRequest",
     "GenerationResult",
+    "ImageLimits",
     "ResearchOptions",
     "Step",
     "USOEngine",
@@ -42,6 +44,7 @@ _HOMES = {
     "USOEngine": "engine",
     "USOError": "errors",
     "GenerationRequest": "request",
+    "ImageLimits": "imaging.open",
     "ResearchOptions": "research",
     "GenerationResult": "result",
     "Step": "sampling.denoiser",

@@ -18,7 +18,7 @@ from .config import EngineConfig, Tier, load_config
 from .diffusers_call import request_from_diffusers
 from .errors import EngineClosedError, SafetyError
 from .generation import Stopwatch
-from .imaging.open import ImageLimits, ImageSource, open_image
+from .imaging.open import Alpha, ImageLimits, ImageSource, open_image
 from .imaging.pixels import to_pixels
 from .imaging.resize import resize_content
 from .imaging.sizes import SizeLimits
@@ -51,7 +51,7 @@ class USOEngine:
         pipeline: the loaded parts.
         safety: the safety checker, if the configuration has one.
         device: where the parts are.
-        image_limits: what is accepted as an input image.
+        image_limits: what is accepted as an input image, and from where.
     """
 
     def __init__(
@@ -175,12 +175,12 @@ class USOEngine:
         checked = checked.with_seed()
         assert checked.seed is not None
         self._check_safety(checked)
-        options = research if research is not None else ResearchOptions()
+        options = generation.load_saved(self.pipeline, research if research is not None else ResearchOptions())
         seeds = tuple(checked.seed + j for j in range(checked.num_images))
+        watch = Stopwatch(self.device)
+        pictures, size = generation.open_pictures(self.pipeline, checked, options, self._image_limits, watch)
         with self._turn, clean_process_state():
-            pipeline = self.pipeline
-            watch = Stopwatch(self.device)
-            made = generation.run(pipeline, checked, options, seeds, watch, limits=self._image_limits, on_step=on_step)
+            made = generation.run(self.pipeline, checked, options, pictures, size, seeds, watch, on_step=on_step)
             images, flags = made.images, (False,) * len(made.images)
             if checked.enable_safety_checker and self._safety is not None:
                 with watch.stage("safety"):
@@ -222,15 +222,15 @@ class USOEngine:
         with self._turn:
             return self.pipeline.encode_prompt(prompt)
 
-    def encode_style(self, image: ImageSource) -> StyleTokens:
-        """Turn a style image into tokens, to be saved or passed in later."""
-        picture = open_image(image, limits=self._image_limits, name="style image")
+    def encode_style(self, image: ImageSource, *, alpha: Alpha = "white") -> StyleTokens:
+        """Turn a style image into tokens, to be saved or passed in later; ``alpha`` as in `ResearchOptions`."""
+        pixels = self.pipeline.style.preprocess(open_image(image, limits=self._image_limits, name="style image", alpha=alpha))
         with self._turn:
-            return self.pipeline.encode_style(picture)
+            return self.pipeline.encode_style(pixels)
 
-    def encode_content(self, image: ImageSource) -> Tensor:
-        """Turn a content image into its latent [16, h / 8, w / 8]."""
-        picture = open_image(image, limits=self._image_limits, name="content image")
+    def encode_content(self, image: ImageSource, *, alpha: Alpha = "white") -> Tensor:
+        """Turn a content image into its latent [16, h / 8, w / 8]; ``alpha`` as in `ResearchOptions`."""
+        picture = open_image(image, limits=self._image_limits, name="content image", alpha=alpha)
         pixels = to_pixels(resize_content(picture, long_side=self.config.content.long_side))
         with self._turn:
             return self.pipeline.encode_content(pixels)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .conditioning.style import StyleTokens
 from .conditioning.text import TextEmbedding
-from .imaging.open import ImageLimits, open_image
+from .imaging.open import ImageLimits, ImageSource, open_image
 from .imaging.pixels import from_pixels, to_pixels
 from .imaging.resize import resize_content
 from .pipeline import Denoised, DenoiseSettings, Pipeline
@@ -36,43 +36,70 @@ class Stopwatch:
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a stage to its end on the device."""
+    def stage(self, name: str, *, on_device: bool = True) -> Iterator[None]:
+        """Time a stage to its end on the device, or one that the device has no part in."""
         start = time.perf_counter()
         try:
             yield
         finally:
-            if self.device.type == "cuda":
+            if on_device and self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """The opened input images of a request.
+    """The input images of a request, opened and resized: what of them the models take.
 
     Args:
-        contents: upright RGB images as they were given.
-        styles: likewise.
+        contents: RGB images at the request's content long side.
+        styles: the style encoder's pixels, [1, 3, s, s] each.
     """
 
     contents: tuple[Image, ...]
-    styles: tuple[Image, ...]
+    styles: tuple[Tensor, ...]
 
 
-def open_pictures(request: GenerationRequest, options: ResearchOptions, limits: ImageLimits) -> Pictures:
-    """Open every input image of a request.
+def open_pictures(
+    pipeline: Pipeline, request: GenerationRequest, options: ResearchOptions, limits: ImageLimits, watch: Stopwatch
+) -> tuple[Pictures, tuple[int, int]]:
+    """Open and resize every input image of a request. Needs no model, so it needs no turn: a slow server holds up nobody else.
+
+    Returns:
+        The images, and width and height of the output, which may depend on the first.
 
     Raises:
         ImageError, FetchError, MissingFileError: an image that cannot be used, named by its place.
+        BackendError: the engine lacks an encoder that the request needs.
     """
-    contents = [] if request.content_image is None else [open_image(request.content_image, limits=limits, name="image_urls[0]")]
-    contents += [
-        open_image(source, limits=limits, name=f"content_images[{i}]") for i, source in enumerate(options.content_images)
-    ]
-    styles = [open_image(source, limits=limits, name=f"image_urls[{i + 1}]") for i, source in enumerate(request.style_images)]
-    styles += [open_image(source, limits=limits, name=f"style_images[{i}]") for i, source in enumerate(options.style_images)]
-    return Pictures(tuple(contents), tuple(styles))
+
+    def opened(source: ImageSource, name: str) -> Image:
+        return open_image(source, limits=limits, name=name, alpha=options.alpha)
+
+    contents = [] if request.content_image is None else [(request.content_image, "image_urls[0]")]
+    contents += [(source, f"content_images[{i}]") for i, source in enumerate(options.content_images)]
+    styles = [(source, f"image_urls[{i + 1}]") for i, source in enumerate(request.style_images)]
+    styles += [(source, f"style_images[{i}]") for i, source in enumerate(options.style_images)]
+    resized: list[Image] = []
+    first: Image | None = None
+    with watch.stage("images", on_device=False):
+        for source, name in contents:
+            image = opened(source, name)
+            first = image if first is None else first
+            resized.append(resize_content(image, long_side=request.content_long_side))
+        size = request.resolved_size(None if first is None else first.size)
+        pixels = tuple(pipeline.style.preprocess(opened(source, name)) for source, name in styles)
+    return Pictures(tuple(resized), pixels), size
+
+
+def load_saved(pipeline: Pipeline, options: ResearchOptions) -> ResearchOptions:
+    """The options with the contents of the files that they name. Needs no model, so it needs no turn.
+
+    Raises:
+        MissingFileError, CheckpointError: a file that is not there or does not fit the model.
+    """
+    text, styles = open_saved(pipeline, options)
+    return replace(options, prompt_embedding=text, style_tokens=styles)
 
 
 def open_saved(pipeline: Pipeline, options: ResearchOptions) -> tuple[TextEmbedding | None, tuple[StyleTokens, ...]]:
@@ -104,13 +131,8 @@ def encode_conditions(
     """
     saved_text, saved_styles = open_saved(pipeline, options)
     text = pipeline.encode_prompt(request.prompt) if saved_text is None else saved_text
-    styles = [*(pipeline.encode_style(image) for image in pictures.styles), *saved_styles]
-    contents = [
-        pipeline.encode_content(
-            to_pixels(resize_content(image, long_side=request.content_long_side)), sample_seed=options.posterior_seed
-        )
-        for image in pictures.contents
-    ]
+    styles = [*(pipeline.encode_style(pixels) for pixels in pictures.styles), *saved_styles]
+    contents = [pipeline.encode_content(to_pixels(image), sample_seed=options.posterior_seed) for image in pictures.contents]
     conditions = pipeline.conditions(text, styles, contents, style_scale=request.style_scale)
     negative = None
     # A scale of 1 is the prompt's velocity alone: the second sequence would be computed and multiplied by zero.
@@ -158,16 +180,14 @@ def run(
     pipeline: Pipeline,
     request: GenerationRequest,
     options: ResearchOptions,
+    pictures: Pictures,
+    size: tuple[int, int],
     seeds: tuple[int, ...],
     watch: Stopwatch,
     *,
-    limits: ImageLimits,
     on_step: OnStep | None,
 ) -> Generated:
     """Make a request's images."""
-    with watch.stage("images"):
-        pictures = open_pictures(request, options, limits)
-        size = request.resolved_size(pictures.contents[0].size if pictures.contents else None)
     if pipeline.placement is not None:
         pipeline.placement.require(workload(pipeline, request, options, pictures, size))
     with watch.stage("encode"):

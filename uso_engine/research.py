@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .imaging.open import ImageSource
+from .imaging.rgb import Alpha
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +28,8 @@ class ResearchOptions:
         content_images: more content images after the request's.
         style_images: more style images after the request's.
         posterior_seed: draw content latents from the autoencoder's posterior with this seed instead of taking its mean.
+        alpha: what becomes of transparent pixels in the pictures: "white" lays them on white, "drop" takes the colours stored
+            beneath, as the authors do.
         reference_numerics: keep time, noise and latents in the model's dtype, as the authors do.
     """
 
@@ -37,4 +40,5 @@ class ResearchOptions:
     content_images: tuple[ImageSource, ...] = ()
     style_images: tuple[ImageSource, ...] = ()
     posterior_seed: int | None = None
+    alpha: Alpha = "white"
     reference_numerics: bool = False

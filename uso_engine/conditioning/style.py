@@ -219,7 +219,7 @@ class StyleEncoder:
         Raises:
             ValueError: pixels of another shape, or an image where there is no image processor.
         """
-        pixels = source if isinstance(source, Tensor) else self._preprocess(source)
+        pixels = source if isinstance(source, Tensor) else self.preprocess(source)
         expected = (1, 3, self.image_side, self.image_side)
         if tuple(pixels.shape) != expected:
             raise ValueError(f"style pixels must have shape {list(expected)}, got {list(pixels.shape)}")
@@ -231,8 +231,18 @@ class StyleEncoder:
             tokens = self._projector([states[index] for index in self._wanted])[0]
         return StyleTokens(tokens, self.hash_source(source), self.identity)
 
-    def _preprocess(self, image: Image) -> Tensor:
+    def preprocess(self, image: Image) -> Tensor:
+        """Resize and normalise a style image. Needs no model: any thread may do it while another one encodes.
+
+        Args:
+            image: RGB, of any size.
+
+        Returns:
+            [1, 3, s, s] in -1..1, float32 on the CPU.
+
+        Raises:
+            ValueError: this encoder has no image processor.
+        """
         if self._processor is None:
             raise ValueError("this style encoder was made without an image processor: give it preprocessed pixels")
-        pixels: Tensor = self._processor(image.convert("RGB"), return_tensors="pt")["pixel_values"]
-        return pixels
+        return torch.from_numpy(self._processor(image.convert("RGB"), return_tensors="np")["pixel_values"])
