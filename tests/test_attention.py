@@ -9,6 +9,7 @@ from kernel_runs import HALF_PLACES, check_error, drawn, poisoned, relative_erro
 from torch import Tensor
 
 from uso_kernels.attention import BACKENDS, BackendUnavailable, attention, available_backends, choose_backend, resolve_backend
+from uso_kernels.dense_attention import dense_runs_on_amx
 from uso_kernels.ragged import Ragged
 from uso_kernels.triton_attention import attention_reference, triton_attention_op
 
@@ -140,11 +141,13 @@ def test_default_gives_the_same_bits_in_any_company(dtype: torch.dtype) -> None:
         assert torch.equal(single[:length], result[together.span(i)])
 
 
-def test_choice_and_refusal() -> None:
+def test_choice_and_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     layout, equal = Ragged.pack([40, 17]), Ragged.pack([32, 32])
     assert choose_backend(cpu, torch.float32, equal, equal) == "dense"
-    assert choose_backend(cpu, torch.bfloat16, layout, layout) == "chunked"
+    for has_amx, expected in ((False, "chunked"), (True, "dense")):
+        monkeypatch.setattr("uso_kernels.attention.dense_runs_on_amx", lambda has_amx=has_amx: has_amx)
+        assert choose_backend(cpu, torch.bfloat16, layout, layout) == expected
     q = torch.empty(layout.rows, 2, 64)
     for name in ("varlen", "xformers"):
         assert available_backends("cpu")[name] is not None
@@ -155,6 +158,20 @@ def test_choice_and_refusal() -> None:
     with pytest.raises(ValueError, match="must be one of"):
         resolve_backend("flash", q, layout, layout)
     assert set(available_backends("cpu")) == set(BACKENDS)
+
+
+def test_dense_attention_that_torch_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU with AMX, limited to AVX2, PyTorch's bfloat16 attention raises from inside; float32 runs."""
+    layout = Ragged.pack([32, 32])
+    monkeypatch.setattr("uso_kernels.dense_attention._cpu_has_amx", lambda: True)
+    monkeypatch.setattr("uso_kernels.dense_attention._is_limited_below_amx", lambda: True)
+    dense_runs_on_amx.cache_clear()
+    for name in ("dense", "dense_batched"):
+        with pytest.raises(BackendUnavailable, match=f"'{name}' cannot run.*ATEN_CPU_CAPABILITY"):
+            resolve_backend(name, torch.empty(64, 2, 64, dtype=torch.bfloat16), layout, layout)
+        assert resolve_backend(name, torch.empty(64, 2, 64), layout, layout) == name
+    assert resolve_backend("auto", torch.empty(64, 2, 64, dtype=torch.bfloat16), layout, layout) == "chunked"
+    dense_runs_on_amx.cache_clear()
 
 
 def test_gradients_flow_through_the_default() -> None:

@@ -1,13 +1,19 @@
 """The denoising loop: company, true CFG, stopping and changing a run."""
 
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
-from random_models import SIGMAS, SMALL, drawn_conditions, drawn_sequence, small_transformer
+from random_models import SIGMAS, SMALL, drawn_conditions, drawn_sequence, quantise, small_transformer
+from recorded_shapes import Shapes
 
 from uso_engine.model.sequence import Sequence
 from uso_engine.model.transformer import Transformer
+from uso_engine.quantization.fp8_linear import Fp8Linear, Fp8WeightLinear
+from uso_engine.quantization.int4_linear import Int4Linear
+from uso_engine.quantization.int8_linear import Int8Linear, Int8WeightLinear
+from uso_engine.quantization.quantized_linear import QuantizedLinear
 from uso_engine.sampling.denoiser import Denoiser, ImageJob, Step
 from uso_engine.sampling.latents import draw_noise, pack_latent, unpack_latent
 from uso_kernels.attention import BackendUnavailable
@@ -28,21 +34,47 @@ def latents(transformer: Transformer, jobs: list[ImageJob]) -> list[torch.Tensor
     return denoiser.latents()
 
 
+def check_company(transformer: Transformer) -> None:
+    """Every image's bits are the same in small and large companies and in any place, as alone."""
+    jobs = [job(transformer, i) for i in range(len(SHAPES))]
+    alone = [latents(transformer, [entry])[0] for entry in jobs]
+    for order in ([0, 1, 2, 3], [3, 1], [2, 2, 0, 1], [1, 0]):
+        together = latents(transformer, [jobs[i] for i in order])
+        for position, i in enumerate(order):
+            assert torch.equal(together[position], alone[i]), f"image {i} differs in the company {order}"
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_company_does_not_change_a_bit(dtype: torch.dtype, threads: int) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        transformer = small_transformer(dtype=dtype)
-        jobs = [job(transformer, i) for i in range(len(SHAPES))]
-        alone = [latents(transformer, [entry])[0] for entry in jobs]
-        for order in ([0, 1, 2, 3], [3, 1], [2, 2, 0, 1], [1, 0]):
-            together = latents(transformer, [jobs[i] for i in order])
-            for position, i in enumerate(order):
-                assert torch.equal(together[position], alone[i]), f"image {i} differs in the company {order}"
+        check_company(small_transformer(dtype=dtype))
     finally:
         torch.set_num_threads(before)
+
+
+KINDS = [None, Fp8Linear, Fp8WeightLinear, Int8Linear, Int8WeightLinear, Int4Linear]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__ if kind else "float")
+def test_company_does_not_change_what_a_library_is_handed(kind: type[QuantizedLinear] | None, dtype: torch.dtype) -> None:
+    """The shapes of all products are those of images alone: no library can order an image's sums by its company."""
+    transformer = small_transformer(dtype=dtype)
+    if kind is not None:
+        quantise(transformer, kind)
+    jobs = [guided(transformer, 0, 2.0), *(job(transformer, i) for i in range(1, len(SHAPES)))]
+    found: list[Shapes] = []
+    for company in (jobs, *([entry] for entry in jobs)):
+        denoiser = Denoiser(transformer, company)
+        with Shapes() as shapes:
+            denoiser.step()
+        found.append(shapes)
+    together, *alone = found
+    assert sum(together.found.values()) > 20
+    assert together.found == sum((shapes.found for shapes in alone), Counter())
 
 
 def test_images_differ_by_their_noise_only() -> None:

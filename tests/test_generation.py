@@ -1,4 +1,4 @@
-"""What of a request needs no model, and so no turn."""
+"""What of a request needs no model, and so no turn; and that its images are made one by one."""
 
 import io
 import threading
@@ -11,6 +11,7 @@ import pytest
 import torch
 from picture_files import encoded, gradient
 from PIL import Image
+from recorded_shapes import Shapes
 
 from uso_engine import ResearchOptions, USOEngine
 from uso_engine.errors import ImageError, MissingFileError
@@ -155,3 +156,27 @@ def test_encoders_take_the_same_choice(engine: USOEngine) -> None:
     assert torch.equal(engine.encode_content(hidden, alpha="drop"), engine.encode_content(shown))
     assert not torch.equal(engine.encode_style(hidden).tokens, engine.encode_style(shown).tokens)
     assert not torch.equal(engine.encode_content(hidden), engine.encode_content(shown))
+
+
+def test_what_a_library_is_handed_for_an_image_does_not_depend_on_its_company() -> None:
+    """Denoising, decoding and the safety checker: the operations of two images are those of each, whatever the machine."""
+    pictures = [gradient(96, 64), gradient(80, 80)]
+    fields: dict[str, Any] = {
+        **SMALL,
+        "prompt": "a house",
+        "images": pictures,
+        "negative_prompt": "a cup",
+        "num_inference_steps": 2,
+    }
+    found = []
+    with USOEngine.from_config("uso-tiny", device="cpu", dtype=torch.float32) as engine:
+        engine.generate(**fields)  # The conditions are cached from here on.
+        for request in ({"seed": 20, "num_images": 2}, {"seed": 20}, {"seed": 21}):
+            with Shapes() as shapes:
+                engine.generate(**{**fields, **request})
+            found.append(shapes.found)
+    assert {"addmm", "convolution"} < {name for name, _ in found[0]}
+    # Of a request once, for all its images: pooled text, the steps' modulation, projections of 20 text and 40 content tokens.
+    once = found[1] + found[2] - found[0]
+    assert found[0] + once == found[1] + found[2]
+    assert {(name, shapes[1][0]) for name, shapes in once} == {("addmm", rows) for rows in (1, 2, 20, 40)}

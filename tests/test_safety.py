@@ -161,7 +161,7 @@ def prepare(images: Sequence[Image.Image], *, return_tensors: str) -> Mapping[st
 
 
 @pytest.mark.parametrize(
-    "answer", [torch.OutOfMemoryError("out of memory"), RuntimeError("no kernel"), torch.zeros(1, 2), torch.zeros(2, 3)]
+    "answer", [torch.OutOfMemoryError("out of memory"), RuntimeError("no kernel"), torch.zeros(2, 2), torch.zeros(1, 3)]
 )
 def test_a_checker_that_cannot_run_withholds_the_images(answer: Exception | torch.Tensor) -> None:
     checker = SafetyChecker(BrokenModel(answer), prepare)  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ import torch
 from random_models import SIGMAS, SMALL, drawn_conditions, drawn_sequence, small_transformer
 from torch import Tensor
 
+from benchmarks.step_benchmark import TimeProjection
 from uso_engine.model.modulation import sinusoidal_embedding
 from uso_engine.model.packing import PackedBatch
 from uso_engine.model.params import TransformerParams
@@ -40,6 +41,7 @@ def test_text_only_agrees_with_diffusers(guidance_embed: bool, size: tuple[int, 
         joint_attention_dim=32, pooled_projection_dim=24, guidance_embeds=guidance_embed, axes_dims_rope=(16, 24, 24),
     )  # fmt: skip
     theirs.load_state_dict(diffusers_state(transformer))
+    theirs.time_text_embed.time_proj = TimeProjection()
     width, height = size
     rows, columns = height // 16, width // 16
     conditions = drawn_conditions(params, seed=1, text=21)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .conditioning.cache import MIB, CacheLimits
 from .conditioning.content import Autoencoder
 from .conditioning.movable_part import MovablePart
 from .conditioning.style import StyleEncoder
@@ -18,7 +19,7 @@ from .download import missing_parts
 from .errors import BackendError, CheckpointError, MissingFileError
 from .memory_budget import MemoryBudget
 from .model.projector import StyleProjector
-from .pipeline import MIB, CacheLimits, Pipeline
+from .pipeline import Pipeline
 from .placement import place
 from .quantization.text_encoder import quantize_text_encoder
 from .transformer_loading import LoadProgress, load_transformer, resolve

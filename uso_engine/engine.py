@@ -22,6 +22,8 @@ from .imaging.pixels import to_pixels
 from .imaging.resize import resize_content
 from .memory_budget import find_budget
 from .pipeline import Pipeline
+from .placement import release_cached_memory
+from .process_state import clean_process_state
 from .progress import StepProgress
 from .provenance import log_warnings, result_of
 from .request import GenerationRequest
@@ -45,9 +47,7 @@ DTYPE_TIERS: dict[torch.dtype, Tier] = {torch.float32: "float32", torch.bfloat16
 
 
 class USOEngine:
-    """A loaded model. Thread-safe: one request runs at a time, others wait their turn.
-
-    Make one with `from_config`; close it, or use it in a ``with`` statement.
+    """A loaded model; thread-safe, one request at a time. Made with `from_config`; usable in a ``with`` statement.
 
     Args:
         config: what it was made from.
@@ -75,6 +75,7 @@ class USOEngine:
         self.request_type = request_type_of(config)
 
     @classmethod
+    @clean_process_state()
     def from_config(
         cls,
         config: str | Path | EngineConfig,
@@ -178,6 +179,7 @@ class USOEngine:
         watch = Stopwatch(self.device)
         pictures, size = generation.open_pictures(self.pipeline, checked, options, self._image_limits, watch)
 
+        @clean_process_state()
         def work() -> GenerationResult:
             pipeline = self.pipeline
             made = generation.run(pipeline, checked, options, pictures, size, seeds, watch, on_step=on_step)
@@ -265,9 +267,7 @@ class USOEngine:
         """Let go of weights and files; waits for a running request. A second call does nothing."""
         self._turn.take(self._let_go)
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-            if hasattr(torch.accelerator, "empty_host_cache"):  # Pinned memory, which older versions of torch keep.
-                torch.accelerator.empty_host_cache()
+            release_cached_memory()
 
     def __enter__(self) -> Self:
         return self

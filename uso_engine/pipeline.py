@@ -1,4 +1,7 @@
-"""From conditions to pictures: encode (cached), admit, denoise, decode. Knows nothing of requests, files or the network."""
+"""From conditions to pictures: encode (cached), admit, denoise, decode. Knows nothing of requests, files or the network.
+
+What it computes does not depend on autocast, default types and the like in the caller's process (`uso_engine.process_state`).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from torch import Tensor
 
 from uso_kernels.attention import BackendUnavailable
 
-from .conditioning.cache import ByteCache, CacheStatistics, tensor_bytes
+from .conditioning.cache import ByteCache, CacheLimits, CacheStatistics, tensor_bytes
 from .conditioning.content import Autoencoder
 from .conditioning.style import StyleEncoder, StyleTokens, scale_style
 from .conditioning.text import TextEmbedding, TextEncoders
@@ -19,6 +22,7 @@ from .errors import BackendError
 from .model.rope import PositionOffset
 from .model.transformer import Observer, Transformer
 from .placement import Placement
+from .process_state import clean_process_state
 from .quantization.loaded_quantized import LoadedQuantizedTransformer
 from .sampling.admission import Conditions, admit
 from .sampling.denoiser import Denoiser, ImageJob, OnStep
@@ -30,17 +34,7 @@ from .weights.low_rank import LoRASet
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MIB = 1 << 20
 Part = TypeVar("Part")
-
-
-@dataclass(frozen=True)
-class CacheLimits:
-    """Bounds of the three condition caches in bytes."""
-
-    prompt_bytes: int = 256 * MIB
-    style_bytes: int = 64 * MIB
-    content_bytes: int = 64 * MIB
 
 
 @dataclass(frozen=True)
@@ -140,6 +134,7 @@ class Pipeline:
         """The autoencoder; BackendError where this engine has none."""
         return _present(self._autoencoder, "autoencoder ([autoencoder])")
 
+    @clean_process_state()
     def encode_prompt(self, prompt: str) -> TextEmbedding:
         """Embed a prompt, or take it from the cache."""
 
@@ -149,6 +144,7 @@ class Pipeline:
 
         return self._prompts.get_or_compute(self.text.hash_prompt(prompt), encode)
 
+    @clean_process_state()
     def encode_style(self, image: Image | Tensor) -> StyleTokens:
         """Turn a style image (or its preprocessed pixels) into style tokens, or take them from the cache."""
 
@@ -158,6 +154,7 @@ class Pipeline:
 
         return self._styles.get_or_compute(self.style.hash_source(image), encode)
 
+    @clean_process_state()
     def encode_content(self, pixels: Tensor, *, sample_seed: int | None = None) -> Tensor:
         """Turn a content image's pixels [1, 3, h, w] into its latent [16, h / 8, w / 8], or take it from the cache."""
         key = self.autoencoder.hash_pixels(pixels, sample_seed)
@@ -183,6 +180,7 @@ class Pipeline:
         tokens = tuple(scale_style(entry.tokens, style_scale) for entry in style)
         return Conditions(text.tokens, text.pooled, tokens, tuple(content))
 
+    @clean_process_state()
     def denoise(
         self,
         conditions: Conditions,
@@ -248,10 +246,12 @@ class Pipeline:
         jobs = [ImageJob(sequences[0], start, tuple(sigmas), against, settings.true_cfg_scale) for start in starts]
         return Denoiser(self.transformer, jobs, reference_numerics=settings.reference_numerics)
 
+    @clean_process_state()
     def decode(self, latents: Tensor) -> Tensor:
         """Turn latents [n, 16, h / 8, w / 8] into pixels [n, 3, h, w] around -1..1."""
         return self.autoencoder.decode(latents)
 
+    @clean_process_state()
     def set_loras(self, loras: LoRASet, *, keep_configured: bool = True) -> None:
         """Merge other LoRAs into the transformer, wherever its weights are."""
         try:

@@ -177,3 +177,10 @@ def _component_sizes(part: MovablePart) -> ComponentSizes:
 
     weights, layers = size(part.modules), [size([layer]) for layer in part.layers]
     return ComponentSizes(part.name, weights, weights - sum(layers), max(layers, default=0), part.working_bytes)
+
+
+def release_cached_memory() -> None:
+    """Give back what PyTorch's allocators keep of freed memory, the GPU's and the host's pinned."""
+    torch.cuda.empty_cache()
+    if hasattr(torch.accelerator, "empty_host_cache"):  # Older versions of torch keep pinned memory.
+        torch.accelerator.empty_host_cache()

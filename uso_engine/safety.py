@@ -17,6 +17,7 @@ from PIL import Image
 from uso_engine.conditioning.movable_part import MovablePart, attention_working_bytes
 from uso_engine.conditioning.pretrained import load_pretrained, require_files
 from uso_engine.errors import CheckpointError, SafetyError
+from uso_engine.process_state import clean_process_state
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _WHAT = "safety checker"
-_BATCH = 8
 _BLACK = (0, 0, 0)
 
 
@@ -109,9 +109,9 @@ class SafetyChecker:
             SafetyError: the classifier could not run, or its answer is not a number.
         """
         found: list[float] = []
-        for start in range(0, len(images), _BATCH):
+        for image in images:  # One by one: an image's verdict does not depend on its company.
             try:
-                found += self._scores_of(images[start : start + _BATCH])
+                found.append(self._score_of(image))
             except Exception as error:  # whatever it was, these images have not been checked
                 raise SafetyError(f"the safety checker could not run, so its images are withheld: {error}") from error
         if any(score != score for score in found):
@@ -136,21 +136,19 @@ class SafetyChecker:
         shown = [Image.new("RGB", image.size, _BLACK) if bad else image for image, bad in zip(images, flagged, strict=True)]
         return shown, flagged
 
-    @torch.inference_mode()
-    def _scores_of(self, images: Sequence[Image.Image]) -> list[float]:
-        inputs = self._processor(list(images), return_tensors="pt")
+    @clean_process_state()
+    @torch.no_grad()
+    def _score_of(self, image: Image.Image) -> float:
+        inputs = self._processor([image], return_tensors="pt")
         with self.part.running():
             logits = self._model(pixel_values=inputs["pixel_values"].to(self._model.device, self._model.dtype)).logits
-        if logits.shape != (len(images), self._model.config.num_labels):
-            raise ValueError(
-                f"expected {len(images)} answers of {self._model.config.num_labels} labels, got {list(logits.shape)}"
-            )
-        scores: list[float] = logits.float().softmax(-1)[:, self._label].tolist()
-        return scores
+        if logits.shape != (1, self._model.config.num_labels):
+            raise ValueError(f"expected an answer of {self._model.config.num_labels} labels, got {list(logits.shape)}")
+        return float(logits.float().softmax(-1)[0, self._label])
 
 
 def _working_bytes(config: PreTrainedConfig) -> int:
-    """Activations of a batch in float32; ViT-B/16's sizes stand for those that a classifier of another build does not name."""
+    """Activations of one image in float32; ViT-B/16's sizes stand for those that another classifier does not name."""
 
     def size(name: str, otherwise: int) -> int:
         found = getattr(config, name, None)
@@ -161,7 +159,7 @@ def _working_bytes(config: PreTrainedConfig) -> int:
         size(name, otherwise)
         for name, otherwise in (("num_attention_heads", 12), ("hidden_size", 768), ("intermediate_size", 3072))
     )
-    return _BATCH * attention_working_bytes(tokens, heads, width, inner, torch.float32.itemsize)
+    return attention_working_bytes(tokens, heads, width, inner, torch.float32.itemsize)
 
 
 def _label_index(labels: Mapping[int, str], wanted: str) -> int:

@@ -13,6 +13,7 @@ from uso_kernels.attention import available_backends
 from .config import EMBEDDED_PREFIX, EngineConfig, Tier
 from .errors import BackendError, ConfigError, MissingFileError
 from .model.transformer import Transformer
+from .process_state import clean_process_state
 from .quantization.checkpoint import Description, RecordedFile, load_quantized, open_originals, save_quantized
 from .quantization.layer_kinds import Kind, QuantizedTier, check_tier, layer_kinds
 from .quantization.loaded_quantized import LoadedQuantizedTransformer
@@ -86,6 +87,7 @@ def load_transformer(
     return loaded
 
 
+@clean_process_state()
 def save_quantized_transformer(
     config: EngineConfig, tier: QuantizedTier, path: Path, *, progress: LoadProgress | None = None
 ) -> None:

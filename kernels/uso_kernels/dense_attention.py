@@ -7,6 +7,7 @@ On Hopper and Blackwell its cuDNN backend comes first: torch prefers FlashAttent
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -28,6 +29,27 @@ _CUDNN_FIRST = [
 def dense_attention_missing(device: torch.device) -> str | None:
     """Why this cannot run on a device, or None: it runs everywhere."""
     return None
+
+
+@lru_cache
+def dense_runs_on_amx() -> bool:
+    """Whether bfloat16 products inside dense attention run on this CPU's AMX tiles."""
+    return _cpu_has_amx() and not _is_limited_below_amx()
+
+
+def dense_attention_refuses(dtype: torch.dtype) -> str | None:
+    """Why this cannot run on the CPU in a dtype, or None."""
+    if dtype == torch.bfloat16 and _cpu_has_amx() and _is_limited_below_amx():
+        return "PyTorch's bfloat16 attention needs AVX-512 on a CPU with AMX, which ATEN_CPU_CAPABILITY switches off"
+    return None
+
+
+def _cpu_has_amx() -> bool:
+    return torch.cpu._is_amx_tile_supported()
+
+
+def _is_limited_below_amx() -> bool:
+    return torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
 
 
 def _preference(q: Tensor) -> AbstractContextManager[object]:

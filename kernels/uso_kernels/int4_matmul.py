@@ -16,6 +16,7 @@ from torch import Tensor
 from .launch import Config, Generation, Launch, generation_of, jit, tl
 from .linear import linear
 from .operands import result_like
+from .ragged import Ragged
 from .scratch import Scratch, new_memory
 
 
@@ -167,6 +168,7 @@ def int4_matmul(
     shift: Tensor,
     bias: Tensor | None = None,
     *,
+    sequences: Ragged | None = None,
     out: Tensor | None = None,
     scratch: Scratch = new_memory,
 ) -> Tensor:
@@ -178,6 +180,7 @@ def int4_matmul(
         scale: see `int4_dequantize`.
         shift: see `int4_dequantize`.
         bias: [N] in x's dtype, or None.
+        sequences: where the sequences of a packed x lie, each of which is a product of its own (see `uso_kernels.linear`).
         out: [M, N], where the result goes; x is then [M, K].
         scratch: lends the memory of the dequantised weight.
 
@@ -190,4 +193,4 @@ def int4_matmul(
     if x.shape[-1] != 2 * packed.shape[-1]:
         raise ValueError(f"x has {x.shape[-1]} columns, the weight {2 * packed.shape[-1]}")
     weight = scratch("weight", (packed.shape[0], 2 * packed.shape[1]), x)
-    return linear(x, int4_dequantize(packed, scale, shift, dtype=x.dtype, out=weight), bias, out=out)
+    return linear(x, int4_dequantize(packed, scale, shift, dtype=x.dtype, out=weight), bias, sequences=sequences, out=out)

@@ -1,14 +1,15 @@
 """Where each sequence lies in a packed tensor.
 
 Packed tensors are ``[T, ...]``: sequences laid end to end, each starting on a multiple of ``TILE_ROWS`` rows, so that a tile of
-rows never spans two sequences and a matrix product's row does not change its bits with what lies beside it. The rows between a
-sequence's true length and the next start are padding: computed, finite, and read by nobody.
+rows never spans two sequences. The rows between a sequence's true length and the next start are padding: computed, finite, and
+read by nobody.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, pairwise
 
 import torch
@@ -104,6 +105,11 @@ class Ragged:
     def has_padding(self) -> bool:
         """Whether any row belongs to no token."""
         return sum(self.lengths) != self.rows
+
+    @cached_property
+    def row_slices(self) -> tuple[slice, ...]:
+        """The rows of each sequence, with its padding."""
+        return tuple(slice(start, end) for start, end in pairwise((*self.starts, self.rows)))
 
     def end(self, index: int) -> int:
         """The row after one sequence's last padding row."""

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import ScalingType
 
+from .linear import rows_of
 from .operands import result_like
 from .quantize_rows import SCALE_ROWS, new_row_scales
+from .ragged import Ragged
 
 ALIGNMENT = 16
 """Tensor cores take 8-bit operands whose K and N are multiples of this."""
@@ -112,6 +114,7 @@ def scaled_matmul(
     bias: Tensor | None = None,
     *,
     dtype: torch.dtype = torch.bfloat16,
+    sequences: Ragged | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """Multiply activations by a weight, both `torch.float8_e4m3fn` with a scale per row.
@@ -123,6 +126,7 @@ def scaled_matmul(
         weight_scale: float32 [N].
         bias: [N] or None; on a GPU in `dtype`.
         dtype: of the result; on a GPU bfloat16 only.
+        sequences: where the sequences of a packed x lie, each of which is a product of its own (see `uso_kernels.linear`).
         out: [M, N], where the result goes.
 
     Returns:
@@ -135,5 +139,6 @@ def scaled_matmul(
     if x.is_cuda and dtype != torch.bfloat16:
         raise ValueError(f"row-wise fp8 products give bfloat16 on a GPU, got {dtype}")
     y = result_like(x, out, (x.shape[0], weight.shape[0]), dtype)
-    scaled_matmul_op(x, x_scale, weight, weight_scale, bias, y)
+    for rows in rows_of(sequences, x.shape[0]):
+        scaled_matmul_op(x[rows], x_scale[rows], weight, weight_scale, bias, y[rows])
     return y

@@ -15,7 +15,17 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+MIB = 1 << 20
 V = TypeVar("V")
+
+
+@dataclass(frozen=True)
+class CacheLimits:
+    """Bounds of the three condition caches in bytes."""
+
+    prompt_bytes: int = 256 * MIB
+    style_bytes: int = 64 * MIB
+    content_bytes: int = 64 * MIB
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from uso_kernels.gated_residual import (
 from uso_kernels.gelu_concat import gelu_concat, gelu_concat_quantized
 from uso_kernels.layer_norm_modulate import layer_norm_modulate, layer_norm_modulate_quantized
 from uso_kernels.quantize_rows import lend_quantized
+from uso_kernels.ragged import Ragged
 from uso_kernels.scratch import Scratch
 
 from .workspace import Workspace
@@ -58,7 +59,7 @@ class Matrix(Protocol):
     def dtype(self) -> torch.dtype:
         """Of the results."""
 
-    def __call__(self, x: Activation, outputs: slice, *, out: Tensor, scratch: Scratch) -> Tensor:
+    def __call__(self, x: Activation, outputs: slice, *, sequences: Ragged, out: Tensor, scratch: Scratch) -> Tensor:
         """Apply the selected columns of the layer."""
 
 
@@ -67,12 +68,15 @@ def input_dtype(layer: nn.Module) -> torch.dtype | None:
     return getattr(layer, "quantized_input", None)
 
 
-def multiply(layer: nn.Module, x: Activation, workspace: Workspace, name: str, outputs: slice = slice(None)) -> Tensor:
-    """Apply a matrix; the result goes to the memory `name`.
+def multiply(
+    layer: nn.Module, x: Activation, sequences: Ragged, workspace: Workspace, name: str, outputs: slice = slice(None)
+) -> Tensor:
+    """Apply a matrix to every sequence by itself; the result goes to the memory `name`.
 
     Args:
         layer: a `Matrix`.
         x: [T, in_features].
+        sequences: where the sequences lie in x.
         workspace: whose memory.
         name: of the memory.
         outputs: which output columns to compute.
@@ -84,7 +88,7 @@ def multiply(layer: nn.Module, x: Activation, workspace: Workspace, name: str, o
     rows, dtype = (x, x.dtype) if isinstance(x, Tensor) else (x.values, matrix.dtype)
     columns = len(range(*outputs.indices(matrix.out_features)))
     out = workspace.take(name, (rows.shape[0], columns), rows, dtype)
-    return matrix(x, outputs, out=out, scratch=workspace.take)
+    return matrix(x, outputs, sequences=sequences, out=out, scratch=workspace.take)
 
 
 def norm(x: Tensor, following: Norm, tiles: Tensor, workspace: Workspace, name: str) -> Stream:

@@ -112,12 +112,15 @@ class DoubleBlock(nn.Module):
         """
         batch = run.batch
         q, k, v = _joint_buffers(run, image.x, self.heads, self.head_dim)
-        for stream, layer, place in ((text, self.txt_attn, batch.text_place), (image, self.img_attn, batch.image_place)):
+        for stream, layer, layout, place in (
+            (text, self.txt_attn, batch.text, batch.text_place),
+            (image, self.img_attn, batch.image, batch.image_place),
+        ):
             scales = layer.norm.query_norm.scale, layer.norm.key_norm.scale
             targets = (x[place.span] for x in (batch.cos, batch.sin, q, k, v))
             cos, sin, stream_q, stream_k, stream_v = targets
             assert stream.normed is not None
-            qkv = multiply(layer.qkv, stream.normed, run.workspace, WIDE)
+            qkv = multiply(layer.qkv, stream.normed, layout, run.workspace, WIDE)
             qk_norm_rope(qkv, *scales, cos, sin, place.rows, stream_q, stream_k, stream_v)
         out = run.workspace.take("attended", q.shape, q)
         attended = _attend(q, k, v, run, batch.joint, out)
@@ -145,14 +148,16 @@ class DoubleBlock(nn.Module):
         """Output projection, MLP and the two gated additions of one stream; modulation is its [S, 6, C]."""
         is_image = name == "image"
         proj, mlp = (self.img_attn.proj, self.img_mlp) if is_image else (self.txt_attn.proj, self.txt_mlp)
-        tiles = (run.batch.image if is_image else run.batch.text).tile_sequence
+        layout = run.batch.image if is_image else run.batch.text
+        tiles = layout.tile_sequence
         _, _, attention_gate, mlp_shift, mlp_scale, mlp_gate = modulation.unbind(1)
         middle = Norm(mlp_shift, mlp_scale, input_dtype(mlp["0"]))
-        y = multiply(proj, attended, run.workspace, NARROW)
+        y = multiply(proj, attended, layout, run.workspace, NARROW)
         x, normed = add_and_norm(x, y, attention_gate, tiles, middle, run.workspace, name)
         assert normed is not None
-        hidden = multiply(mlp["0"], normed, run.workspace, WIDE)
-        y = multiply(mlp["2"], activate(None, hidden, mlp["2"], run.workspace, hidden), run.workspace, NARROW)
+        hidden = multiply(mlp["0"], normed, layout, run.workspace, WIDE)
+        activated = activate(None, hidden, mlp["2"], run.workspace, hidden)
+        y = multiply(mlp["2"], activated, layout, run.workspace, NARROW)
         return add_and_norm(x, y, mlp_gate, tiles, following, run.workspace, name)
 
 
@@ -190,7 +195,7 @@ class SingleBlock(nn.Module):
             The stream after the block.
         """
         assert stream.normed is not None
-        projected = multiply(self.linear1, stream.normed, run.workspace, WIDE)
+        projected = multiply(self.linear1, stream.normed, run.batch.joint, run.workspace, WIDE)
         q, k, v = self._queries_keys_values(projected[:, : 3 * self.width], run)
         y = self._output(q, k, v, projected[:, 3 * self.width :], run, run.batch.joint)
         return add_and_norm(stream.x, y, modulation[:, 2], run.batch.joint.tile_sequence, following, run.workspace, "joint")
@@ -204,10 +209,10 @@ class SingleBlock(nn.Module):
         rows, layout, workspace = run.batch.output_joint_rows, run.batch.output, run.workspace
         assert isinstance(stream.normed, Tensor)
         q, k, v = self._queries_keys_values(
-            multiply(self.linear1, stream.normed, workspace, WIDE, slice(0, 3 * self.width)), run
+            multiply(self.linear1, stream.normed, run.batch.joint, workspace, WIDE, slice(0, 3 * self.width)), run
         )
         normed = select_rows(stream.normed, rows, workspace, NARROW)
-        hidden = multiply(self.linear1, normed, workspace, WIDE, slice(3 * self.width, None))
+        hidden = multiply(self.linear1, normed, layout, workspace, WIDE, slice(3 * self.width, None))
         y = self._output(select_rows(q, rows, workspace, NARROW), k, v, hidden, run, layout)
         # The double blocks' image stream is no longer needed, and has at least as many rows.
         x = select_rows(stream.x, rows, workspace, "image.x")
@@ -227,7 +232,8 @@ class SingleBlock(nn.Module):
         else:
             operand, out = None, run.workspace.take("attended", q.shape, q)
         attended = _attend(q, k, v, run, queries, out)
-        return multiply(self.linear2, activate(attended, hidden, self.linear2, run.workspace, operand), run.workspace, NARROW)
+        activated = activate(attended, hidden, self.linear2, run.workspace, operand)
+        return multiply(self.linear2, activated, queries, run.workspace, NARROW)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, run: Run, queries: Ragged, out: Tensor) -> Tensor:

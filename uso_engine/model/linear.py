@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from uso_kernels.linear import linear
+from uso_kernels.ragged import Ragged
 from uso_kernels.scratch import Scratch, new_memory
 
 
@@ -42,17 +43,26 @@ class Linear(nn.Module):
         return self.weight.dtype
 
     def forward(
-        self, x: Tensor, outputs: slice = slice(None), *, out: Tensor | None = None, scratch: Scratch = new_memory
+        self,
+        x: Tensor,
+        outputs: slice = slice(None),
+        *,
+        sequences: Ragged | None = None,
+        out: Tensor | None = None,
+        scratch: Scratch = new_memory,
     ) -> Tensor:
         """Apply the layer.
 
         Args:
             x: [..., in_features], the weight's dtype.
             outputs: which output columns to compute; all by default.
+            sequences: where the sequences of a packed x lie: each is then a product of its own, so that its bits do not change
+                with its company (see `uso_kernels.linear`). None where x is no packed batch.
             out: [M, selected out_features], where the result goes, but under autograd; x is then [M, in_features].
             scratch: lends memory to the quantised layers that need some; this one needs none.
 
         Returns:
             [..., selected out_features].
         """
-        return linear(x, self.weight[outputs], None if self.bias is None else self.bias[outputs], out=out)
+        bias = None if self.bias is None else self.bias[outputs]
+        return linear(x, self.weight[outputs], bias, sequences=sequences, out=out)

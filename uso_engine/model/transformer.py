@@ -148,7 +148,7 @@ class Transformer(nn.Module):
         double, single, final = self._split_modulation(modulation)
         text_norm, image_norm = doubles[0].first_norms(double[0])
         text = norm(batch.text_tokens, text_norm, batch.text.tile_sequence, workspace, "text")
-        image_x = batch.image_stream(multiply(self.img_in, latents, workspace, NARROW), workspace)
+        image_x = batch.image_stream(multiply(self.img_in, latents, batch.output, workspace, NARROW), workspace)
         image = norm(image_x, image_norm, batch.image.tile_sequence, workspace, "image")
         for i, block in enumerate(doubles):
             following = doubles[i + 1].first_norms(double[i + 1]) if i + 1 < len(doubles) else None
@@ -167,7 +167,7 @@ class Transformer(nn.Module):
         last_norm = Norm(final[:, 0], final[:, 1], input_dtype(self.final_layer.linear))
         output = singles[-1].forward_output_rows(joint, single[-1], run, last_norm)
         assert output.normed is not None
-        velocity = multiply(self.final_layer.linear, output.normed, workspace, "velocity")
+        velocity = multiply(self.final_layer.linear, output.normed, batch.output, workspace, "velocity")
         if observer is not None:
             observer(f"single.{len(singles) - 1}", output.x, batch.output)
             observer("velocity", velocity, batch.output)

@@ -8,6 +8,7 @@ from torch import Tensor
 from uso_engine.model.activation import QuantizedRows
 from uso_kernels.linear import linear
 from uso_kernels.quantize_rows import quantize_rows
+from uso_kernels.ragged import Ragged
 from uso_kernels.scaled_matmul import scaled_matmul
 from uso_kernels.scratch import Scratch, new_memory
 
@@ -46,11 +47,13 @@ class Fp8Linear(QuantizedLinear):
         x: Tensor | QuantizedRows,
         outputs: slice = slice(None),
         *,
+        sequences: Ragged | None = None,
         out: Tensor | None = None,
         scratch: Scratch = new_memory,
     ) -> Tensor:
         rows, dtype = self._rows(x, FP8, scratch)
-        y = scaled_matmul(*rows, self.values[outputs], self.scale[outputs], self._bias(outputs), dtype=dtype, out=out)
+        values, scale, bias = self.values[outputs], self.scale[outputs], self._bias(outputs)
+        y = scaled_matmul(*rows, values, scale, bias, dtype=dtype, sequences=sequences, out=out)
         return y.view(*x.shape[:-1], -1) if isinstance(x, Tensor) else y
 
 
@@ -64,6 +67,7 @@ class Fp8WeightLinear(Fp8Linear):
         x: Tensor | QuantizedRows,
         outputs: slice = slice(None),
         *,
+        sequences: Ragged | None = None,
         out: Tensor | None = None,
         scratch: Scratch = new_memory,
     ) -> Tensor:
@@ -72,4 +76,4 @@ class Fp8WeightLinear(Fp8Linear):
         values, scale = self.values[outputs], self.scale[outputs]
         weight = scratch("weight", values.shape, x).copy_(values)
         weight.mul_(scratch("weight_scale", scale.shape, x).copy_(scale)[:, None])
-        return linear(x, weight, self._bias(outputs), out=out)
+        return linear(x, weight, self._bias(outputs), sequences=sequences, out=out)

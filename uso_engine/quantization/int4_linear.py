@@ -7,6 +7,7 @@ from torch import Tensor
 
 from uso_engine.model.activation import QuantizedRows
 from uso_kernels.int4_matmul import int4_dequantize, int4_matmul, pack_int4
+from uso_kernels.ragged import Ragged
 from uso_kernels.scratch import Scratch, new_memory
 
 from . import quanto_values
@@ -57,10 +58,11 @@ class Int4Linear(QuantizedLinear):
         x: Tensor | QuantizedRows,
         outputs: slice = slice(None),
         *,
+        sequences: Ragged | None = None,
         out: Tensor | None = None,
         scratch: Scratch = new_memory,
     ) -> Tensor:
         if not isinstance(x, Tensor):
             raise TypeError("a weight-only layer takes activations as floats")
         weight = self.packed[outputs], self.scale[outputs], self.shift[outputs]
-        return int4_matmul(x, *weight, self._bias(outputs), out=out, scratch=scratch)
+        return int4_matmul(x, *weight, self._bias(outputs), sequences=sequences, out=out, scratch=scratch)

@@ -8,6 +8,7 @@ from torch import Tensor
 from uso_engine.model.activation import QuantizedRows
 from uso_kernels.int8_matmul import int8_matmul
 from uso_kernels.linear import linear
+from uso_kernels.ragged import Ragged
 from uso_kernels.scratch import Scratch, new_memory
 
 from . import quanto_values
@@ -41,9 +42,11 @@ class Int8Linear(QuantizedLinear):
         x: Tensor | QuantizedRows,
         outputs: slice = slice(None),
         *,
+        sequences: Ragged | None = None,
         out: Tensor | None = None,
         scratch: Scratch = new_memory,
     ) -> Tensor:
+        # Sums of integers are exact: no row depends on the rows beside it, so all sequences are one product.
         rows, dtype = self._rows(x, torch.int8, scratch)
         y = int8_matmul(*rows, self.values[outputs], self.scale[outputs], self._bias(outputs), dtype=dtype, out=out)
         return y.view(*x.shape[:-1], -1) if isinstance(x, Tensor) else y
@@ -63,6 +66,7 @@ class Int8WeightLinear(Int8Linear):
         x: Tensor | QuantizedRows,
         outputs: slice = slice(None),
         *,
+        sequences: Ragged | None = None,
         out: Tensor | None = None,
         scratch: Scratch = new_memory,
     ) -> Tensor:
@@ -72,4 +76,4 @@ class Int8WeightLinear(Int8Linear):
         weight = scratch("weight", values.shape, x)
         # One pass: the product is formed in float32 and rounded once when it is written.
         torch.mul(values, self.scale[outputs, None], out=weight)
-        return linear(x, weight, self._bias(outputs), out=out)
+        return linear(x, weight, self._bias(outputs), sequences=sequences, out=out)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from uso_engine.model.activation import QuantizedRows
 from uso_kernels.quantize_rows import lend_quantized, quantize_rows
+from uso_kernels.ragged import Ragged
 from uso_kernels.scratch import Scratch, new_memory
 
 
@@ -79,6 +80,7 @@ class QuantizedLinear(nn.Module, abc.ABC):
         x: Tensor | QuantizedRows,
         outputs: slice = slice(None),
         *,
+        sequences: Ragged | None = None,
         out: Tensor | None = None,
         scratch: Scratch = new_memory,
     ) -> Tensor:

@@ -20,6 +20,7 @@ from uso_engine.config import Tier
 from uso_engine.imaging.resize import keep_size, resize_content
 from uso_engine.model.rope import content_positions, grid_positions
 from uso_engine.pipeline import DenoiseSettings, Pipeline
+from uso_engine.process_state import clean_process_state
 from uso_engine.sampling.admission import Conditions
 from uso_engine.sampling.denoiser import Step
 from uso_engine.sampling.latents import draw_noise, token_grid
@@ -62,10 +63,12 @@ def verify(folder: Path, options: VerifyOptions) -> Iterator[Check]:
     """
     cases, tables = read_cases(folder)
     for case in cases:
-        if isinstance(case.settings, AutoencoderSettings):
-            yield from _check_autoencoder(case, case.settings, options)
-        else:
-            yield from _check_transformer(case, case.settings, options)
+        with clean_process_state():
+            if isinstance(case.settings, AutoencoderSettings):
+                checks = list(_check_autoencoder(case, case.settings, options))
+            else:
+                checks = list(_check_transformer(case, case.settings, options))
+        yield from checks
     if tables is not None:
         yield from _check_tables(tables)
 
