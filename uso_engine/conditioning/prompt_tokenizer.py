@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from uso_engine.conditioning.pretrained import require_files
+from uso_engine.conditioning.model_folder import require_files
 from uso_engine.errors import CheckpointError
+from uso_engine.weights.key_report import short_reason
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer, T5Tokenizer
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 _T5_FILES = (["tokenizer.json"], ["spiece.model"])
 _CLIP_FILES = (["tokenizer.json"], ["vocab.json", "merges.txt"])
 _PROBE = "a small house by the sea, with a tree"
-_LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, ImportError)
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,8 @@ def load_t5_tokenizer(folder: Path) -> T5Tokenizer:
     try:
         # From the folder: T5Tokenizer(vocab_file=…) would give a vocabulary of nothing but special tokens.
         return T5Tokenizer.from_pretrained(folder, local_files_only=True)
-    except _LOADING_ERRORS as error:
-        raise CheckpointError(f"T5 tokenizer in {folder} cannot be loaded: {error}") from error
+    except Exception as error:  # of any type: the tokenizers library lets through whatever a foreign file makes it raise
+        raise CheckpointError(f"T5 tokenizer in {folder} cannot be loaded: {short_reason(error)}") from error
 
 
 def load_clip_tokenizer(folder: Path) -> CLIPTokenizer:
@@ -137,5 +137,5 @@ def load_clip_tokenizer(folder: Path) -> CLIPTokenizer:
     require_files(folder, "CLIP tokenizer", _CLIP_FILES)
     try:
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except _LOADING_ERRORS as error:
-        raise CheckpointError(f"CLIP tokenizer in {folder} cannot be loaded: {error}") from error
+    except Exception as error:  # of any type: the tokenizers library lets through whatever a foreign file makes it raise
+        raise CheckpointError(f"CLIP tokenizer in {folder} cannot be loaded: {short_reason(error)}") from error
