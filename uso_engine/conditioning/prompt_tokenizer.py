@@ -16,8 +16,8 @@ from uso_engine.weights.key_report import short_reason
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer, T5Tokenizer
 
-_T5_FILES = (["tokenizer.json"], ["spiece.model"])
-_CLIP_FILES = (["tokenizer.json"], ["vocab.json", "merges.txt"])
+T5_FILES = (["tokenizer.json"], ["spiece.model"])
+CLIP_FILES = (["tokenizer.json"], ["vocab.json", "merges.txt"])
 _PROBE = "a small house by the sea, with a tree"
 
 
@@ -117,7 +117,7 @@ def load_t5_tokenizer(folder: Path) -> T5Tokenizer:
     """
     from transformers import T5Tokenizer
 
-    require_files(folder, "T5 tokenizer", _T5_FILES)
+    require_files(folder, "T5 tokenizer", T5_FILES)
     try:
         # From the folder: T5Tokenizer(vocab_file=…) would give a vocabulary of nothing but special tokens.
         return T5Tokenizer.from_pretrained(folder, local_files_only=True)
@@ -134,7 +134,7 @@ def load_clip_tokenizer(folder: Path) -> CLIPTokenizer:
     """
     from transformers import CLIPTokenizer
 
-    require_files(folder, "CLIP tokenizer", _CLIP_FILES)
+    require_files(folder, "CLIP tokenizer", CLIP_FILES)
     try:
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # of any type: the tokenizers library lets through whatever a foreign file makes it raise

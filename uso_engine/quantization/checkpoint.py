@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,14 +14,15 @@ from torch import Tensor
 from uso_engine.errors import CheckpointError, MissingFileError
 from uso_engine.model.params import TransformerParams
 from uso_engine.model.transformer import Transformer
-from uso_engine.weights.key_report import bulleted, compare_shapes, summarise_keys
+from uso_engine.weights.key_report import bulleted, compare_shapes, short_reason, summarise_keys
 from uso_engine.weights.loading import Progress
 from uso_engine.weights.lora import read_lora
 from uso_engine.weights.low_rank import LoRASet
+from uso_engine.weights.model_sizes import read_sizes
 from uso_engine.weights.tensor_source import TensorSource
 from uso_engine.weights.transformer_checkpoint import open_transformer_checkpoint
 
-from .layer_kinds import CLASSES, Kind, QuantizedTier, quantized_transformer
+from .layer_kinds import CLASSES, RULES, Kind, QuantizedTier, quantized_transformer
 from .quantize import put, quantized_tensors
 from .quantized_file import Document, QuantizedFile, write_quantized_file
 from .quantized_linear import TensorLayout
@@ -112,17 +113,23 @@ class Description:
             raise CheckpointError(
                 f"{path}: version {document.get('version')!r} of the quantised format, this engine reads {FORMAT_VERSION}"
             )
+        try:
+            return cls._understood(document)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{path}: its description cannot be understood: {short_reason(error)}") from error
+
+    @classmethod
+    def _understood(cls, document: Mapping[str, Any]) -> Description:
         unknown = sorted(set(document["kinds"].values()) - {"float", *CLASSES})
         if unknown:
-            raise CheckpointError(f"{path}: holds layers of kinds that this engine does not know: {', '.join(unknown)}")
-        sizes: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in document["params"].items()
-        }
+            raise ValueError(f"layers of kinds that this engine does not know: {summarise_keys(unknown)}")
+        if document["tier"] not in RULES or not isinstance(getattr(torch, document["dtype"]), torch.dtype):
+            raise ValueError(f"tier {document['tier']} in {document['dtype']} is not known")
         return cls(
             tier=document["tier"],
-            params=TransformerParams(**sizes),
+            params=read_sizes(TransformerParams, document["params"]),
             kinds=document["kinds"],
-            dtype=cast(torch.dtype, getattr(torch, document["dtype"])),
+            dtype=getattr(torch, document["dtype"]),
             source=RecordedFile(**document["source"]),
             loras=tuple(RecordedFile(**entry) for entry in document["loras"]),
         )
