@@ -63,7 +63,9 @@ def toml(table: str, key: str, value: str) -> str:
     tables: dict[str, dict[str, str]] = {"transformer": {"checkpoint": '"a"'}}
     needed = {"projector": ["projector", "vision"], "t5": ["t5", "clip"], "clip": ["t5", "clip"]}
     for name in needed.get(table.split(".params")[0], [table.removesuffix(".params")]):
-        tables.setdefault(name, {}).update({entry: "77" if entry == "max_length" else '"x"' for entry in REQUIRED.get(name, [])})
+        tables.setdefault(name, {}).update(
+            {entry: "77" if entry == "max_length" else '"x"' for entry in REQUIRED.get(name, [])}
+        )
     tables.setdefault(table, {})[key] = value
     lines = [f"{name} = {entry}" for name, entry in tables.pop("", {}).items()]
     for name, entries in tables.items():
@@ -83,9 +85,7 @@ def refusal(path: Path, text: str) -> str:
 
 
 @pytest.mark.parametrize(("table", "key", "good", "low", "high"), NUMBERS, ids=lambda value: str(value))
-def test_every_number_has_a_type_and_bounds(
-    table: str, key: str, good: float, low: float, high: float, tmp_path: Path
-) -> None:
+def test_every_number_has_a_type_and_bounds(table: str, key: str, good: float, low: float, high: float, tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text(toml(table, key, str(good)), encoding="utf-8")
     load_config(path)

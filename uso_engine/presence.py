@@ -33,9 +33,10 @@ def require_parts(config: EngineConfig) -> None:
     for part in parts(config):
         try:
             path = resolve(part.text, part.what, config)
-        except MissingFileError:
+        except MissingFileError as error:
             if part.what != "LoRA" or needs_loras:
-                missing.append(_absent(part, config))
+                is_on_hub = part.hub_id is not None and error.__cause__ is None
+                missing.append(f"{part.what}: {part.text}" if is_on_hub else str(error))
             continue
         if part.what == "transformer checkpoint":
             needs_loras = not is_quantized_file(path)
@@ -47,11 +48,6 @@ def require_parts(config: EngineConfig) -> None:
             "for anything else, correct the path in the configuration"
         )
         raise MissingFileError(bulleted(f"{config.name}: not on this machine; {how}", missing))
-
-
-def _absent(part: Part, config: EngineConfig) -> str:
-    place = "" if part.hub_id is not None else f" (from {config.base_folder or Path.cwd()})"
-    return f"{part.what}: {part.text}{place}"
 
 
 def _lacking(part: Part, path: Path, config: EngineConfig) -> list[str]:

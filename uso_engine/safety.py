@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from PIL import Image
 
+from uso_engine.conditioning.image_processor import ImageProcessor, check_processor
 from uso_engine.conditioning.model_folder import require_files
 from uso_engine.conditioning.movable_part import MovablePart, attention_working_bytes
 from uso_engine.conditioning.pretrained import load_pretrained
@@ -28,13 +29,6 @@ logger = logging.getLogger(__name__)
 _WHAT = "safety checker"
 _BATCH = 8
 _BLACK = (0, 0, 0)
-
-
-class ImageProcessor(Protocol):
-    """Turns images into the model's input."""
-
-    def __call__(self, images: Sequence[Image.Image], *, return_tensors: str) -> Mapping[str, torch.Tensor]:
-        """Resize and normalise."""
 
 
 class SafetyChecker:
@@ -93,6 +87,7 @@ class SafetyChecker:
             )
         except Exception as error:  # of any type: transformers reads foreign files and lets through what that raises
             raise CheckpointError(f"{_WHAT} in {folder} cannot be loaded: {short_reason(error)}") from error
+        check_processor(processor, folder, f"{_WHAT}'s image processor")
         if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
             raise CheckpointError(f"{_WHAT} in {folder}: a model of type {config.model_type!r} is no image classifier")
         choices = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]

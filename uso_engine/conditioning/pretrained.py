@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     M = TypeVar("M", bound=PreTrainedModel)
 
 _SAMPLES_PER_TENSOR = 64
+_MOST_NAMED = 20
 
 
 def load_pretrained(
@@ -119,7 +120,10 @@ def _parameter_count(model_class: type[PreTrainedModel], folder: Path) -> int:
 
 def _problems(report: Mapping[str, Any], harmless: Sequence[str]) -> list[str]:
     """What transformers only logs: missing and misshapen weights, which it fills at random, and left-over ones."""
-    problems = [f"{key} is missing" for key in sorted(report["missing_keys"])]
+    missing = sorted(report["missing_keys"])
+    problems = [f"{key} is missing" for key in missing]
+    if len(missing) > _MOST_NAMED:
+        problems = [f"{key_count(missing)} missing: {summarise_keys(missing)}"]
     problems += [
         f"{key} has shape {list(found)}, the model takes {list(wanted)}"
         for key, found, wanted in sorted(report["mismatched_keys"], key=lambda entry: str(entry[0]))

@@ -120,9 +120,11 @@ def load_t5_tokenizer(folder: Path) -> T5Tokenizer:
     require_files(folder, "T5 tokenizer", T5_FILES)
     try:
         # From the folder: T5Tokenizer(vocab_file=…) would give a vocabulary of nothing but special tokens.
-        return T5Tokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = T5Tokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer(_PROBE)  # What its settings say wrong shows when it is used.
     except Exception as error:  # of any type: the tokenizers library lets through whatever a foreign file makes it raise
         raise CheckpointError(f"T5 tokenizer in {folder} cannot be loaded: {short_reason(error)}") from error
+    return tokenizer
 
 
 def load_clip_tokenizer(folder: Path) -> CLIPTokenizer:
@@ -136,6 +138,8 @@ def load_clip_tokenizer(folder: Path) -> CLIPTokenizer:
 
     require_files(folder, "CLIP tokenizer", CLIP_FILES)
     try:
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer(_PROBE)  # What its settings say wrong shows when it is used.
     except Exception as error:  # of any type: the tokenizers library lets through whatever a foreign file makes it raise
         raise CheckpointError(f"CLIP tokenizer in {folder} cannot be loaded: {short_reason(error)}") from error
+    return tokenizer

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from uso_engine.conditioning.cache import hash_image, hash_tensor, tensor_bytes
+from uso_engine.conditioning.image_processor import check_processor
 from uso_engine.conditioning.model_folder import require_files
 from uso_engine.conditioning.movable_part import MovablePart, attention_working_bytes
 from uso_engine.conditioning.pretrained import fingerprint, load_pretrained
@@ -199,6 +200,7 @@ class StyleEncoder:
             processor = SiglipImageProcessorPil.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # of any type: transformers reads a foreign file and lets through what that raises
             raise CheckpointError(f"the image processor in {folder} cannot be loaded: {short_reason(error)}") from error
+        check_processor(processor, folder, "vision encoder's image processor")
         return cls(vision, projector, processor)
 
     @property

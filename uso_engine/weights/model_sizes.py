@@ -52,7 +52,8 @@ def read_sizes(kind: type[Sizes], table: object) -> Sizes:
         table: sizes by name, or the dataclass itself.
 
     Raises:
-        ValueError: no table, unknown names, values of another type or out of bounds, sizes that contradict each other; all are listed.
+        ValueError: no table, unknown names, values of another type or out of bounds (all are listed), or sizes that contradict
+            each other.
     """
     if isinstance(table, kind):
         return table

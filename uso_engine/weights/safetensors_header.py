@@ -115,7 +115,7 @@ def _disguise(head: bytes) -> str | None:
         return None
     if text[:1] == "<":
         return "a web page (HTML or XML), probably the error or login page of a failed download; download it again"
-    printable = sum(c.isprintable() and c.isascii() or c in "\r\n\t" for c in text)
+    printable = sum((c.isprintable() and c.isascii()) or c in "\r\n\t" for c in text)
     if printable < 0.9 * len(text) or not text:
         return None
     # What it says is not quoted: the path may be a slip, and a message goes further than the file was meant to.
