@@ -11,66 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
+from single_parts import FILES, FOLDERS, SECRET, load, refusal, weights_of
 from small_encoders import TINY, edit_json
 
-from uso_engine import USOEngine
-from uso_engine.assembly import load_autoencoder, load_safety_checker, load_style_encoder, load_text_encoders
-from uso_engine.conditioning.text import TextEmbedding
-from uso_engine.config import EngineConfig, load_config
-from uso_engine.errors import CheckpointError, LoRAError, MissingFileError, USOError
-from uso_engine.lora_choice import read_chosen_loras
-from uso_engine.presence import require_parts
-from uso_engine.transformer_loading import load_transformer
+from uso_engine.errors import CheckpointError, LoRAError, MissingFileError
 
-BASE = load_config("uso-tiny")
-SECRET = "root:x:0:0"
-FOLDERS = {"t5": ["config.json", "tokenizer.json"], "clip": ["config.json", "tokenizer.json"]}
-FOLDERS |= {name: ["config.json", "preprocessor_config.json"] for name in ("vision", "safety")}
-FILES = {
-    "transformer": "flux1-tiny.safetensors",
-    "lora": "dit_lora.safetensors",
-    "projector": "projector.safetensors",
-    "autoencoder": "ae.safetensors",
-    "embedding": "prompt.safetensors",
-}
 Damage = Callable[[Path], object]
-
-
-def with_path(part: str, path: Path) -> EngineConfig:
-    """The embedded model with one of its parts elsewhere."""
-    key = "checkpoint" if part in FILES else "folder"
-    return BASE.model_copy(update={part: getattr(BASE, part).model_copy(update={key: str(path)})})
-
-
-def load(part: str, path: Path) -> object:
-    """Load one part as an engine does."""
-    if part == "lora":
-        return read_chosen_loras([path], BASE)
-    if part == "embedding":
-        return TextEmbedding.load(path, token_width=64, pooled_width=64)
-    config = with_path(part, path)
-    require_parts(config)
-    if part in ("t5", "clip"):
-        return load_text_encoders(config, device="cpu", dtype=torch.float32)
-    if part in ("vision", "projector"):
-        return load_style_encoder(config, device="cpu", dtype=torch.float32)
-    if part == "safety":
-        return load_safety_checker(config, device="cpu")
-    if part == "transformer":
-        return load_transformer(config, device="cpu", tier="float32")
-    assert config.autoencoder is not None
-    return load_autoencoder(config.autoencoder, path, device="cpu")
-
-
-def refusal(part: str, path: Path) -> USOError:
-    with pytest.raises(USOError) as caught:
-        load(part, path)
-    message = str(caught.value)
-    assert path.name in message
-    assert SECRET not in message
-    assert len(message) < 6_000
-    return caught.value
 
 
 def bytes_of(content: bytes) -> Damage:
@@ -150,16 +96,6 @@ def test_damaged_weights_of_an_encoder(part: str, damage: str, tmp_path: Path) -
     refusal(part, folder)
 
 
-def weights_of(part: str, folder: Path) -> Path:
-    """A copy of a part's file."""
-    path = folder / FILES[part]
-    if part == "embedding":
-        TextEmbedding(torch.zeros(5, 64), torch.zeros(64), "hash", "encoder").save(path)
-    else:
-        shutil.copy(TINY / FILES[part], path)
-    return path
-
-
 @pytest.mark.parametrize("damage", WEIGHTS)
 @pytest.mark.parametrize("part", FILES)
 def test_a_damaged_file_of_weights(part: str, damage: str, tmp_path: Path) -> None:
@@ -215,6 +151,11 @@ def _index(path: Path, content: object) -> None:
     (path / "model.safetensors.index.json").write_text(text, encoding="utf-8")
 
 
+def _circle(path: Path, *names: str) -> None:
+    for name in names:
+        (path / name).symlink_to(name)
+
+
 ODD_FOLDERS: dict[str, Damage] = {
     "empty": lambda path: None,
     "only config.json": lambda path: (path / "config.json").write_text("[]"),
@@ -227,7 +168,7 @@ ODD_FOLDERS: dict[str, Damage] = {
     "an index that is a folder": lambda path: (path / "model.safetensors.index.json").mkdir(),
     "a deep index": lambda path: _index(path, "[" * 100_000),
     "weights that are a folder": lambda path: (path / "model.safetensors").mkdir(),
-    "links in a circle": lambda path: [(path / name).symlink_to(name) for name in ("transformer", "vae", "model.safetensors")],
+    "links in a circle": lambda path: _circle(path, "transformer", "vae", "model.safetensors"),
 }
 
 
@@ -300,46 +241,3 @@ def test_what_may_not_be_read(part: str) -> None:
         finally:
             for path in (*closed, root / "locked"):
                 path.chmod(0o755)
-
-
-def test_a_bare_machine_is_told_all_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(MissingFileError) as caught:
-        USOEngine.from_config("uso-flux-dev", device="cpu")
-    message = str(caught.value)
-    assert "`uso-engine download uso-flux-dev`" in message
-    for part in (
-        "FLUX.1-dev:flux1-dev",
-        "dit_lora",
-        "projector",
-        "siglip",
-        "text_encoder_2",
-        "tokenizer_2",
-        "clip",
-        "ae.",
-        "nsfw",
-    ):
-        assert part in message
-    assert message.count("\n") == 9
-
-
-def test_all_that_folders_lack_is_told_at_once(tmp_path: Path) -> None:
-    config = BASE
-    for part in ("t5", "clip", "vision", "safety"):
-        shutil.copytree(TINY / part, tmp_path / part)
-        (tmp_path / part / "model.safetensors").unlink()
-        section = getattr(config, part).model_copy(update={"folder": str(tmp_path / part)})
-        config = config.model_copy(update={part: section})
-    (tmp_path / "t5" / "tokenizer.json").unlink()
-    (tmp_path / "vision" / "preprocessor_config.json").unlink()
-    with pytest.raises(MissingFileError) as caught:
-        USOEngine.from_config(config, device="cpu")
-    for lacking in (
-        "T5 text encoder weights",
-        "T5 tokenizer",
-        "CLIP text encoder weights",
-        "vision encoder weights",
-        "vision encoder's image processor",
-        "safety checker weights",
-    ):
-        assert f"\n  - {lacking} in {tmp_path}" in str(caught.value)

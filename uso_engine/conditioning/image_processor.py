@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -23,11 +23,11 @@ class ImageProcessor(Protocol):
         """Resize and normalise."""
 
 
-def check_processor(processor: ImageProcessor, folder: Path, what: str) -> None:
+def check_processor(processor: Callable[..., Mapping[str, torch.Tensor]], folder: Path, what: str) -> None:
     """Check that an image processor makes finite pixels of a picture.
 
     Args:
-        processor: as it was loaded.
+        processor: an `ImageProcessor` as it was loaded.
         folder: where from.
         what: what to call it in the message.
 

@@ -113,7 +113,9 @@ def fingerprint(modules: Sequence[nn.Module], *settings: str) -> str:
 
 def _parameter_count(model_class: type[PreTrainedModel], folder: Path) -> int:
     """Parameters of the model that config.json describes; nothing is allocated for it."""
-    config = model_class.config_class.from_pretrained(folder, local_files_only=True)
+    config_class = model_class.config_class
+    assert config_class is not None
+    config = config_class.from_pretrained(folder, local_files_only=True)
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in model_class(config).parameters())
 
