@@ -230,14 +230,16 @@ def test_what_may_not_be_read(part: str) -> None:
             path.parent.mkdir()
             shutil.copytree(source, path) if source.is_dir() else shutil.copy(source, path)
         closed = [path / inner if path.is_dir() else path for path, inner in cases.items()]
-        cases[root / "locked" / source.name] = ""
-        (root / "locked").mkdir()
-        for path in (*closed, root / "locked"):
+        locked = root / "locked"
+        locked.mkdir()
+        shutil.copytree(source, locked / source.name) if source.is_dir() else shutil.copy(source, locked)
+        cases |= {locked / source.name: "", locked: ""}
+        for path in (*closed, locked):
             path.chmod(0)
         try:
             with nobody():
                 for path in cases:
                     refusal(part, path)
         finally:
-            for path in (*closed, root / "locked"):
+            for path in (*closed, locked):
                 path.chmod(0o755)
