@@ -24,7 +24,8 @@ LAYERS = (
     {"imaging", "conditioning", "sampling", "weights", "quantization", "safety"},
     {"config", "request", "request_fields", "request_messages", "request_type", "response", "result"},
     {"transformer_loading", "memory_budget", "placement", "assembly", "pipeline", "generation", "research"}
-    | {"diffusers_call", "engine", "download", "progress", "call_arguments", "turn", "provenance", "stopwatch"},
+    | {"diffusers_call", "engine", "download", "progress", "call_arguments", "turn", "provenance", "stopwatch"}
+    | {"lora_choice", "presence"},
     {"verification", "evaluation", "comparison", "embedded", "serving"},
     {"cli", "__init__"},
 )

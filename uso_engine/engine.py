@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self, overload
 import torch
 
 from . import call_arguments, generation
-from .assembly import check_device, load_pipeline, load_safety_checker
+from .assembly import check_device, load_parts
 from .conditioning.cache import CacheStatistics
 from .conditioning.style import StyleTokens
 from .conditioning.text import TextEmbedding
@@ -20,6 +20,7 @@ from .errors import EngineClosedError
 from .imaging.open import Alpha, ImageLimits, ImageSource, open_image
 from .imaging.pixels import to_pixels
 from .imaging.resize import resize_content
+from .lora_choice import LoRAChoice, read_chosen_loras
 from .memory_budget import find_budget
 from .pipeline import Pipeline
 from .placement import release_cached_memory
@@ -33,7 +34,7 @@ from .research import ResearchOptions
 from .result import GenerationResult
 from .sampling.denoiser import OnStep, Step
 from .stopwatch import Stopwatch
-from .transformer_loading import LoadProgress, read_loras
+from .transformer_loading import LoadProgress
 from .turn import Turn
 
 if TYPE_CHECKING:
@@ -114,11 +115,7 @@ class USOEngine:
         tier = None if dtype is None else DTYPE_TIERS[dtype]
         asked = config.memory_budget_gib if memory_budget_gib is None else memory_budget_gib
         budget = find_budget(config, config.precision.tier if tier is None else tier, place, asked)
-        safety = load_safety_checker(config, device=place if budget is None else "cpu")
-        others = () if safety is None else (safety.part,)
-        pipeline = load_pipeline(
-            config, device=place, tier=tier, attention=attention, budget=budget, other_parts=others, progress=progress
-        )
+        pipeline, safety = load_parts(config, device=place, tier=tier, attention=attention, budget=budget, progress=progress)
         return cls(config, pipeline, safety=safety, device=place, image_limits=image_limits)
 
     @property
@@ -241,18 +238,19 @@ class USOEngine:
         call_arguments.check_step(step, image)
         return generation.preview(self.pipeline, step.estimated_clean(image))
 
-    def set_loras(self, loras: Sequence[tuple[str | Path, float]], *, keep_configured: bool = True) -> None:
+    def set_loras(self, loras: Sequence[LoRAChoice], *, keep_configured: bool = True) -> None:
         """Merge LoRAs into the weights, from the pristine ones; a second call replaces the first.
 
         Args:
-            loras: paths or hub ids, and how strongly each is merged; an empty list takes them all away.
+            loras: paths (from the working directory) or hub ids, each alone or with its weight; an empty list takes all away.
             keep_configured: whether the configuration's LoRAs, USO's own among them, stay.
 
         Raises:
+            ValueError: no such list, or a weight that is no finite number.
             MissingFileError: a file is not there.
             LoRAError: a file that does not fit; the weights stay as they were.
         """
-        read = read_loras([(str(path), weight) for path, weight in loras], self.config)
+        read = read_chosen_loras(loras, self.config)
         self._turn.take(lambda: self.pipeline.set_loras(read, keep_configured=keep_configured))
 
     def cache_statistics(self) -> dict[str, CacheStatistics]:

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from uso_engine.conditioning.pretrained import require_files
+from uso_engine.conditioning.model_folder import require_files
 from uso_engine.errors import CheckpointError
+from uso_engine.weights.key_report import short_reason
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer, T5Tokenizer
 
-_T5_FILES = (["tokenizer.json"], ["spiece.model"])
-_CLIP_FILES = (["tokenizer.json"], ["vocab.json", "merges.txt"])
+T5_FILES = (["tokenizer.json"], ["spiece.model"])
+CLIP_FILES = (["tokenizer.json"], ["vocab.json", "merges.txt"])
 _PROBE = "a small house by the sea, with a tree"
-_LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, ImportError)
 
 
 @dataclass(frozen=True)
@@ -133,12 +133,14 @@ def load_t5_tokenizer(folder: Path) -> T5Tokenizer:
     """
     from transformers import T5Tokenizer
 
-    require_files(folder, "T5 tokenizer", _T5_FILES)
+    require_files(folder, "T5 tokenizer", T5_FILES)
     try:
         # From the folder: T5Tokenizer(vocab_file=…) would give a vocabulary of nothing but special tokens.
-        return T5Tokenizer.from_pretrained(folder, local_files_only=True)
-    except _LOADING_ERRORS as error:
-        raise CheckpointError(f"T5 tokenizer in {folder} cannot be loaded: {error}") from error
+        tokenizer = T5Tokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer(_PROBE)  # What its settings say wrong shows when it is used.
+    except Exception as error:  # of any type: the tokenizers library lets through whatever a foreign file makes it raise
+        raise CheckpointError(f"T5 tokenizer in {folder} cannot be loaded: {short_reason(error)}") from error
+    return tokenizer
 
 
 def load_clip_tokenizer(folder: Path) -> CLIPTokenizer:
@@ -150,8 +152,10 @@ def load_clip_tokenizer(folder: Path) -> CLIPTokenizer:
     """
     from transformers import CLIPTokenizer
 
-    require_files(folder, "CLIP tokenizer", _CLIP_FILES)
+    require_files(folder, "CLIP tokenizer", CLIP_FILES)
     try:
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except _LOADING_ERRORS as error:
-        raise CheckpointError(f"CLIP tokenizer in {folder} cannot be loaded: {error}") from error
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer(_PROBE)  # What its settings say wrong shows when it is used.
+    except Exception as error:  # of any type: the tokenizers library lets through whatever a foreign file makes it raise
+        raise CheckpointError(f"CLIP tokenizer in {folder} cannot be loaded: {short_reason(error)}") from error
+    return tokenizer

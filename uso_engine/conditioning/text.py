@@ -31,6 +31,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _KIND = "text embedding"
+# A whole T5 has a decoder and its output layer beside the encoder, a whole CLIP the other tower and the projections to the
+# space that both share; older files keep position ids, which are counted now.
+_BESIDE_T5 = ("decoder.", "lm_head.weight")
+_BESIDE_CLIP = (
+    "vision_model.",
+    "visual_projection.weight",
+    "text_projection.weight",
+    "logit_scale",
+    "text_model.embeddings.position_ids",
+    "embeddings.position_ids",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,13 +204,20 @@ class TextEncoders:
         t5_words = load_t5_tokenizer(Path(t5_tokenizer or t5))
         clip_words = load_clip_tokenizer(Path(clip_tokenizer or clip))
         t5_model = load_pretrained(
-            T5EncoderModel, Path(t5), what="T5 text encoder", model_types=("t5",), dtype=dtype, device=device
+            T5EncoderModel,
+            Path(t5),
+            what="T5 text encoder",
+            model_types=("t5",),
+            harmless=_BESIDE_T5,
+            dtype=dtype,
+            device=device,
         )
         clip_model = load_pretrained(
             CLIPTextModel,
             Path(clip),
             what="CLIP text encoder",
             model_types=("clip_text_model", "clip"),
+            harmless=_BESIDE_CLIP,
             dtype=dtype,
             device=device,
         )
