@@ -35,13 +35,10 @@ BASE: dict[str, Any] = {
 }
 
 
-def encoded(form: str) -> bytes:
-    file = io.BytesIO()
-    PICTURE.save(file, form)
-    return file.getvalue()
-
-
-PNG, JPEG = encoded("PNG"), encoded("JPEG")
+_files = [io.BytesIO(), io.BytesIO()]
+PICTURE.save(_files[0], "PNG")
+PICTURE.save(_files[1], "JPEG")
+PNG, JPEG = (file.getvalue() for file in _files)
 
 WORDS = "7 nan null none [1,2] {prompt} %s [bold] $HOME"
 TEXTS = st.sampled_from(["", " ", "a", "\0", "\ud800", "😀" * 40, "x" * 5000, "\n", *WORDS.split()])
@@ -255,6 +252,9 @@ CALLS: st.SearchStrategy[Call] = st.one_of(
     st.builds(lambda prompt: lambda engine: engine.encode_prompt(prompt), TEXTS | ODD),
     st.builds(lambda picture: lambda engine: engine.encode_style(picture), PICTURES | ODD),
     st.builds(lambda picture: lambda engine: engine.encode_content(picture), PICTURES | ODD),
+    st.builds(
+        lambda loras: lambda engine: engine.set_loras(loras), ODD | st.lists(PATHS | st.tuples(PATHS, NUMBERS), max_size=2)
+    ),
     st.builds(lambda step, image: lambda engine: engine.preview(step, image), ODD, NUMBERS),
 )
 
@@ -272,7 +272,7 @@ def check(engine: USOEngine, call: Call) -> str:
         message = str(error)
         assert message.strip(), "an error without a word"
         return type(error).__name__
-    assert isinstance(result, (GenerationResult, PromptResults, TextEmbedding, StyleTokens, torch.Tensor, Image.Image))
+    assert result is None or isinstance(result, (GenerationResult, PromptResults, TextEmbedding, StyleTokens, torch.Tensor))
     return "result"
 
 
