@@ -11,8 +11,9 @@ import torch.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
+# typing's constant under its own name: importing typing would be most of the time in which Ctrl-C meets no handler yet.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .config import EngineConfig, list_configs, load_config
     from .engine import USOEngine

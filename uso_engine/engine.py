@@ -21,13 +21,15 @@ from .generation import Stopwatch
 from .imaging.open import Alpha, ImageLimits, ImageSource, open_image
 from .imaging.pixels import to_pixels
 from .imaging.resize import resize_content
-from .imaging.sizes import SizeLimits
 from .lora_choice import LoRAChoice, read_chosen_loras
 from .memory_budget import find_budget
 from .pipeline import Pipeline
 from .placement import release_cached_memory
 from .process_state import clean_process_state
-from .request import GenerationRequest, RequestDefaults, request_model
+from .provenance import log_warnings, result_of
+from .request import GenerationRequest
+from .request_fields import image_seeds
+from .request_type import request_type_of
 from .research import ResearchOptions
 from .result import GenerationResult
 from .sampling.denoiser import OnStep, Step
@@ -70,11 +72,7 @@ class USOEngine:
         self._safety = safety
         self._image_limits = image_limits if image_limits is not None else ImageLimits()
         self._turn = Turn()
-        limits, defaults = config.limits, config.defaults
-        self.request_type: type[GenerationRequest] = request_model(
-            SizeLimits(limits.min_side, limits.max_side, limits.max_pixels),
-            RequestDefaults(defaults.width, defaults.height, defaults.steps, defaults.guidance, config.content.long_side),
-        )
+        self.request_type = request_type_of(config)
 
     @classmethod
     @clean_process_state()
@@ -173,32 +171,18 @@ class USOEngine:
         assert checked.seed is not None
         self._check_safety(checked)
         options = generation.load_saved(self.pipeline, research if research is not None else ResearchOptions())
-        seeds = tuple(checked.seed + j for j in range(checked.num_images))
+        seeds = image_seeds(checked.seed, checked.num_images)
         watch = Stopwatch(self.device)
         pictures, size = generation.open_pictures(self.pipeline, checked, options, self._image_limits, watch)
         with self._turn, clean_process_state():
-            made = generation.run(self.pipeline, checked, options, pictures, size, seeds, watch, on_step=on_step)
+            pipeline = self.pipeline
+            made = generation.run(pipeline, checked, options, pictures, size, seeds, watch, on_step=on_step)
             images, flags = made.images, (False,) * len(made.images)
             if checked.enable_safety_checker and self._safety is not None:
                 with watch.stage("safety"):
                     images, flags = self._safety.screen(made.images)
-        width, height = made.size
-        return GenerationResult(
-            images=tuple(images),
-            seed=checked.seed,
-            seeds=seeds,
-            has_nsfw_concepts=tuple(flags),
-            prompt=checked.prompt,
-            width=width,
-            height=height,
-            timings=watch.seconds,
-            tokens_used=made.denoised.tokens,
-            parameters=checked.parameters(seed=checked.seed, width=width, height=height),
-            output_format=checked.output_format,
-            model=self.config.model_name,
-            attention=made.denoised.attention,
-            warnings=tuple(str(entry) for entry in made.text.truncated),
-            latents=None if any(flags) else made.denoised.latents,
+        return result_of(
+            self.config, pipeline, checked, options, made, seeds=seeds, images=images, flags=flags, seconds=watch.seconds
         )
 
     def __call__(self, prompt: str = "", **arguments: object) -> GenerationResult:
@@ -217,7 +201,9 @@ class USOEngine:
     def encode_prompt(self, prompt: str) -> TextEmbedding:
         """Embed a prompt, to be saved or passed in later."""
         with self._turn:
-            return self.pipeline.encode_prompt(prompt)
+            made = self.pipeline.encode_prompt(prompt)
+        log_warnings(made.warnings())
+        return made
 
     def encode_style(self, image: ImageSource, *, alpha: Alpha = "white") -> StyleTokens:
         """Turn a style image into tokens, to be saved or passed in later; ``alpha`` as in `ResearchOptions`."""

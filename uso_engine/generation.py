@@ -23,6 +23,7 @@ from .request import GenerationRequest
 from .research import ResearchOptions
 from .sampling.admission import Conditions
 from .sampling.denoiser import OnStep
+from .sampling.watched_steps import WatchedSteps
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -118,13 +119,27 @@ def open_saved(pipeline: Pipeline, options: ResearchOptions) -> tuple[TextEmbedd
     return text, tuple(styles)
 
 
-def encode_conditions(
-    pipeline: Pipeline, request: GenerationRequest, options: ResearchOptions, pictures: Pictures
-) -> tuple[Conditions, Conditions | None, TextEmbedding]:
-    """Encode text, style and content.
+@dataclass(frozen=True)
+class Encoded:
+    """What a request's inputs became.
 
-    Returns:
-        The conditions, those of the negative prompt if it is used (same references, its text), and the prompt's embedding.
+    Args:
+        conditions: of every image.
+        negative: those of the negative prompt if it is used: same references, its text.
+        text: the prompt's embedding, which knows whether the prompt was cut.
+        negative_text: the negative prompt's, if it is used.
+        saved_styles: the style tokens that were handed in.
+    """
+
+    conditions: Conditions
+    negative: Conditions | None
+    text: TextEmbedding
+    negative_text: TextEmbedding | None
+    saved_styles: tuple[StyleTokens, ...]
+
+
+def encode_conditions(pipeline: Pipeline, request: GenerationRequest, options: ResearchOptions, pictures: Pictures) -> Encoded:
+    """Encode text, style and content.
 
     Raises:
         BackendError: the engine lacks an encoder that the request needs.
@@ -134,12 +149,12 @@ def encode_conditions(
     styles = [*(pipeline.encode_style(pixels) for pixels in pictures.styles), *saved_styles]
     contents = [pipeline.encode_content(to_pixels(image), sample_seed=options.posterior_seed) for image in pictures.contents]
     conditions = pipeline.conditions(text, styles, contents, style_scale=request.style_scale)
-    negative = None
+    negative = against = None
     # A scale of 1 is the prompt's velocity alone: the second sequence would be computed and multiplied by zero.
     if request.negative_prompt and request.true_cfg_scale != 1:
         against = pipeline.encode_prompt(request.negative_prompt)
         negative = pipeline.conditions(against, styles, contents, style_scale=request.style_scale)
-    return conditions, negative, text
+    return Encoded(conditions, negative, text, against, saved_styles)
 
 
 def denoise_settings(
@@ -167,13 +182,23 @@ class Generated:
         images: one per seed.
         denoised: the latents and what they cost.
         size: width and height in pixels.
+        pictures: the opened input images.
         text: the prompt's embedding, which knows whether the prompt was cut.
+        negative_text: the negative prompt's, if it was used.
+        saved_styles: the style tokens that were handed in.
+        loras: names and strengths of the LoRAs that were in the weights.
+        latents_changed: whether `on_step` changed latents.
     """
 
     images: list[Image]
     denoised: Denoised
     size: tuple[int, int]
+    pictures: Pictures
     text: TextEmbedding
+    negative_text: TextEmbedding | None = None
+    saved_styles: tuple[StyleTokens, ...] = ()
+    loras: tuple[tuple[str, float], ...] = ()
+    latents_changed: bool = False
 
 
 def run(
@@ -191,13 +216,24 @@ def run(
     if pipeline.placement is not None:
         pipeline.placement.require(workload(pipeline, request, options, pictures, size))
     with watch.stage("encode"):
-        conditions, negative, text = encode_conditions(pipeline, request, options, pictures)
+        encoded = encode_conditions(pipeline, request, options, pictures)
+    steps = None if on_step is None else WatchedSteps(on_step)
     with watch.stage("denoise"):
         settings = denoise_settings(request, options, size, seeds)
-        denoised = pipeline.denoise(conditions, settings, negative=negative, on_step=on_step)
+        denoised = pipeline.denoise(encoded.conditions, settings, negative=encoded.negative, on_step=steps)
     with watch.stage("decode"):
         images = from_pixels(pipeline.decode(denoised.latents))
-    return Generated(images, denoised, size, text)
+    return Generated(
+        images,
+        denoised,
+        size,
+        pictures,
+        encoded.text,
+        negative_text=encoded.negative_text,
+        saved_styles=encoded.saved_styles,
+        loras=pipeline.loras,
+        latents_changed=steps is not None and steps.changed,
+    )
 
 
 def workload(

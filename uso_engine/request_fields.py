@@ -17,10 +17,18 @@ from uso_engine.request_messages import shown
 
 MODEL: Final = "bytedance/uso"
 MAX_SEED = 2**53 - 1
-"""The largest whole number that JSON carries safely; image j uses seed + j."""
+"""The largest whole number that JSON carries safely."""
 MAX_IMAGES = 3
 
 _WIRE_URL = re.compile(r"https?://[^\s/\\]|data:[^,]*,", re.IGNORECASE)
+
+
+def image_seeds(seed: int, count: int) -> tuple[int, ...]:
+    """The seed of each image of a request: ``seed``, the next one and so on; after the last legal seed comes 1.
+
+    So a request with any legal seed can ask for several images, and every seed that is reported gives that image alone.
+    """
+    return tuple(1 + (seed - 1 + j) % MAX_SEED for j in range(count))
 
 
 def plain_whole(value: object) -> object:
@@ -64,7 +72,11 @@ Size: TypeAlias = Annotated[
 ]
 Steps: TypeAlias = Annotated[int, Field(ge=1, le=50, description="Denoising steps."), WHOLE]
 Guidance: TypeAlias = Annotated[float, Field(ge=1, le=20, description="How strictly the prompt is followed."), REAL]
-Count: TypeAlias = Annotated[int, Field(ge=1, le=4, description="How many images; image j is made from seed + j."), WHOLE]
+Count: TypeAlias = Annotated[
+    int,
+    Field(ge=1, le=4, description="How many images; image j is made from seed + j (after the last seed comes 1)."),
+    WHOLE,
+]
 TrueCfgScale: TypeAlias = Annotated[
     float,
     Field(

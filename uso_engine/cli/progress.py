@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from .app import interrupts
+
 if TYPE_CHECKING:
     from uso_engine.sampling.denoiser import Step
 
@@ -17,7 +19,13 @@ class LoadingProgress:
     """One line that says what is being loaded. Calling it is `uso_engine.assembly.LoadProgress`."""
 
     def __init__(self, console: Console) -> None:
-        self._bars = Progress(TextColumn("loading {task.description}"), BarColumn(), console=console, transient=True)
+        self._bars = Progress(
+            TextColumn("loading {task.description}", markup=False),
+            BarColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
         self._task: TaskID | None = None
 
     def __enter__(self) -> Self:
@@ -27,10 +35,12 @@ class LoadingProgress:
 
     def __call__(self, part: str, done: int, total: int) -> None:
         assert self._task is not None
+        interrupts.check()
         self._bars.update(self._task, description=part, completed=done, total=total or None)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bars.stop()
+        interrupts.check()
 
 
 class GenerationProgress:
@@ -38,13 +48,14 @@ class GenerationProgress:
 
     def __init__(self, console: Console) -> None:
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("step {task.completed}/{task.total}"),
             TextColumn("{task.fields[step_time]}"),
             TimeRemainingColumn(),
             console=console,
             transient=True,
+            disable=not console.is_terminal,
         )
         self._task: TaskID | None = None
         self._last = 0.0
@@ -58,6 +69,7 @@ class GenerationProgress:
     def on_step(self, step: Step) -> None:
         """To be given to `USOEngine.generate`."""
         assert self._task is not None
+        interrupts.check()
         now = time.perf_counter()
         # The first step's time would include encoding.
         step_time = f"{1000 * (now - self._last):.0f} ms/step" if step.index else ""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from uso_engine.conditioning.cache import hash_tensor
 from uso_engine.conditioning.movable_part import MovablePart
 from uso_engine.conditioning.pretrained import fingerprint
+from uso_engine.sampling.noise import draw_normal
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -111,8 +112,7 @@ class Autoencoder:
 
         Args:
             pixels: [1, 3, h, w] in -1..1, sides multiples of 16.
-            sample_seed: draw from the posterior with this seed instead of taking its mean; the noise comes from a CPU
-                generator, so that a seed means the same on every device.
+            sample_seed: draw from the posterior with this seed (`uso_engine.sampling.noise`) instead of taking its mean.
 
         Returns:
             (z - shift) * scale, [16, h/8, w/8], float32 on the autoencoder's device.
@@ -127,8 +127,7 @@ class Autoencoder:
             posterior = self._module.encode(pixels.to(device, self._encode_dtype), return_dict=True).latent_dist
         latent: Tensor = posterior.mean[0].float()
         if sample_seed is not None:
-            noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(sample_seed), dtype=torch.float32)
-            latent = latent + posterior.std[0].float() * noise.to(device)
+            latent = latent + posterior.std[0].float() * draw_normal(latent.shape, sample_seed).to(device)
         return (latent - self.shift_factor) * self.scale_factor
 
     @torch.no_grad()
