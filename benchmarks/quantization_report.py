@@ -119,7 +119,7 @@ def plans(records: list[Record]) -> str:
                 f"{plan.peak_bytes / GIB:.1f} GiB" if plan.fits else "; ".join(plan.problems),
                 ", ".join(plan.streamed) or "nothing",
                 str(blocks) if blocks else "none",
-                "whole" if plan.tile_side is None else f"tiles of {plan.tile_side}",
+                plan.decoding,
                 f"{plan.moved_bytes / 1e9:.1f} GB, {plan.transfer_s:.1f} s",
             ))  # fmt: skip
     columns = ("tier", "budget", "peak", "streamed once", "blocks streamed per step", "decoding",

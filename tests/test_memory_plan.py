@@ -1,19 +1,15 @@
 """Memory plans: sizes from meta tensors, phases against counted bytes, and layers that are streamed."""
 
-import weakref
-
 import pytest
 import torch
+from live_bytes import LiveBytes
 from random_models import SMALL, drawn_conditions, drawn_sequence, small_transformer
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from uso_engine.model.packing import PackedBatch
 from uso_engine.model.params import TransformerParams
+from uso_engine.quantization.autoencoder_sizes import FLUX_DECODER, FLUX_ENCODER
 from uso_engine.quantization.engine_sizes import (
-    AUTOENCODER_DECODE_BYTES_PER_PIXEL,
-    AUTOENCODER_ENCODE_BYTES_PER_PIXEL,
     ROW_WIDTHS,
     EngineSizes,
     PublicModels,
@@ -27,32 +23,6 @@ from uso_engine.quantization.memory_phases import GIB
 from uso_engine.quantization.memory_plan import describe_plans, plan_memory
 
 FLUX = TransformerParams()
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors that operations have made and that are still alive."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.alive = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        result = function(*args, **(kwargs or {}))
-        given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
-        for tensor in tree_leaves(result):
-            if not isinstance(tensor, Tensor) or tensor.untyped_storage()._cdata in given | self._known:
-                continue
-            storage = tensor.untyped_storage()
-            self._known.add(storage._cdata)
-            self.alive += storage.nbytes()
-            self.peak = max(self.peak, self.alive)
-            weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
-        return result
-
-    def _forget(self, storage: int, size_bytes: int) -> None:
-        self._known.discard(storage)
-        self.alive -= size_bytes
 
 
 @pytest.mark.parametrize("sequences", [1, 3])
@@ -84,10 +54,10 @@ def test_autoencoder_activations_per_pixel() -> None:
     assert sum(parameter.numel() for parameter in module.parameters()) == PublicModels().autoencoder
     with torch.no_grad(), LiveBytes() as decoding:
         module.decode(torch.empty(1, 16, 128, 128, device="meta"))
-    assert decoding.peak / 1024**2 == pytest.approx(AUTOENCODER_DECODE_BYTES_PER_PIXEL, rel=0.02)
+    assert decoding.peak / 1024**2 == pytest.approx(FLUX_DECODER.whole, rel=0.02)
     with torch.no_grad(), LiveBytes() as encoding:
         module.encode(torch.empty(1, 3, 512, 512, device="meta"))
-    assert encoding.peak / 512**2 == pytest.approx(AUTOENCODER_ENCODE_BYTES_PER_PIXEL, rel=0.02)
+    assert encoding.peak / 512**2 == pytest.approx(FLUX_ENCODER.whole, rel=0.02)
 
 
 def test_sizes_of_the_public_models() -> None:
@@ -172,7 +142,7 @@ def test_plans_get_better_with_the_budget() -> None:
     streamed = [len(plan.streamed_single_blocks) + len(plan.streamed_double_blocks) for plan in plans]
     assert streamed == sorted(streamed, reverse=True)
     assert plans[-1].streamed == {}
-    assert (plans[-1].moved_bytes, plans[-1].tile_side) == (0, None)
+    assert (plans[-1].moved_bytes, plans[-1].decoding) == (0, "whole")
 
 
 def test_transfers_are_counted_per_step_and_per_style_image() -> None:
