@@ -20,14 +20,12 @@ from torch import nn
 
 from uso_engine.conditioning.content import Autoencoder
 from uso_engine.conditioning.movable_part import MovablePart, attention_working_bytes
-from uso_engine.conditioning.strips import Strips
 from uso_engine.conditioning.style import StyleEncoder
 from uso_engine.config import EngineConfig, load_config
 from uso_engine.memory_budget import MemoryBudget, usual_workload
 from uso_engine.model.projector import StyleProjector
 from uso_engine.model.transformer import Transformer
-from uso_engine.placement import Placement, place
-from uso_engine.quantization.autoencoder_sizes import STRIP_PIXELS
+from uso_engine.placement import Placement, decoding_of, place, strips_of
 from uso_engine.quantization.layer_kinds import quantized_transformer
 from uso_engine.quantization.memory_phases import GIB
 from uso_engine.quantization.text_encoder import quantize_text_encoder
@@ -124,9 +122,8 @@ def carry_out(config: EngineConfig, workload: Workload, budget_gib: float, devic
     work = usual_workload(config)
     autoencoder.encode(torch.zeros(1, 3, work.content_side, work.content_side))
     _denoise(transformer, workload, config, placement, device)
-    cut = placement.decoding(work.width, work.height, images=1)
-    strips = None if cut == "whole" else Strips(STRIP_PIXELS, on_host=cut == "host strips")
-    autoencoder.decode(torch.zeros(1, 16, work.height // 8, work.width // 8), strips)
+    latents = torch.zeros(1, 16, work.height // 8, work.width // 8)
+    autoencoder.decode(latents, strips_of(decoding_of(latents, autoencoder, placement), autoencoder))
     seconds = time.perf_counter() - start
     peak = measure()
     plan = placement.plan

@@ -23,7 +23,7 @@ CUTS = [1, 100, 333, 1000, 10**6]
 """Pixels of a strip: single rows, several heights, all rows at once."""
 
 BOUND = 5e-6
-"""Of the largest difference between strips and the whole in float32, relative to the largest value: tens of layers of rounding."""
+"""Of the largest difference between strips and the whole in float32, relative to the largest value: rounding of many layers."""
 
 CONTIGUOUS, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
 

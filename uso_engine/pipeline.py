@@ -13,14 +13,13 @@ from uso_kernels.attention import BackendUnavailable
 
 from .conditioning.cache import ByteCache, CacheStatistics, tensor_bytes
 from .conditioning.content import Autoencoder
-from .conditioning.strips import Strips
 from .conditioning.style import StyleEncoder, StyleTokens, scale_style
 from .conditioning.text import TextEmbedding, TextEncoders
 from .errors import BackendError
 from .model.rope import PositionOffset
 from .model.transformer import Observer, Transformer
-from .placement import Placement
-from .quantization.autoencoder_sizes import STRIP_PIXELS, Cut
+from .placement import Placement, decoding_of, strips_of
+from .quantization.autoencoder_sizes import Cut
 from .quantization.loaded_quantized import LoadedQuantizedTransformer
 from .sampling.admission import Conditions, admit
 from .sampling.denoiser import Denoiser, ImageJob, OnStep
@@ -247,21 +246,11 @@ class Pipeline:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Turn latents [n, 16, h / 8, w / 8] into pixels [n, 3, h, w] around -1..1."""
-        cut = self.decoding(latents)
-        if cut == "whole":
-            return self.autoencoder.decode(latents)
-        pixels = self.autoencoder.strip_pixels or STRIP_PIXELS
-        return self.autoencoder.decode(latents, Strips(pixels, on_host=cut == "host strips"))
+        return self.autoencoder.decode(latents, strips_of(self.decoding(latents), self.autoencoder))
 
     def decoding(self, latents: Tensor) -> Cut:
-        """How latents [n, 16, h / 8, w / 8] are decoded: whole, or in strips, whose results differ by rounding."""
-        cells = self.autoencoder.downscale
-        height, width = (cells * side for side in latents.shape[-2:])
-        if width * height <= (self.autoencoder.strip_pixels or STRIP_PIXELS):
-            return "whole"
-        if self.placement is not None:
-            return self.placement.decoding(width, height, len(latents))
-        return "whole" if self.autoencoder.strip_pixels is None else "strips"
+        """How `decode` does it: whole, or in strips, whose results differ by rounding."""
+        return decoding_of(latents, self.autoencoder, self.placement)
 
     def set_loras(self, loras: LoRASet, *, keep_configured: bool = True) -> None:
         """Merge other LoRAs into the transformer, wherever its weights are."""

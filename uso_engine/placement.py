@@ -8,14 +8,16 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from .conditioning.content import Autoencoder
 from .conditioning.movable_part import MovablePart
+from .conditioning.strips import Strips
 from .config import EngineConfig, Tier
 from .errors import MemoryBudgetError
 from .memory_budget import MemoryBudget, require_fit, transformer_sizes_of, usual_workload
 from .model.transformer import Transformer
-from .quantization.autoencoder_sizes import FLUX_DECODER, FLUX_ENCODER, Cut
+from .quantization.autoencoder_sizes import FLUX_DECODER, FLUX_ENCODER, STRIP_PIXELS, Cut
 from .quantization.engine_sizes import ComponentSizes, EngineSizes, Workload
 from .quantization.hosted_part import HostedPart
 from .quantization.layer_stream import place_transformer
@@ -167,6 +169,21 @@ def place(
     return Placement(
         plan, usual, sizes, budget=budget, transformer=transformer, parts=parts, autoencoder=autoencoder, device=device
     )
+
+
+def decoding_of(latents: Tensor, autoencoder: Autoencoder, placement: Placement | None) -> Cut:
+    """How latents [n, 16, h / 8, w / 8] are decoded: as the placement or else the configuration has it, small pictures whole."""
+    height, width = (autoencoder.downscale * side for side in latents.shape[-2:])
+    if width * height <= (autoencoder.strip_pixels or STRIP_PIXELS):
+        return "whole"
+    if placement is not None:
+        return placement.decoding(width, height, len(latents))
+    return "whole" if autoencoder.strip_pixels is None else "strips"
+
+
+def strips_of(cut: Cut, autoencoder: Autoencoder) -> Strips | None:
+    """The strips that a way of decoding means; None for the whole."""
+    return None if cut == "whole" else Strips(autoencoder.strip_pixels or STRIP_PIXELS, on_host=cut == "host strips")
 
 
 def _component_sizes(part: MovablePart) -> ComponentSizes:

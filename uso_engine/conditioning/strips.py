@@ -1,8 +1,9 @@
 """An autoencoder computed in strips of whole rows, layer by layer, to the same result as all at once but for rounding.
 
 A convolution reads a strip and the real rows next to it. A normalisation waits for the sums over its whole input, which are
-taken while that is made. Attention in the middle has all keys and values and takes its queries strip by strip. What lies between
-two layers is as large as the picture; what is computed from it is as large as a strip. `plane.py` says where the former is kept.
+taken while that is made. Attention in the middle has all keys and values and takes its queries strip by strip. What lies
+between two layers is as large as the picture; what is computed from it is as large as a strip. `plane.py` says where the former
+is kept.
 """
 
 from __future__ import annotations
