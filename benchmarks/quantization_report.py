@@ -127,12 +127,33 @@ def plans(records: list[Record]) -> str:
     return table(columns, rows)
 
 
+def decoding(records: list[Record]) -> str:
+    """Decoding whole and in strips."""
+    rows = []
+    for entry in latest(records, "decoding in strips", "device", "side", "cut"):
+        machine = entry["machine"]
+        assert isinstance(machine, dict)
+        peak = entry["peak_mib"]
+        rows.append((
+            str(machine.get("gpu", machine["cpu"])),
+            str(entry["side"]),
+            str(entry["cut"]),
+            f"{float(entry['median_ms']) / 1e3:.2f} ({entry['clock']})",  # type: ignore[arg-type]
+            f"{float(entry['difference']):.1e}",  # type: ignore[arg-type]
+            f"{float(entry['planned_mib']):.0f} / {'-' if peak is None else f'{peak:.0f}'}",  # type: ignore[arg-type]
+            f"{float(entry['moved_gb']):.1f}",  # type: ignore[arg-type]
+        ))  # fmt: skip
+    columns = ("machine", "side", "decoding", "seconds (clock)", "largest difference", "planned / measured peak, MiB", "moved, GB")
+    return table(columns, rows)
+
+
 SECTIONS: dict[str, Callable[[list[Record]], str]] = {
     "tiers": tiers,
     "products": products,
     "sensitivity": sensitivity,
     "memory": memory,
     "plans": plans,
+    "decoding": decoding,
 }
 
 

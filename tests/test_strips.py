@@ -208,7 +208,7 @@ def test_attention_that_sees_its_strip_alone_is_seen(flux_like: AutoencoderKL, m
     z = latent()
     whole, attend = flux_like.decoder(z), torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(
-        strips_module.F, "scaled_dot_product_attention", lambda q, k, v: attend(q, k[:, :, : q.shape[2]], v[:, :, : q.shape[2]])
+        torch.nn.functional, "scaled_dot_product_attention", lambda q, k, v: attend(q, k[:, :, : q.shape[2]], v[:, :, : q.shape[2]])
     )
     assert largest_error(decoded(flux_like, z, 50), whole) > 100 * BOUND
 

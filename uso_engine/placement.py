@@ -172,7 +172,7 @@ def place(
 
 
 def decoding_of(latents: Tensor, autoencoder: Autoencoder, placement: Placement | None) -> Cut:
-    """How latents [n, 16, h / 8, w / 8] are decoded: as the placement or else the configuration has it, small pictures whole."""
+    """How latents [n, 16, h / 8, w / 8] are decoded: as the placement or else the configuration says; small ones whole."""
     height, width = (autoencoder.downscale * side for side in latents.shape[-2:])
     if width * height <= (autoencoder.strip_pixels or STRIP_PIXELS):
         return "whole"
