@@ -143,7 +143,7 @@ def decoding(records: list[Record]) -> str:
             f"{float(entry['planned_mib']):.0f} / {'-' if peak is None else f'{peak:.0f}'}",  # type: ignore[arg-type]
             f"{float(entry['moved_gb']):.1f}",  # type: ignore[arg-type]
         ))  # fmt: skip
-    columns = ("machine", "side", "decoding", "seconds (clock)", "largest difference", "planned / measured peak, MiB", "moved, GB")
+    columns = ("machine", "side", "decoding", "seconds (clock)", "difference", "planned / measured peak, MiB", "moved, GB")
     return table(columns, rows)
 
 

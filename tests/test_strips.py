@@ -100,7 +100,7 @@ def test_encoding_in_strips_equals_the_whole(module: AutoencoderKL, height: int,
         assert largest_error(found, whole) < BOUND
 
 
-def test_bfloat16_is_as_near_to_the_truth_and_the_same_bits_however_cut() -> None:
+def test_bfloat16_is_as_near_to_the_truth_as_the_whole() -> None:
     wide, half = autoencoder_of((16, 32, 48, 48), 1, 8).double(), autoencoder_of((16, 32, 48, 48), 1, 8)
     half.decoder.to(torch.bfloat16).to(memory_format=CHANNELS_LAST)
     z = latent().bfloat16().contiguous(memory_format=CHANNELS_LAST)
@@ -109,17 +109,16 @@ def test_bfloat16_is_as_near_to_the_truth_and_the_same_bits_however_cut() -> Non
     def error(found: Tensor) -> float:
         return float((found.double() - truth).norm() / truth.norm())
 
-    first = decoded(half, z, CUTS[0], layout=CHANNELS_LAST)
-    assert first.dtype == torch.bfloat16
-    assert error(first) < 1.1 * error(whole)
-    for pixels in CUTS[1:]:
-        assert torch.equal(decoded(half, z, pixels, layout=CHANNELS_LAST), first)
+    for pixels in CUTS:
+        found = decoded(half, z, pixels, layout=CHANNELS_LAST)
+        assert found.dtype == torch.bfloat16
+        assert error(found) < 1.1 * error(whole) < 0.05
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bits_are_the_same_wherever_planes_lie(flux_like: AutoencoderKL, dtype: torch.dtype) -> None:
     half = autoencoder_copy(flux_like).to(dtype)
-    for pixels in CUTS:
+    for pixels in (1, 333):
         z = latent().to(dtype)
         assert torch.equal(decoded(half, z, pixels, on_host=True), decoded(half, z, pixels))
 
@@ -152,6 +151,9 @@ def test_windows_are_rows_with_zeros_around_them() -> None:
                 assert torch.equal(plane.window(start, stop), padded[:, :, start + 2 : stop + 2])
             plane.forget_before(6)
             assert torch.equal(plane.window(6, 10), rows[:, :, 6:])
+            if step < 10:
+                with pytest.raises(RuntimeError, match="rows 5 to 10 of a plane were asked for"):
+                    plane.window(5, 10)
 
 
 # Faults that strips could have, each of them put in: the bound has to tell.
@@ -207,9 +209,11 @@ def test_a_fault_at_a_seam_is_seen(
 def test_attention_that_sees_its_strip_alone_is_seen(flux_like: AutoencoderKL, monkeypatch: pytest.MonkeyPatch) -> None:
     z = latent()
     whole, attend = flux_like.decoder(z), torch.nn.functional.scaled_dot_product_attention
-    monkeypatch.setattr(
-        torch.nn.functional, "scaled_dot_product_attention", lambda q, k, v: attend(q, k[:, :, : q.shape[2]], v[:, :, : q.shape[2]])
-    )
+
+    def attend_to_the_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attend(q, k[:, :, : q.shape[2]], v[:, :, : q.shape[2]])
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attend_to_the_first)
     assert largest_error(decoded(flux_like, z, 50), whole) > 100 * BOUND
 
 
@@ -254,7 +258,7 @@ class CountedKeeper(Keeper):
 
 
 @pytest.mark.parametrize("cut", ["strips", "host strips"])
-@pytest.mark.parametrize("what", ["decoding 1024", "decoding 512", "encoding 512"])
+@pytest.mark.parametrize("what", ["decoding 768", "encoding 512"])
 def test_memory_is_what_plans_count_with(what: str, cut: Cut, monkeypatch: pytest.MonkeyPatch) -> None:
     """FLUX's autoencoder without values, every live tensor counted but for planes on the host."""
     monkeypatch.setattr(strips_module, "Keeper", CountedKeeper)

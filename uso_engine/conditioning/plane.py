@@ -145,7 +145,7 @@ class Plane:
                 for a, b in _chunks(piece):
                     _normalise(piece[0, :, a:b], norm, place[0, :, a:b], silu=silu)
             del place, piece
-        assert rows is not None
+        assert rows is not None, "a window without rows of the plane"
         if start < 0:
             rows[:, :, :-start].zero_()
         if stop > self.height:
@@ -168,6 +168,8 @@ class Plane:
         self._here = None
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, Tensor]]:
+        if not self._strips or self._strips[0].start > start or self._added < stop:
+            raise RuntimeError(f"rows {start} to {stop} of a plane were asked for, which are gone or not there yet")
         for strip in self._strips:
             first, last = max(start, strip.start), min(stop, strip.stop)
             if first >= last:
