@@ -235,6 +235,19 @@ def test_the_embedded_decoder_in_strips(repository: Path) -> None:
     assert torch.equal(autoencoder.decode(latents, Strips(80 * 112)), whole)
 
 
+@pytest.mark.gpu
+def test_strips_on_a_gpu_equal_the_whole(flux_like: AutoencoderKL) -> None:
+    decoder, z = autoencoder_copy(flux_like).to("cuda").decoder, latent(33, 47).to("cuda")
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        whole = decoder(z)
+        for pixels in (3000, 40000):
+            found, _ = decode_in_strips(decoder, z, Strips(pixels), CONTIGUOUS)
+            assert largest_error(found, whole) < BOUND
+            from_host, moved = decode_in_strips(decoder, z, Strips(pixels, on_host=True), CONTIGUOUS)
+            assert moved > 0
+            assert largest_error(from_host, found) < BOUND
+
+
 class Elsewhere:
     """Memory that is not counted: what a tensor on the host was like."""
 
