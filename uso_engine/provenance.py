@@ -112,6 +112,7 @@ def describe(
         "loras": [{"path": path, "weight": weight} for path, weight in made.loras],
         "attention": list(made.denoised.attention),
         "kernels": kernels_of(pipeline),
+        "decoding": pipeline.decoding(made.denoised.latents),
         "device": pipeline.transformer.img_in.weight.device.type,
         "versions": {name: _version(name) for name in ("uso-engine", "torch")},
         "settings": config.model_dump(mode="json", exclude=_SETTINGS_WITHOUT_EFFECT, exclude_defaults=True),
