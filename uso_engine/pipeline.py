@@ -21,8 +21,9 @@ from .conditioning.text import TextEmbedding, TextEncoders
 from .errors import BackendError
 from .model.rope import PositionOffset
 from .model.transformer import Observer, Transformer
-from .placement import Placement
+from .placement import Placement, decoding_of, strips_of
 from .process_state import clean_process_state
+from .quantization.autoencoder_sizes import Cut
 from .quantization.loaded_quantized import LoadedQuantizedTransformer
 from .sampling.admission import Conditions, admit
 from .sampling.denoiser import Denoiser, ImageJob, OnStep
@@ -249,7 +250,11 @@ class Pipeline:
     @clean_process_state()
     def decode(self, latents: Tensor) -> Tensor:
         """Turn latents [n, 16, h / 8, w / 8] into pixels [n, 3, h, w] around -1..1."""
-        return self.autoencoder.decode(latents)
+        return self.autoencoder.decode(latents, strips_of(self.decoding(latents), self.autoencoder))
+
+    def decoding(self, latents: Tensor) -> Cut:
+        """How `decode` does it: whole, or in strips, whose results differ by rounding."""
+        return decoding_of(latents, self.autoencoder, self.placement)
 
     @clean_process_state()
     def set_loras(self, loras: LoRASet, *, keep_configured: bool = True) -> None:

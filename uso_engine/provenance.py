@@ -31,17 +31,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # They say how an engine is run, not what its pictures look like; those that do are in the record by other names.
-_SETTINGS_WITHOUT_EFFECT = {
-    "name",
-    "description",
-    "demonstration",
-    "model_name",
-    "memory_budget_gib",
-    "loras",
-    "defaults",
-    "limits",
-}
-_SETTINGS_WITHOUT_EFFECT |= {"cache"}
+_SETTINGS_WITHOUT_EFFECT = {"name", "description", "demonstration", "model_name", "loras"}
+_SETTINGS_WITHOUT_EFFECT |= {"memory_budget_gib", "defaults", "limits", "cache"}
 
 
 def result_of(
@@ -121,6 +112,7 @@ def describe(
         "loras": [{"path": path, "weight": weight} for path, weight in made.loras],
         "attention": list(made.denoised.attention),
         "kernels": kernels_of(pipeline),
+        "decoding": pipeline.decoding(made.denoised.latents),
         "device": pipeline.transformer.img_in.weight.device.type,
         "versions": {name: _version(name) for name in ("uso-engine", "torch")},
         "settings": config.model_dump(mode="json", exclude=_SETTINGS_WITHOUT_EFFECT, exclude_defaults=True),
@@ -137,6 +129,8 @@ def _research(options: ResearchOptions, made: Generated) -> dict[str, object]:
     record: dict[str, object] = {}
     if options.strength is not None:
         record["strength"] = options.strength
+    if options.alpha != "white":
+        record["alpha"] = options.alpha
     if options.latents is not None:
         record["latents"] = hash_tensor(torch.as_tensor(options.latents))
     if options.prompt_embedding is not None:

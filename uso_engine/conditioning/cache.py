@@ -15,8 +15,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MIB = 1 << 20
 V = TypeVar("V")
+
+MIB = 1 << 20
 
 
 @dataclass(frozen=True)
