@@ -91,7 +91,7 @@ def quantize_rows_reference(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tens
     wide = x.float()
     amax = wide.abs().amax(dim=-1).clamp(min=SMALLEST_AMAX)
     scale = new_row_scales(x.shape[0], x.device)
-    # Tensor by tensor, as the kernel divides. A tensor over a number is, on CUDA, the tensor times the number's reciprocal, and a
+    # Tensor by tensor, as the kernel divides. On CUDA a tensor over a number is the tensor times the number's reciprocal, and a
     # number over a tensor is, everywhere, the number times the tensor's: one rounding more.
     limits = torch.full_like(amax, limit)
     torch.div(amax, limits, out=scale)
