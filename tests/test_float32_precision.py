@@ -1,4 +1,4 @@
-"""What is promised in float32 asks for float32: no TF32 in convolutions or products, whatever the process has set, and its settings back.
+"""What is promised in float32 asks for float32, whatever the process has set: no TF32 in convolutions and products.
 
 On a CPU TF32 changes nothing, so the settings are read from inside the modules that a GPU would run with them.
 """
