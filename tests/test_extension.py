@@ -72,7 +72,7 @@ def test_xformers_without_its_kernels_is_a_reason(site: Path) -> None:
     """0.0.35 beside CUDA 13 imports with a warning and keeps the exception."""
     kept = "_cpp_library_load_exception = RuntimeError('built for CUDA 1208\\nreinstall')"
     write_package(site, {"xformers/__init__.py": "", "xformers/_cpp_lib.py": kept, "xformers/ops.py": ""})
-    assert xformers_attention_missing(CUDA) == "xformers cannot load its kernels: built for CUDA 1208"
+    assert xformers_attention_missing(CUDA) == "xformers cannot load its kernels: built for CUDA 1208 reinstall"
     _failure.cache_clear()
     sys.modules["xformers._cpp_lib"]._cpp_library_load_exception = None  # type: ignore[attr-defined]
     assert xformers_attention_missing(CUDA) is None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import textwrap
 from functools import lru_cache
 
 LOAD_ERRORS = (ImportError, OSError, RuntimeError, AttributeError, NameError, TypeError, ValueError)
@@ -33,5 +34,5 @@ def extension_failure(module: str) -> str | None:
 
 
 def one_line(error: Exception) -> str:
-    """An error's first line, or its type where it says nothing."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """The beginning of an error's message without its line breaks, or its type where it says nothing."""
+    return textwrap.shorten(str(error), 200, placeholder=" …") or type(error).__name__
