@@ -19,7 +19,7 @@ class DividesLikeCuda(TorchDispatchMode):
     """Float divisions by a number as CUDA makes them: times its reciprocal, rounded to the type of the computation."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.replaced = 0
 
     def __torch_dispatch__(

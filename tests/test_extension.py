@@ -29,12 +29,9 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in [name for name in sys.modules if name.partition(".")[0] in {"xformers", "brokenlib"}]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(tmp_path)
-    caches = (extension_failure.cache_clear, _failure.cache_clear)
-    for clear in caches:
-        clear()
+    _failure.cache_clear()
     yield tmp_path
-    for clear in caches:
-        clear()
+    _failure.cache_clear()
     for name in set(sys.modules) - known:
         if name.partition(".")[0] in {"xformers", "brokenlib"}:
             del sys.modules[name]

@@ -9,16 +9,14 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import textwrap
-from functools import lru_cache
 
 LOAD_ERRORS = (ImportError, OSError, RuntimeError, AttributeError, NameError, TypeError, ValueError)
 """What importing a package built for another system raises: a missing library is an OSError, an operator that is registered
 twice a RuntimeError, a name that moved an AttributeError."""
 
 
-@lru_cache
 def extension_failure(module: str) -> str | None:
-    """Import a module once, and say why that fails; None where it does not.
+    """Import a module, and say why that fails; None where it does not.
 
     Args:
         module: dotted name of a module of the package, such as "xformers.ops".
