@@ -17,28 +17,29 @@ from torch import nn
 from uso_engine import USOEngine
 from uso_engine.verification.run import VerifyOptions, verify
 
+# allow_tf32 cannot be read in a process that sets convolutions alone, as it may since torch 2.9. These switches are made at
+# import, which is more than mypy sees.
+CUDNN: Any = torch.backends.cudnn
+
 
 def settings() -> tuple[str, str, str]:
     """How convolutions and products in float32 are computed on a GPU."""
-    # allow_tf32 cannot be read in a process that sets convolutions alone, as it may since torch 2.9.
-    conv: str = torch.backends.cudnn.conv.fp32_precision
-    products: str = torch.backends.cuda.matmul.fp32_precision
-    return conv, products, torch.get_float32_matmul_precision()
+    return CUDNN.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision, torch.get_float32_matmul_precision()
 
 
 @pytest.fixture(params=["by default", "everything allowed", "convolutions by their new name"])
 def process(request: pytest.FixtureRequest) -> Iterator[tuple[str, str, str]]:
     """The settings of the process that embeds the engine; torch's own default allows TF32 in convolutions."""
-    before = torch.backends.cudnn.conv.fp32_precision, torch.backends.cudnn.rnn.fp32_precision
+    before = CUDNN.conv.fp32_precision, CUDNN.rnn.fp32_precision
     if request.param == "everything allowed":
         torch.backends.cudnn.allow_tf32 = True
         torch.set_float32_matmul_precision("high")
     if request.param == "convolutions by their new name":
-        torch.backends.cudnn.conv.fp32_precision = "tf32"
-        torch.backends.cudnn.rnn.fp32_precision = "ieee"
+        CUDNN.conv.fp32_precision = "tf32"
+        CUDNN.rnn.fp32_precision = "ieee"
     yield settings()
     torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.conv.fp32_precision, torch.backends.cudnn.rnn.fp32_precision = before
+    CUDNN.conv.fp32_precision, CUDNN.rnn.fp32_precision = before
 
 
 @pytest.fixture

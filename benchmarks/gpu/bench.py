@@ -1,14 +1,11 @@
 """The process of one part: imports first, then waits for its turn, then runs, writing its results down as they come.
 
-    python -m benchmarks.gpu.bench MODULE OUT {full,tiny} RESULTS.json LIMIT_S
-
-A second before its limit it prints where it is, since whoever kills it then cannot know.
+python -m benchmarks.gpu.bench MODULE OUT {full,tiny} RESULTS.json
 """
 
 from __future__ import annotations
 
 import argparse
-import faulthandler
 import gc
 import importlib
 import json
@@ -24,7 +21,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.authors_way import Inputs
-from benchmarks.measure import interleave, write_record
+from benchmarks.measure import interleave, time_once, write_record
 from benchmarks.roofline import Tokens
 from benchmarks.workload import WORKLOADS, Workload, random_inputs, random_transformer
 from uso_engine.model.transformer import Transformer
@@ -127,8 +124,23 @@ class Bench:
         self.synchronize()
         return time.perf_counter() - start
 
-    def median_ms(self, run: Callable[[], object]) -> float:
-        return interleave({"": run}, rounds=self.rounds, device=self.device)[""]["median_ms"]
+    def in_turn(self, variants: Mapping[str, Callable[[], object]], warmup_s: float = 0.3) -> dict[str, dict[str, float]]:
+        """Time variants against each other; on a GPU each first runs for a while, until the clock has risen."""
+        return interleave(variants, rounds=self.rounds, device=self.device, warmup_s=warmup_s if self.on_gpu else 0.0)
+
+    def median_ms(self, run: Callable[[], object], *, at_once_ms: float = 0.0) -> float:
+        """Milliseconds of one call.
+
+        Args:
+            run: what to time.
+            at_once_ms: so many milliseconds of calls are queued between two events, so that none waits for the host.
+        """
+        count = 1
+        if self.on_gpu and at_once_ms:
+            self.synchronize()
+            run()
+            count = max(1, min(100, round(at_once_ms / max(1e-3, time_once(run, self.device)))))
+        return self.in_turn({"": lambda: [run() for _ in range(count)]}, 0.1)[""]["median_ms"] / count
 
     def model(self, workload: Workload | None = None) -> tuple[Transformer, Inputs, Tensor]:
         """A transformer with random weights, a request without style tokens (diffusers has no place for them) and latents."""
@@ -145,12 +157,10 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("size", choices=SIZES)
     parser.add_argument("results", type=Path)
-    parser.add_argument("limit_s", type=float)
     options = parser.parse_args()
     run: Callable[[Bench], None] = importlib.import_module(options.module).run
     if sys.stdin.readline() != "go\n":
         raise SystemExit("the campaign that started this part ended")
-    faulthandler.dump_traceback_later(max(0.1, options.limit_s - 1))
     device = torch.device("cuda", 0) if options.size == "full" else torch.device("cpu")
     large, small = (WORKLOADS[name] for name in SIZES[options.size])
     bench = Bench(options.module, large, small, device, options.out, options.results)

@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -44,6 +45,7 @@ class Running:
             stdout=self._file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            env={**os.environ, "PYTHONFAULTHANDLER": "1"},
         )
 
     def go(self) -> None:
@@ -62,6 +64,10 @@ class Running:
         try:
             code = self._process.wait(max(0.0, until - time.monotonic()))
         except subprocess.TimeoutExpired:
+            # Python's fault handler answers this signal with what every thread is doing.
+            self._process.send_signal(signal.SIGABRT)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(2)
             self.end()
             return "over its time limit, killed"
         self.end()
@@ -91,9 +97,9 @@ class Campaign:
         self.parts = tuple(CAMPAIGNS[name](size) if parts is None else parts)
         self.out, self.size, self.name = out.resolve(), size, name
         self._begin = time.monotonic()
-        self._scratch = self.out / f".{name}"
         self.report: dict[str, Report] = {part.name: {"state": "not run"} for part in self.parts}
-        self._scratch.mkdir(parents=True, exist_ok=True)
+        self.out.mkdir(parents=True, exist_ok=True)
+        self._scratch = Path(tempfile.mkdtemp(prefix="uso-gpu-"))
         self._log = self.out / f"{name}.log"
         self._log.write_bytes(b"")
 
@@ -103,22 +109,27 @@ class Campaign:
         Returns:
             Whether all of them did what they should.
         """
-        waiting: Running | None = None
-        running: list[Running] = []
+        waiting: list[Running] = []
         try:
             for index, part in enumerate(self.parts):
                 begin = time.monotonic()
-                running = [waiting] if waiting is not None else self._start(part)
-                waiting = self._start_next(index)
-                if not part.commands:
-                    running[0].go()
-                states = {process.name: process.wait(begin + part.limit_s) for process in running}
-                self._finish(part, running, states, time.monotonic() - begin)
+                running, waiting = waiting or self._start(part), []
+                states = {process.name: "ended from outside" for process in running}
+                try:
+                    waiting = self._start_next(index)
+                    if not part.commands:
+                        running[0].go()
+                    for process in running:
+                        states[process.name] = process.wait(begin + part.limit_s)
+                finally:
+                    # Whatever happens, nothing may stay behind on the GPU, and what there is goes into the report.
+                    for process in running:
+                        process.end()
+                    self._finish(part, running, states, time.monotonic() - begin)
         finally:
-            # Interrupted, nothing may stay behind on the GPU: parts are in process groups of their own.
-            for process in [*running, *([] if waiting is None else [waiting])]:
+            for process in waiting:
                 process.end()
-        shutil.rmtree(self._scratch)
+            shutil.rmtree(self._scratch)
         return all(report["state"] == "ok" for report in self.report.values())
 
     def _start(self, part: Part) -> list[Running]:
@@ -129,11 +140,11 @@ class Campaign:
 
     def _arguments(self, part: Part) -> list[str]:
         module = part.module or f"benchmarks.gpu.{part.name}"
-        return [module, str(self.out), self.size, str(self._result(part)), str(part.limit_s)]
+        return [module, str(self.out), self.size, str(self._result(part))]
 
-    def _start_next(self, index: int) -> Running | None:
+    def _start_next(self, index: int) -> list[Running]:
         following = self.parts[index + 1 : index + 2]
-        return self._start(following[0])[0] if following and not following[0].commands else None
+        return self._start(following[0]) if following and not following[0].commands else []
 
     def _output(self, name: str) -> Path:
         return self._scratch / f"{name.replace(' ', '_')}.txt"

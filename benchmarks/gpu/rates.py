@@ -30,8 +30,8 @@ def normal(bench: Bench, *shape: int) -> Tensor:
 
 
 def rate(bench: Bench, operations: float, compute: Callable[[], object]) -> object:
-    """TFLOP/s (or TB/s) of one call, by the median; what went wrong where it did."""
-    return bench.tried(lambda: operations / bench.median_ms(compute) / 1e9)
+    """TFLOP/s (or TB/s) of one call among several queued, by the median; what went wrong where it did."""
+    return bench.tried(lambda: operations / bench.median_ms(compute, at_once_ms=3) / 1e9)
 
 
 def ceilings(bench: Bench) -> dict[str, object]:
@@ -103,8 +103,12 @@ def attentions(bench: Bench) -> dict[str, object]:
             found[name] = {way: rate(bench, flops, compute) for way, compute in ways.items()}
         else:
             found[name] = reason[:80]
-    dense = [x.transpose(0, 1)[None] for x in (q, k, v)]
+    heads_first = [x.transpose(0, 1)[None] for x in (q, k, v)]
+
+    def torchs_own() -> Tensor:
+        return F.scaled_dot_product_attention(heads_first[0], heads_first[1], heads_first[2])
+
     for choice in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION) if bench.on_gpu else (SDPBackend.MATH,):
         with sdpa_kernel(choice):
-            found[f"torch {choice.name}"] = rate(bench, flops, lambda: F.scaled_dot_product_attention(*dense))
-    return {**found, "torch's own choice": rate(bench, flops, lambda: F.scaled_dot_product_attention(*dense))}
+            found[f"torch {choice.name}"] = rate(bench, flops, torchs_own)
+    return {**found, "torch's own choice": rate(bench, flops, torchs_own)}

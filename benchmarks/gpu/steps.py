@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.authors_way import Inputs
 from benchmarks.ladder import Evaluate, engine_step
-from benchmarks.measure import count_allocations, interleave, output_hash, relative_difference
+from benchmarks.measure import count_allocations, output_hash, relative_difference
 from benchmarks.roofline import step_flops
 from benchmarks.step_benchmark import TIME, TOLERANCE, diffusers_step, diffusers_twin
 from benchmarks.workload import conditions
@@ -63,7 +63,7 @@ def timed(
         outputs[name] = bench.tried(lambda evaluate=evaluate: described(bench, evaluate, truth))  # type: ignore[misc]
         if isinstance(outputs[name], dict):
             right[name] = evaluate
-    times = interleave(right, rounds=bench.rounds, device=bench.device)
+    times = bench.in_turn(right)
     flops = step_flops(bench.workload.params, bench.tokens)
     for name, timing in times.items():
         found = outputs[name]

@@ -19,7 +19,7 @@ from torch._library.custom_ops import CustomOpDef
 import uso_kernels
 from benchmarks.authors_way import Inputs
 from benchmarks.ladder import Evaluate, engine_step
-from benchmarks.measure import interleave, output_hash, relative_difference
+from benchmarks.measure import output_hash, relative_difference
 from benchmarks.step_benchmark import TIME
 from benchmarks.tier_steps import kinds_by_name, quantized_copy
 from benchmarks.workload import Workload
@@ -119,7 +119,7 @@ def compare(bench: Bench, workload: Workload, variants: tuple[Variant, ...]) -> 
             lambda variant=variant: checked(variant, made, workload, steps, truth)  # type: ignore[misc]
         )
         bench.save("outputs", outputs)
-    times = interleave(steps, rounds=bench.rounds, device=bench.device)
+    times = bench.in_turn(steps)
     bench.save("ms", times)
     base = times[variants[0].name]["median_ms"]
     bench.save("times as fast as the base", {name: base / timing["median_ms"] for name, timing in times.items()})

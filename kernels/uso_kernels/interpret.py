@@ -79,7 +79,7 @@ def interpreted(launch: Callable[..., None], mutated: frozenset[str]) -> Callabl
 
 
 @jit
-def _ones(out_ptr, count):
+def _fill_ones(out_ptr, count):
     for i in range(count):
         tl.store(out_ptr + i, 1.0)
 
@@ -98,7 +98,7 @@ def interpreter_missing() -> str | None:
 
     out = torch.zeros(2)
     try:
-        _ones[(1,)](out, 2)
+        _fill_ones[(1,)](out, 2)  # type: ignore[index]
     except InterpreterError as error:
         return f"the interpreter of Triton {triton.__version__} fails with this numpy ({error}); take numpy<2.4 or triton>=3.7"
     return None if bool((out == 1).all()) else f"the interpreter of Triton {triton.__version__} computes something else"
