@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, get_args
@@ -27,7 +27,7 @@ from . import summary
 from .plan import CAMPAIGNS, Part, Size
 
 ROOT = Path(__file__).resolve().parents[2]
-READY = "ready"
+KILLED = "over its time limit, killed"
 Report = dict[str, object]
 
 
@@ -55,25 +55,29 @@ class Running:
             self._process.stdin.write(b"go\n")
             self._process.stdin.close()
 
-    def wait(self, until: float) -> str:
+    def wait(self, until: float, is_interrupted: Callable[[], bool]) -> str:
         """Wait, and end it with everything it started when its time is over.
 
         Returns:
             "ok", or what happened instead.
         """
-        try:
-            code = self._process.wait(max(0.0, until - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            # Python's fault handler answers this signal with what every thread is doing.
-            self._process.send_signal(signal.SIGABRT)
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(2)
-            self.end()
-            return "over its time limit, killed"
+        while (code := self._poll()) is None:
+            if is_interrupted() or time.monotonic() > until:
+                # Python's fault handler answers this signal with what every thread is doing.
+                self._process.send_signal(signal.SIGABRT)
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(2)
+                self.end()
+                return "ended from outside" if is_interrupted() else KILLED
         self.end()
         if code < 0:
             return f"killed by {signal.Signals(-code).name}"
         return "ok" if code == 0 else f"exit status {code}"
+
+    def _poll(self) -> int | None:
+        with suppress(subprocess.TimeoutExpired):
+            return self._process.wait(0.2)
+        return None
 
     def end(self) -> None:
         """Kill what is left of its process group."""
@@ -97,6 +101,7 @@ class Campaign:
         self.parts = tuple(CAMPAIGNS[name](size) if parts is None else parts)
         self.out, self.size, self.name = out.resolve(), size, name
         self._begin = time.monotonic()
+        self._interrupted = False
         self.report: dict[str, Report] = {part.name: {"state": "not run"} for part in self.parts}
         self.out.mkdir(parents=True, exist_ok=True)
         self._scratch = Path(tempfile.mkdtemp(prefix="uso-gpu-"))
@@ -112,25 +117,25 @@ class Campaign:
         waiting: list[Running] = []
         try:
             for index, part in enumerate(self.parts):
+                if self._interrupted:
+                    break
                 begin = time.monotonic()
                 running, waiting = waiting or self._start(part), []
-                states = {process.name: "ended from outside" for process in running}
-                try:
-                    waiting = self._start_next(index)
-                    if not part.commands:
-                        running[0].go()
-                    for process in running:
-                        states[process.name] = process.wait(begin + part.limit_s)
-                finally:
-                    # Whatever happens, nothing may stay behind on the GPU, and what there is goes into the report.
-                    for process in running:
-                        process.end()
-                    self._finish(part, running, states, time.monotonic() - begin)
+                waiting = self._start_next(index)
+                if not part.commands:
+                    running[0].go()
+                until = begin + part.limit_s
+                states = {process.name: process.wait(until, lambda: self._interrupted) for process in running}
+                self._finish(part, running, states, time.monotonic() - begin)
         finally:
             for process in waiting:
                 process.end()
             shutil.rmtree(self._scratch)
         return all(report["state"] == "ok" for report in self.report.values())
+
+    def interrupt(self) -> None:
+        """End the part that runs and start no other; what was found so far is written down."""
+        self._interrupted = True
 
     def _start(self, part: Part) -> list[Running]:
         if part.commands:
@@ -158,7 +163,8 @@ class Campaign:
         report["seconds"], report["limit_s"] = round(seconds, 1), part.limit_s
         texts = {process.name: process.output.read_text(errors="replace") for process in running}
         if part.commands:
-            report["output"] = {name: summary.telling_lines(text) for name, text in texts.items()}
+            tell = {name: summary.last_lines if states[name] == KILLED else summary.telling_lines for name in texts}
+            report["output"] = {name: tell[name](text) for name, text in texts.items()}
         elif wrong:
             report["output"] = {name: summary.last_lines(text) for name, text in texts.items()}
         result = self._result(part)
@@ -187,7 +193,7 @@ def main() -> None:
     parser.add_argument("size", choices=get_args(Size), nargs="?", default="full")
     options = parser.parse_args()
     campaign = Campaign(options.campaign, options.out, options.size)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))
+    signal.signal(signal.SIGTERM, lambda *_: campaign.interrupt())
     all_well = campaign.run()
     print(summary.campaign_text(campaign.name, campaign.report))
     sys.exit(0 if all_well else 1)

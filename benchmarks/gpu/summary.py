@@ -16,10 +16,11 @@ _TIMING = {"median_ms", "p20_ms", "p80_ms"}
 
 
 def last_lines(text: str, count: int = 12) -> str:
-    """The end of an output, where a traceback says what was wrong."""
+    """The end of an output, where a traceback says what was wrong; where a killed process was, its innermost call first."""
     # The profiler's library writes where it starts and stops.
     lines = [line[:300] for line in text.splitlines() if line.strip() and not line.startswith("USDT:")]
-    return "\n".join(lines[-count:])
+    where = next((index for index, line in enumerate(lines) if line.startswith("Current thread")), None)
+    return "\n".join(lines[-count:] if where is None else lines[where : where + count])
 
 
 def telling_lines(text: str, count: int = 14) -> str:
