@@ -1,11 +1,13 @@
 # `make demo` and `make test` need nothing but Python 3.11: each makes its own environment first.
 #   PYTHON=…   the interpreter to build it from            EXTRAS=gpu,test   for a machine with a GPU
 #   ARGS=…     more arguments for pytest (make test)
+#   CONSTRAINTS=…   the versions to install; with another file take another folder too: VENV=…
 
 VENV := .venv
 EXTRAS := cpu,test
 PYTHON ?=
 ARGS :=
+CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 
 DEMO_OUTPUT := out
@@ -26,7 +28,7 @@ endif
 
 # Contents, not dates, decide whether it is up to date: a checkout changes dates. The folder counts, since an environment
 # holds absolute paths.
-READY := $(VENV)/.ready-$(shell (pwd; echo "$(PYTHON) $(EXTRAS)"; cat pyproject.toml constraints.txt) | cksum | tr ' ' '-')
+READY := $(VENV)/.ready-$(shell (pwd; echo "$(PYTHON) $(EXTRAS)"; cat pyproject.toml $(CONSTRAINTS)) | cksum | tr ' ' '-')
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format environment rehearse-gpu clean
@@ -62,7 +64,7 @@ clean: ## remove the environment, caches and build outputs (out/ stays)
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # .base is written last and removed first: what an interrupted installation left behind is thrown away, and a complete
-# environment is brought up to date in place. Nothing is built in isolation, so that constraints.txt pins the build, too.
+# environment is brought up to date in place. Nothing is built in isolation, so that $(CONSTRAINTS) pins the build, too.
 $(READY):
 	@set -e; \
 	set -- $(if $(PYTHON),"$(PYTHON)",python3.11 python3 python3.12 python3.13 python); \
@@ -83,8 +85,8 @@ $(READY):
 		"$$python" -m venv --clear $(VENV); \
 	fi; \
 	rm -f $(VENV)/.base $(VENV)/.ready-*; \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt torch hatchling; \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -c $(CONSTRAINTS) torch hatchling; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -c $(CONSTRAINTS) \
 		--no-build-isolation --editable '.[$(EXTRAS)]'; \
 	printf '%s' "$$base" > $(VENV)/.base; \
 	touch $@
