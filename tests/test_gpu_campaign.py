@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,14 @@ from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.campaign import Campaign
 from benchmarks.gpu.kernel_classes import class_of
 from benchmarks.gpu.plan import CAMPAIGNS, Part
-from benchmarks.gpu.variants import VARIANTS
+from benchmarks.gpu.steps import timed
+from benchmarks.gpu.variants import VARIANTS, Made, Variant, compare
+from benchmarks.ladder import Evaluate
+from benchmarks.measure import interleave, output_hash, tree_hash
 from benchmarks.prediction import predicted_step_ms
 from benchmarks.records import load, take
 from benchmarks.roofline import GPUS, Tokens, floor_ms
-from benchmarks.workload import WORKLOADS
+from benchmarks.workload import WORKLOADS, Workload
 from uso_engine.model.params import TransformerParams
 
 LIMITS_S = {"first": 540, "second": 240}
@@ -117,6 +121,34 @@ def test_records_become_tables(results: dict[str, dict[str, Any]], out: Path, tm
         take(tmp_path / "nowhere")
 
 
+def test_what_computes_something_else_is_not_timed(tmp_path: Path) -> None:
+    bench = Bench("wrong", TINY, TINY, torch.device("cpu"), tmp_path, tmp_path / "wrong.json")
+    made = bench.model()
+    right = VARIANTS[0]
+
+    def make_wrong(made: Made, workload: Workload) -> Evaluate:
+        step = right.make(made, workload)
+        return lambda: 1.1 * step()
+
+    def make_broken(made: Made, workload: Workload) -> Evaluate:
+        raise RuntimeError("no kernel image is available")
+
+    wrong, broken = Variant("wrong", make_wrong), Variant("broken", make_broken)
+    with torch.no_grad():
+        compare(bench, TINY, (right, wrong, broken))
+        truth, outputs = right.make(made, TINY)(), dict[str, object]()
+        times = timed(bench, {"right": right.make(made, TINY), "wrong": wrong.make(made, TINY)}, truth, outputs)
+    assert set(times) == {"right"}
+    assert "relative difference 0.1" in str(outputs["wrong"])
+    found = json.loads((tmp_path / "wrong.json").read_text())
+    assert set(found["ms"]) == {"base"}
+    assert found["outputs"]["broken"] == "FAILED RuntimeError: no kernel image is available"
+    assert found["outputs"]["wrong"].startswith("FAILED ValueError: differs from the base by 0.1")
+    with pytest.raises(ExceptionGroup) as failure:
+        bench.finish()
+    assert len(failure.value.exceptions) == 3
+
+
 FAULTS = {
     "raising": "def run(bench):\n    bench.attempt('one', lambda: 1 / 0)\n    bench.save('two', 2)",
     "hanging": "import time\ndef run(bench):\n    bench.save('before', 1)\n    time.sleep(600)",
@@ -201,6 +233,14 @@ def test_parts_fit_the_time_that_is_promised(campaign: str) -> None:
         assert sum(part.limit_s for part in CAMPAIGNS[campaign](size)) <= LIMITS_S[campaign] - 10
 
 
+def test_variants_are_timed_there_and_back() -> None:
+    """A B B A: a clock that falls meanwhile slows both by as much."""
+    order: list[str] = []
+    variants = {name: partial(order.append, name) for name in "AB"}
+    interleave(variants, rounds=4, device=torch.device("cpu"))
+    assert "".join(order) == "ABBAABBA"
+
+
 def test_a_summary_is_short_however_much_there_is_to_say() -> None:
     huge = {f"variant {i}": {"median_ms": 1.23456, "p20_ms": 1.0, "p80_ms": 2.0} for i in range(500)}
     reports: dict[str, dict[str, object]] = {
@@ -236,6 +276,13 @@ def test_the_prediction_is_over_the_floor_and_what_was_announced() -> None:
     assert predicted["copies"] == pytest.approx(2.6, abs=0.1)
     assert floor["floor"] == pytest.approx(131, abs=0.5)
     assert floor["separate kernels"] == pytest.approx(143, abs=0.5)
+
+
+def test_hashes_tell_bits_apart() -> None:
+    x = torch.arange(6, dtype=torch.bfloat16).view(2, 3)
+    assert output_hash(x) == output_hash(x.t().contiguous().t()) != output_hash(x + 1)
+    assert output_hash(torch.zeros(2)) != output_hash(-torch.zeros(2))
+    assert len(tree_hash()) == 12
 
 
 def test_scripts_say_how_they_are_called(repository: Path) -> None:
