@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import uso_kernels
-from uso_kernels.interpret import LAUNCHES, interpreted, mutated_arguments
+from uso_kernels.interpret import LAUNCHES, interpreted, interpreter_missing, mutated_arguments
 
 # The interpreter rounds neither bfloat16 nor float8 as a GPU does; those are for a GPU.
 PLACES = [
@@ -29,11 +29,19 @@ def kernel_modules() -> list[ModuleType]:
     return [importlib.import_module(f"uso_kernels.{module.name}") for module in pkgutil.iter_modules(uso_kernels.__path__)]
 
 
+def require_interpreter() -> None:
+    """Skip where Triton's interpreter cannot run at all; `test_interpret.py` says with which versions it has to."""
+    reason = interpreter_missing()
+    if reason is not None:
+        pytest.skip(reason)
+
+
 def run_kernel(operation: Any, *arguments: object) -> None:
     """Launch an operation's Triton kernel; a CPU tensor goes through the interpreter without registering anything."""
     if any(isinstance(argument, Tensor) and argument.is_cuda for argument in arguments):
         operation(*arguments)
         return
+    require_interpreter()
     launch = next(launch for known, launch in LAUNCHES if known is operation)
     interpreted(launch, mutated_arguments(operation))(*arguments)
 

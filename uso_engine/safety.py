@@ -76,7 +76,10 @@ class SafetyChecker:
             CheckpointError: not an image classifier, or its weights are incomplete or do not fit.
             SafetyError: the model has no such label.
         """
-        from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoConfig, AutoImageProcessor
+        from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoConfig
+
+        # From where it is defined: the package's own name for it wants torchvision before 5.23, whatever the backend.
+        from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
         require_files(folder, _WHAT, [["config.json", "preprocessor_config.json"]])
         try:

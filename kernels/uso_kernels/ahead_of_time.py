@@ -22,7 +22,15 @@ from .gated_residual import gated_residual_launch
 from .gelu_concat import gelu_concat_launch
 from .int4_matmul import int4_dequantize_launch
 from .int8_matmul import FEW_ROWS, int8_matmul_launch
-from .launch import COMPUTE_CAPABILITIES, Generation, Launch, TensorDescriptor, TritonUnavailable, is_interpreting
+from .launch import (
+    COMPUTE_CAPABILITIES,
+    TRITON_MISSING,
+    Generation,
+    Launch,
+    TensorDescriptor,
+    TritonUnavailable,
+    is_interpreting,
+)
 from .layer_norm_modulate import layer_norm_modulate_launch
 from .qk_norm_rope import qk_norm_rope_launch
 from .quantize_rows import quantize_rows_launch
@@ -88,12 +96,12 @@ def compile_launch(name: str, launch: Launch, generation: Generation) -> Compile
     """
     if is_interpreting():
         raise TritonUnavailable("Triton was imported with TRITON_INTERPRET=1, which compiles nothing")
-    try:
-        import triton
-        from triton.backends.compiler import GPUTarget
-        from triton.compiler import ASTSource
-    except ModuleNotFoundError as error:
-        raise TritonUnavailable("Triton is not installed") from error
+    if TRITON_MISSING is not None:
+        raise TritonUnavailable(TRITON_MISSING)
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
     kernel = launch.kernel
     values = {**launch.arguments, **launch.config.blocks}
     signature, constants, attributes = _specialise(kernel, values)

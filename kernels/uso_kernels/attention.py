@@ -23,7 +23,7 @@ from .dense_attention import (
     dense_runs_on_amx,
     unequal_lengths,
 )
-from .launch import HAS_TRITON, is_interpreting, needs_gradient
+from .launch import TRITON_MISSING, is_interpreting, needs_gradient
 from .operands import FLOAT_DTYPES
 from .ragged import Ragged
 from .scratch import Scratch, new_memory
@@ -56,8 +56,8 @@ class Backend:
 
 
 def _triton_missing(device: torch.device) -> str | None:
-    if not HAS_TRITON:
-        return "Triton is not installed"
+    if TRITON_MISSING is not None:
+        return TRITON_MISSING
     if device.type == "cuda" or is_interpreting():
         return None
     return "Triton kernels run on CUDA, or on a CPU under TRITON_INTERPRET=1"

@@ -91,9 +91,11 @@ def quantize_rows_reference(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tens
     wide = x.float()
     amax = wide.abs().amax(dim=-1).clamp(min=SMALLEST_AMAX)
     scale = new_row_scales(x.shape[0], x.device)
-    torch.div(amax, limit, out=scale)
-    # A number divided by a tensor would be its reciprocal times the number: one rounding more than the kernel's.
-    inverse = torch.full_like(amax, limit) / amax
+    # Tensor by tensor, as the kernel divides. On CUDA a tensor over a number is the tensor times the number's reciprocal, and a
+    # number over a tensor is, everywhere, the number times the tensor's: one rounding more.
+    limits = torch.full_like(amax, limit)
+    torch.div(amax, limits, out=scale)
+    inverse = limits / amax
     scaled = (wide * inverse[:, None]).clamp(-limit, limit)
     if dtype == torch.int8:
         # The integer of a NaN is undefined; its row's scale is NaN and carries it.

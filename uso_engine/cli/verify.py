@@ -50,11 +50,15 @@ def verify(
 
     from uso_engine.verification.run import VerifyOptions
     from uso_engine.verification.run import verify as run
+    from uso_kernels.launch import TritonUnavailable
 
     if kernels is KernelChoice.TRITON and device == "cpu":
         from uso_kernels.interpret import register_cpu_launches
 
-        register_cpu_launches()
+        try:
+            register_cpu_launches()
+        except TritonUnavailable as error:
+            raise fail(f"--kernels triton: {error}") from error
     checked = failed = 0
     for check in run(folder, VerifyOptions(tier=None if tier is None else tier.value, device=device, attention=attention)):
         checked += 1
