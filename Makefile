@@ -1,11 +1,13 @@
 # `make demo` and `make test` need nothing but Python 3.11: each makes its own environment first.
 #   PYTHON=…   the interpreter to build it from            EXTRAS=gpu,test   for a machine with a GPU
 #   ARGS=…     more arguments for pytest (make test)
+#   CONSTRAINTS=…   the versions to install; with another file take another folder too: VENV=…
 
 VENV := .venv
 EXTRAS := cpu,test
 PYTHON ?=
 ARGS :=
+CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 
 DEMO_OUTPUT := out
@@ -14,6 +16,11 @@ DEMO = $(BIN)/uso-engine generate --config uso-tiny \
 	--image $(DEMO_OUTPUT)/content.png --image $(DEMO_OUTPUT)/style.png --seed 7 --num-images 2 \
 	--output $(DEMO_OUTPUT)/demo.png --contact-sheet $(DEMO_OUTPUT)/sheet.png
 
+# A GPU machine's packages and nothing else, of Python 3.12 as there: PyTorch is the CUDA build, several GB.
+REHEARSAL := .rehearsal
+REHEARSAL_PYTHON := $(if $(PYTHON),$(PYTHON),python3.12)
+REHEARSAL_READY := $(REHEARSAL)/.ready-$(shell (pwd; echo "$(PYTHON)"; cat benchmarks/gpu/rehearsal.txt) | cksum | tr ' ' '-')
+
 # An environment whose interpreter is gone (moved, upgraded) is no environment.
 ifneq ($(wildcard $(VENV)),)
 $(shell $(BIN)/python -c '' 2>/dev/null || rm -f $(VENV)/.base $(VENV)/.ready-*)
@@ -21,13 +28,13 @@ endif
 
 # Contents, not dates, decide whether it is up to date: a checkout changes dates. The folder counts, since an environment
 # holds absolute paths.
-READY := $(VENV)/.ready-$(shell (pwd; echo "$(PYTHON) $(EXTRAS)"; cat pyproject.toml constraints.txt) | cksum | tr ' ' '-')
+READY := $(VENV)/.ready-$(shell (pwd; echo "$(PYTHON) $(EXTRAS)"; cat pyproject.toml $(CONSTRAINTS)) | cksum | tr ' ' '-')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format environment clean
+.PHONY: help demo test lint format environment rehearse-gpu clean
 
 help: ## say what there is
-	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
 
 demo: $(READY) ## generate a picture with the embedded model into out/
 	@$(BIN)/python -m uso_engine.evaluation.demo_pictures $(DEMO_OUTPUT)
@@ -47,12 +54,17 @@ format: $(READY) ## let ruff format the code and fix what it safely can
 
 environment: $(READY) ## make or renew .venv only
 
+rehearse-gpu: $(REHEARSAL_READY) ## run both GPU campaigns at tiny size on this CPU, in an environment of a GPU machine's packages
+	PYTHON=$(REHEARSAL)/bin/python benchmarks/gpu/wheels.sh
+	PYTHON=$(CURDIR)/$(REHEARSAL)/bin/python benchmarks/gpu/first.sh out/gpu tiny
+	PYTHON=$(CURDIR)/$(REHEARSAL)/bin/python benchmarks/gpu/second.sh out/gpu tiny
+
 clean: ## remove the environment, caches and build outputs (out/ stays)
-	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(REHEARSAL) .whl dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # .base is written last and removed first: what an interrupted installation left behind is thrown away, and a complete
-# environment is brought up to date in place. Nothing is built in isolation, so that constraints.txt pins the build, too.
+# environment is brought up to date in place. Nothing is built in isolation, so that $(CONSTRAINTS) pins the build, too.
 $(READY):
 	@set -e; \
 	set -- $(if $(PYTHON),"$(PYTHON)",python3.11 python3 python3.12 python3.13 python); \
@@ -73,8 +85,14 @@ $(READY):
 		"$$python" -m venv --clear $(VENV); \
 	fi; \
 	rm -f $(VENV)/.base $(VENV)/.ready-*; \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt torch hatchling; \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -c constraints.txt \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -c $(CONSTRAINTS) torch hatchling; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input -c $(CONSTRAINTS) \
 		--no-build-isolation --editable '.[$(EXTRAS)]'; \
 	printf '%s' "$$base" > $(VENV)/.base; \
+	touch $@
+
+$(REHEARSAL_READY):
+	rm -rf $(REHEARSAL)
+	$(REHEARSAL_PYTHON) -m venv $(REHEARSAL)
+	$(REHEARSAL)/bin/python -m pip install --quiet --disable-pip-version-check --no-input -r benchmarks/gpu/rehearsal.txt
 	touch $@

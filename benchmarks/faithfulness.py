@@ -72,18 +72,33 @@ def measure() -> list[dict[str, object]]:
         truth = last_latent(exact)
         ours = last_latent(rounded)
         authors = last_latent(rounded, reference_numerics=True)
+        threads = between_threads(exact)
     autoencoder_mean, autoencoder_sample = posterior()
     return [
         record("the engine in float32", "largest error of any tensor in tests/reference", worst_float32_error()),
         record("float32 time and latents", "bf16 engine against float32 engine, same weights", relative_error(ours, truth)),
         record("bfloat16 time and latents", "reference_numerics against float32 engine", relative_error(authors, truth)),
         record("float32 against bfloat16 time", "bf16 engine against reference_numerics", relative_error(ours, authors)),
+        record("number of threads", "float32 engine on two threads against one, 28 steps", threads),
         record("posterior mean", "a seeded sample against the mean", relative_error(autoencoder_sample, autoencoder_mean)),
         *(
             record(f"{backend} attention in bfloat16", "against float64, 2752 tokens, 8 heads of 128", attention_error(backend))
             for backend in ("chunked", "dense")
         ),
     ]
+
+
+def between_threads(pipeline: Pipeline) -> float:
+    """What a second thread changes: libraries divide some sums among threads."""
+    before = torch.get_num_threads()
+    latents = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            latents.append(last_latent(pipeline))
+    finally:
+        torch.set_num_threads(before)
+    return relative_error(latents[1], latents[0])
 
 
 def worst_float32_error() -> float:

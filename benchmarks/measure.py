@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 RESULTS = Path(__file__).resolve().parent / "results"
 Run = Callable[[], object]
@@ -21,7 +24,8 @@ Clock = Literal["wall", "process"]
 def interleave(
     variants: Mapping[str, Run], *, rounds: int, device: torch.device, warmup_s: float = 0.0, clock: Clock = "wall"
 ) -> dict[str, dict[str, float]]:
-    """Time variants in turn, so that what disturbs the machine disturbs all of them.
+    """Time variants in turn, every second round backwards (A B B A), so that what disturbs the machine, and a clock that falls,
+    disturbs all of them.
 
     Args:
         variants: what to run, by name.
@@ -43,9 +47,9 @@ def interleave(
             run()
             _finish(device)
     times: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(rounds):
-        for name, run in variants.items():
-            times[name].append(time_once(run, device, clock))
+    for turn in range(rounds):
+        for name in list(variants)[:: -1 if turn % 2 else 1]:
+            times[name].append(time_once(variants[name], device, clock))
     return {name: summarise(values) for name, values in times.items()}
 
 
@@ -100,16 +104,35 @@ def count_allocations(run: Run, device: torch.device) -> dict[str, float]:
     return {"allocations": len(positive), "allocated_mib": sum(positive) / 2**20}
 
 
+def output_hash(*tensors: Tensor) -> str:
+    """The first 12 digits of the SHA-256 of tensors' bits."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().contiguous().view(torch.uint8).cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def relative_difference(result: Tensor, truth: Tensor) -> float:
+    """Norm of the difference over norm of the truth, in float64."""
+    expected = truth.double()
+    return float((result.double() - expected).norm() / expected.norm())
+
+
 def machine() -> dict[str, object]:
     """What a record says about where it was taken."""
+    return {"taken": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()), **_hardware(), "threads": torch.get_num_threads()}
+
+
+@cache
+def _hardware() -> dict[str, object]:
+    """What does not change while a process runs: asking the driver takes a second of a GPU's time."""
     record: dict[str, object] = {
-        "taken": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()),
         "commit": _output("git", "rev-parse", "--short", "HEAD"),
+        "tree": tree_hash(),
         "torch": torch.__version__,
         "triton": _version("triton"),
         "python": platform.python_version(),
         "cpu": _cpu_name(),
-        "threads": torch.get_num_threads(),
     }
     if torch.cuda.is_available():
         record["gpu"] = torch.cuda.get_device_name()
@@ -118,10 +141,25 @@ def machine() -> dict[str, object]:
     return record
 
 
+@cache
+def tree_hash() -> str:
+    """SHA-256 of the sources, which tells a commit where a copy without its history runs; the first 12 digits."""
+    digest, root = hashlib.sha256(), RESULTS.parents[1]
+    for folder in ("benchmarks", "configs", "kernels", "uso_engine"):
+        for path in sorted(root.joinpath(folder).rglob("*")):
+            if path.suffix in {".py", ".sh", ".toml"}:
+                digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
 def machine_name() -> str:
-    """The file that this machine's records go to."""
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
-    return "-".join(name.lower().replace("/", " ").replace("(r)", "").split())
+    """What this machine's records are called after."""
+    return file_name(torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name())
+
+
+def file_name(hardware: str) -> str:
+    """A GPU's or CPU's name as the name of the file that its records go to, without suffix."""
+    return "-".join(hardware.lower().replace("/", " ").replace("(r)", "").split())
 
 
 def write_record(benchmark: str, record: Mapping[str, object], path: Path | None = None) -> Path:

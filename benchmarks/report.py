@@ -1,51 +1,25 @@
 """Write the tables of the documents from the records in benchmarks/results: numbers are never typed.
 
-python -m benchmarks.report            rewrite what stands between the markers
-python -m benchmarks.report --check    fail if that would change anything
+python -m benchmarks.report                  rewrite what stands between the markers
+python -m benchmarks.report --records OUT    first take the records of a GPU's campaign into benchmarks/results
+python -m benchmarks.report --check          fail if that would change anything
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from uso_engine.model.params import TransformerParams
 
-from .measure import RESULTS
+from .gpu import tables as gpu_tables
 from .quality import quality_table, training_table
+from .records import Record, hardware, latest, load, table, take
 from .roofline import GPUS, Tokens, floor_ms, memory_bytes, step_flops
 
 ROOT = Path(__file__).resolve().parents[1]
-Record = dict[str, Any]
-
-
-def load(folder: Path = RESULTS) -> list[Record]:
-    """Every record of every machine, oldest first in each file."""
-    lines = [line for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines() if line.strip()]
-    return [record for record in map(json.loads, lines) if "benchmark" in record]
-
-
-def latest(records: list[Record], benchmark: str, *keys: str) -> list[Record]:
-    """The last record of each combination of machine and keys, in the order in which they first appear."""
-    found: dict[tuple[object, ...], Record] = {}
-    for record in records:
-        if record["benchmark"] == benchmark:
-            found[(hardware(record), *(record[key] for key in keys))] = record
-    return list(found.values())
-
-
-def hardware(record: Record) -> str:
-    machine = record["machine"]
-    return str(machine.get("gpu") or machine["cpu"])
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def roofline_table(records: list[Record]) -> str:
@@ -56,7 +30,7 @@ def roofline_table(records: list[Record]) -> str:
         ("content + 1 style", Tokens(style=192, content=1024)),
     ):
         floors = [floor_ms(params, tokens, gpu) for gpu in GPUS.values()]
-        cells = [f"{floor['floor']:.0f} + {floor['elementwise']:.0f}" for floor in floors]
+        cells = [f"{floor['floor']:.0f} / {floor['separate kernels']:.0f} / {floor['copy']:.1f}" for floor in floors]
         rows.append([f"{name}, L = {tokens.all}", f"{step_flops(params, tokens) / 1e12:.1f}", *cells])
     return table(["1024 x 1024, bf16", "TFLOP a step", *(f"{name}, ms" for name in GPUS)], rows)
 
@@ -166,9 +140,10 @@ TABLES: dict[str, Callable[[list[Record]], str]] = {
     "faithfulness": faithfulness_table,
     "quality": lambda records: quality_table(),
     "training": lambda records: training_table(),
+    **gpu_tables.TABLES,
 }
 DOCUMENTS = {
-    "docs/performance.md": ("roofline", "memory", "ladder", "step", "tiers", "kernels"),
+    "docs/performance.md": ("roofline", "memory", "ladder", "step", "tiers", "kernels", *gpu_tables.TABLES),
     "docs/faithfulness.md": ("faithfulness",),
     "docs/quality.md": ("quality", "training"),
     "README.md": ("step", "ladder"),
@@ -194,7 +169,11 @@ def rewrite(document: str, text: str, records: list[Record]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--records", type=Path, help="folder that a GPU's campaign wrote to")
     options = parser.parse_args()
+    if options.records is not None:
+        taken, left = take(options.records)
+        print(f"{taken} records taken, {left} left out (of a rehearsal, or taken before)")
     for document in DOCUMENTS:
         path = ROOT / document
         before = path.read_text()

@@ -38,7 +38,7 @@ class Operation:
 
     Args:
         name: which.
-        kind: "gemm", "attention" or "elementwise".
+        kind: "gemm", "attention", "elementwise", or "copy" of what could have been written in place.
         flops: multiplications and additions.
         bytes: read and written, each operand once, in bfloat16.
     """
@@ -47,6 +47,13 @@ class Operation:
     kind: str
     flops: float
     bytes: float
+
+    def floor_ms(self, gpu: GPU, *, gemm_speedup: float = 1.0) -> float:
+        """The least milliseconds: its arithmetic at the best rate on record or its bytes at the memory's bandwidth."""
+        rates = {"gemm": gpu.gemm_rate * gemm_speedup, "attention": gpu.attention_rate}
+        by_memory = self.bytes / (gpu.bandwidth_gbs * 1e9)
+        rate = rates.get(self.kind)
+        return 1e3 * (by_memory if rate is None else max(by_memory, self.flops / rate))
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,10 @@ def _elementwise(name: str, elements: float, flops_per_element: float, moved: fl
     return Operation(name, "elementwise", elements * flops_per_element * times, BF16 * elements * moved * times)
 
 
+def _copy(name: str, elements: float, times: int = 1) -> Operation:
+    return Operation(name, "copy", 0.0, float(BF16 * 2 * elements * times))
+
+
 def _attention(name: str, queries: float, keys: float, width: int, times: int) -> Operation:
     return Operation(name, "attention", 4.0 * queries * keys * width * times, BF16 * width * 2 * (queries + keys) * times)
 
@@ -121,6 +132,9 @@ def step_operations(params: TransformerParams, tokens: Tokens) -> Iterator[Opera
     yield _elementwise("double gated residual, LayerNorm, modulation", everything * width, 12, 4, 2 * depth)
     yield _elementwise("double q/k norm, rotation, scatter", 3 * everything * width, 6, 2, depth)
     yield _attention("double attention", everything, everything, width, depth)
+    # scaled_dot_product_attention takes no memory of the caller's: its result is copied to where the next product reads it.
+    yield _copy("attention result to its place", everything * width, depth + singles - 1)
+    yield _copy("last single attention result to its place", image * width)
     yield _elementwise("merge and first norm", everything * width, 8, 4)
     yield _gemm("single linear1", everything, 3 * width + mlp, width, singles - 1)
     yield _gemm("single linear2", everything, width, width + mlp, singles - 1)
@@ -146,15 +160,14 @@ def floor_ms(params: TransformerParams, tokens: Tokens, gpu: GPU, *, fp8: bool =
     """The least time of a step, by kind of operation, in milliseconds.
 
     Matrix products and attention at the best rates on record (fp8 products 1.8 times bf16's, as FACTS measured), elementwise
-    operations at the memory's bandwidth; the last come on top of the floor, which counts the first two alone.
+    operations and copies at the memory's bandwidth. "floor" counts the first two alone: it could be reached only with every
+    elementwise operation inside a product or attention. "separate kernels" adds elementwise kernels, fused as they are here.
     """
-    gemm_rate = gpu.gemm_rate * (1.8 if fp8 else 1.0)
-    sums = {"gemm": 0.0, "attention": 0.0, "elementwise": 0.0}
+    sums = {"gemm": 0.0, "attention": 0.0, "elementwise": 0.0, "copy": 0.0}
     for operation in step_operations(params, tokens):
-        by_memory = operation.bytes / (gpu.bandwidth_gbs * 1e9)
-        rate = {"gemm": gemm_rate, "attention": gpu.attention_rate}.get(operation.kind)
-        sums[operation.kind] += 1e3 * (by_memory if rate is None else max(by_memory, operation.flops / rate))
-    return {**sums, "floor": sums["gemm"] + sums["attention"]}
+        sums[operation.kind] += operation.floor_ms(gpu, gemm_speedup=1.8 if fp8 else 1.0)
+    floor = sums["gemm"] + sums["attention"]
+    return {**sums, "floor": floor, "separate kernels": floor + sums["elementwise"]}
 
 
 def weight_count(params: TransformerParams) -> dict[str, int]:
@@ -209,7 +222,8 @@ def main() -> None:
         print(f"  {operation.name:48s} {operation.flops / 1e12:8.3f} TFLOP {operation.bytes / 1e9:8.2f} GB")
     for name, gpu in GPUS.items():
         bf16, fp8 = (floor_ms(params, tokens, gpu, fp8=flag) for flag in (False, True))
-        print(f"{name:9s} bf16 {bf16['floor']:6.1f} ms (+ {bf16['elementwise']:.1f} elementwise), fp8 {fp8['floor']:6.1f} ms")
+        parts = f"{bf16['separate kernels']:.1f} with elementwise kernels, + {bf16['copy']:.1f} for copies"
+        print(f"{name:9s} bf16 {bf16['floor']:6.1f} ms ({parts}), fp8 {fp8['floor']:6.1f} ms")
     memory = memory_bytes(params, tokens)
     print("memory in bf16: " + ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in memory.items()))
 

@@ -62,9 +62,14 @@ def quantized_copy(transformer: Transformer, kinds: dict[str, Kind]) -> Transfor
 
 @torch.no_grad()
 def run(
-    workload: Workload, device: torch.device, rounds: int, out: Path | None, clock: Clock = "wall"
+    workload: Workload,
+    device: torch.device,
+    rounds: int,
+    out: Path | None,
+    clock: Clock = "wall",
+    only: tuple[str, ...] | None = None,
 ) -> list[dict[str, object]]:
-    """Compare, time, print and record every tier.
+    """Compare, time, print and record every tier, or only those that are named.
 
     Raises:
         SystemExit: a tier's velocity is not even near bf16's.
@@ -78,6 +83,8 @@ def run(
     truth = plain().double()
     records: list[dict[str, object]] = []
     for name, kinds in kinds_by_name(workload, device).items():
+        if only is not None and name not in only:
+            continue
         step = engine_step(quantized_copy(transformer, kinds), inputs, latents, (0.75,), "auto")
         difference = float((step().double() - truth).norm() / truth.norm())
         if not difference <= LARGEST_DIFFERENCE:

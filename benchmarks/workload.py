@@ -51,6 +51,7 @@ class Workload:
 
 WORKLOADS = {
     "full": Workload("full", TransformerParams(), (64, 64), (32, 32)),
+    "full_512": Workload("full_512", TransformerParams(), (32, 32), (32, 32)),
     "small": Workload("small", SMALL, (32, 32), (32, 32)),
     "tiny": Workload("tiny", TINY, (6, 8), (4, 4), text=20, style=12, steps=2, lora_rank=4),
 }

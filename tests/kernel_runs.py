@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from uso_kernels.interpret import interpreted
+from uso_kernels.interpret import interpreted, interpreter_missing
 from uso_kernels.operation import Operation
 
 # The interpreter rounds neither bfloat16 nor float8 as a GPU does; those are for a GPU.
@@ -19,12 +19,20 @@ PLACES = [
 HALF_PLACES = [PLACES[0], PLACES[1], PLACES[2]]
 
 
+def require_interpreter() -> None:
+    """Skip where Triton's interpreter cannot run at all; `test_interpret.py` says with which versions it has to."""
+    reason = interpreter_missing()
+    if reason is not None:
+        pytest.skip(reason)
+
+
 def run_kernel(operation: Operation, *operands: object) -> None:
     """Launch an operation's Triton kernel; a CPU tensor goes through the interpreter without registering anything."""
     if any(isinstance(operand, Tensor) and operand.is_cuda for operand in operands):
         operation(*operands)
-    else:
-        interpreted(operation)(*operands)
+        return
+    require_interpreter()
+    interpreted(operation)(*operands)
 
 
 def poisoned(*shape: int, dtype: torch.dtype, device: str = "cpu") -> Tensor:

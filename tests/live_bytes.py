@@ -1,4 +1,4 @@
-"""How many bytes of tensors are alive at once while something runs."""
+"""Counting the bytes that a run keeps alive."""
 
 from __future__ import annotations
 

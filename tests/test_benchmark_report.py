@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmarks.report import DOCUMENTS, ROOT, latest, load, rewrite
+from benchmarks.records import latest, load
+from benchmarks.report import DOCUMENTS, ROOT, rewrite
 
 
 def record(benchmark: str, median_ms: float, **values: object) -> dict[str, object]:

@@ -15,7 +15,15 @@ from uso_engine.errors import CheckpointError, MissingFileError
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> T5EncoderModel:
-    return load_pretrained(T5EncoderModel, folder, what="T5 text encoder", model_types=("t5",), dtype=dtype, device="cpu")
+    return load_pretrained(
+        T5EncoderModel,
+        folder,
+        what="T5 text encoder",
+        model_types=("t5",),
+        harmless=("decoder.", "lm_head.weight"),
+        dtype=dtype,
+        device="cpu",
+    )
 
 
 @pytest.fixture
@@ -70,6 +78,83 @@ def test_missing_and_misshapen_weights_are_listed_together(folder: Path) -> None
         load(folder)
 
 
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        ("encoder.block.0.layer.0.SelfAttention.q.scale_weight", "fp8 with separate scales"),
+        ("encoder.block.0.layer.0.SelfAttention.q.weight_scale", "fp8 with separate scales"),
+        ("encoder.block.0.layer.0.SelfAttention.q.weight.absmax", "bitsandbytes"),
+        ("encoder.block.0.layer.0.SelfAttention.q.qzeros", "GPTQ or AWQ"),
+        ("encoder.block.0.layer.0.SelfAttention.q.weight._scale", "optimum-quanto"),
+        ("encoder.block.0.layer.0.SelfAttention.q.multiplier", r"1 key left over: encoder\.block\.0\..*\.multiplier"),
+    ],
+)
+def test_left_over_keys_are_refused(folder: Path, key: str, reason: str) -> None:
+    """What is left over may be what the weights have to be multiplied with."""
+    edit_weights(folder, lambda tensors: tensors.update({key: torch.ones(1)}))
+    with pytest.raises(CheckpointError, match=rf"T5 text encoder in .*{reason}"):
+        load(folder)
+
+
+def test_scaled_fp8_weights_are_refused_and_plain_ones_read(folder: Path) -> None:
+    def narrow(tensors: dict[str, torch.Tensor]) -> None:
+        tensors.update({key: value.to(torch.float8_e4m3fn) for key, value in tensors.items() if "block" in key})
+
+    edit_weights(folder, narrow)
+    stored = load_file(folder / "model.safetensors")
+    assert all(torch.equal(load(folder).state_dict()[key], value.float()) for key, value in stored.items())
+    edit_weights(folder, lambda tensors: tensors.update(scaled_fp8=torch.zeros(2, dtype=torch.float8_e4m3fn)))
+    with pytest.raises(CheckpointError, match="fp8 with separate scales"):
+        load(folder)
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "quanto", "torchao", "of-next-year"])
+def test_a_quantised_folder_is_refused_by_name(folder: Path, method: str) -> None:
+    edit_json(folder / "config.json", quantization_config={"quant_method": method})
+    with pytest.raises(CheckpointError, match=rf"quantised by {method} \(quantization_config in config.json\)"):
+        load(folder)
+
+
+def test_weights_that_are_no_numbers_are_refused(folder: Path) -> None:
+    edit_weights(folder, lambda tensors: tensors["shared.weight"].view(-1)[7:8].fill_(float("nan")))
+    with pytest.raises(CheckpointError, match=r"infinite or not a number in shared\.weight"):
+        load(folder)
+    edit_weights(folder, lambda tensors: tensors.update({"shared.weight": tensors["shared.weight"].to(torch.int8)}))
+    with pytest.raises(CheckpointError, match=r"1 key of another type than floating point: shared\.weight"):
+        load(folder)
+
+
+def test_a_whole_t5_is_read_for_its_encoder(folder: Path) -> None:
+    """google/t5-v1_1-xxl has the decoder, its output layer and both copies of the embedding."""
+    before = load(folder).state_dict()
+
+    def whole(tensors: dict[str, torch.Tensor]) -> None:
+        shared = tensors["shared.weight"]
+        tensors["encoder.embed_tokens.weight"] = shared.clone()
+        tensors["decoder.embed_tokens.weight"] = shared.clone()
+        tensors["decoder.block.0.layer.0.SelfAttention.q.weight"] = torch.ones(4, 4)
+        tensors["lm_head.weight"] = shared.clone()
+
+    edit_weights(folder, whole)
+    after = load(folder).state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"num_layers": 10**8}, "num_layers = 100000000"),
+        ({"d_model": 10**9}, "d_model = 1000000000"),
+        ({"vocab_size": 9_000_000, "d_model": 9_000}, r"81\d{9} parameters, the files have \d+ bytes"),
+    ],
+)
+def test_sizes_of_no_model_are_refused_before_they_are_allocated(folder: Path, sizes: dict[str, int], message: str) -> None:
+    edit_json(folder / "config.json", **sizes)
+    with pytest.raises(CheckpointError, match=message):
+        load(folder)
+
+
 def test_shards_are_read(folder: Path) -> None:
     whole = load(folder).state_dict()
     shard(folder)
@@ -102,7 +187,7 @@ def test_a_model_of_another_kind_is_refused() -> None:
 
 
 def test_loading_is_quiet_and_leaves_the_library_as_it_was(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    edit_weights(folder, lambda tensors: tensors.update(unused=torch.zeros(2)))
+    edit_weights(folder, lambda tensors: tensors.update({"decoder.unused": torch.zeros(2)}))
     records: list[str] = []
     listener = logging.Handler()
     listener.emit = lambda record: records.append(record.getMessage())  # type: ignore[method-assign]

@@ -1,5 +1,4 @@
 import json
-import logging
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,9 +77,8 @@ def test_refuses_half_a_surrogate_pair(encoders: TextEncoders) -> None:
         encoders.encode("ok\ud83d")
 
 
-def test_says_where_each_encoder_cut(encoders: TextEncoders, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "uso_engine.conditioning.text"):
-        found = encoders.encode(LONG)
+def test_says_where_each_encoder_cut(encoders: TextEncoders) -> None:
+    found = encoders.encode(LONG)
     t5, clip = found.truncated
     assert (t5.encoder, t5.limit, clip.encoder, clip.limit) == ("T5", 32, "CLIP", 77)
     assert t5.length > 200
@@ -92,12 +90,25 @@ def test_says_where_each_encoder_cut(encoders: TextEncoders, caplog: pytest.LogC
     # 31 pieces and the end: four repetitions of "a small house by the sea," are 28.
     assert t5.cut_after.endswith("by the sea, a small house")
     assert len(clip.lost) < len(t5.lost)
-    assert [record.getMessage() for record in caplog.records] == [str(t5), str(clip)]
-    assert "longer than the 32 that T5 takes: cut after '…" in caplog.text
+    first, second = found.warnings("the negative prompt")
+    assert first.startswith("T5 takes 32 tokens, the negative prompt has ")
+    assert first.endswith(f"for T5 cut after '…{t5.cut_after}'; CLIP read further, to a limit of its own")
+    assert second.startswith("CLIP takes 77 tokens, the negative prompt has ")
+    assert second.endswith(f"for CLIP cut after '…{clip.cut_after}'; no encoder read what follows")
 
 
 def test_only_the_encoder_that_cut_says_so(encoders: TextEncoders) -> None:
-    assert [cut.encoder for cut in encoders.encode("a small house by the sea, " * 5).truncated] == ["T5"]
+    found = encoders.encode("a small house by the sea, " * 5)
+    assert [cut.encoder for cut in found.truncated] == ["T5"]
+    (warning,) = found.warnings()
+    assert warning.startswith("T5 takes 32 tokens, the prompt has 36: for T5 cut after '…")
+    assert warning.endswith("'; CLIP read all of it")
+
+
+def test_what_t5_has_no_token_for_is_named_once(encoders: TextEncoders) -> None:
+    found = encoders.encode("a 猫 by the 椅子, a 猫")
+    assert [(entry.encoder, entry.text) for entry in found.unknown] == [("T5", "猫 椅子")]
+    assert encoders.encode("Ein Haus, a house!").unknown == ()
 
 
 @pytest.mark.parametrize(("words", "cut"), [(31, False), (32, True)])
@@ -166,12 +177,15 @@ def test_loads_the_text_half_of_a_whole_clip(encoders: TextEncoders, tmp_path: P
     fill(whole, "whole clip")
     whole.train(False)
     whole.save_pretrained(tmp_path / "whole")
+    # As openai/clip-vit-large-patch14 still has them.
+    ids = {f"{tower}.embeddings.position_ids": torch.arange(5)[None] for tower in ("text_model", "vision_model")}
+    edit_weights(tmp_path / "whole", lambda tensors: tensors.update(ids))
     both = TextEncoders.from_folders(
         TINY / "t5", tmp_path / "whole", clip_tokenizer=clip_folder, t5_max_length=32, dtype=torch.float32
     )
-    ids = CLIPTokenizer.from_pretrained(clip_folder)(PROMPT, padding="max_length", max_length=77, return_tensors="pt")
+    tokens = CLIPTokenizer.from_pretrained(clip_folder)(PROMPT, padding="max_length", max_length=77, return_tensors="pt")
     with torch.no_grad():
-        expected = whole.text_model(input_ids=ids["input_ids"]).pooler_output[0]
+        expected = whole.text_model(input_ids=tokens["input_ids"]).pooler_output[0]
     assert torch.allclose(both.encode(PROMPT).pooled, expected, atol=1e-6)
     assert both.identity != encoders.identity
 

@@ -8,7 +8,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 
-from uso_engine.config import load_config
+from uso_engine.config import load_config, parse_config
 from uso_engine.download import download, missing_parts, parts
 from uso_engine.errors import FetchError
 
@@ -53,6 +53,16 @@ def test_the_embedded_model_needs_nothing(calls: list[Call]) -> None:
     download(load_config("uso-tiny"), token=None, report=lambda line: None)
     assert calls == []
     assert missing_parts(load_config("uso-tiny")) == []
+
+
+def test_a_path_that_looks_like_a_hub_id_is_left_alone(calls: list[Call], tmp_path: Path) -> None:
+    (tmp_path / "weights" / "flux").mkdir(parents=True)
+    (tmp_path / "weights" / "flux" / "a.safetensors").touch()
+    table = {"name": "x", "transformer": {"checkpoint": "weights/flux/a.safetensors"}, "base_folder": tmp_path}
+    loras = [{"path": "weights/absent.safetensors"}, {"path": "org/name/there.safetensors"}]
+    config = parse_config({**table, "loras": loras})
+    download(config, token=None, report=lambda line: None)
+    assert [(repository, detail[0]) for _, repository, detail in calls] == [("org/name", "there.safetensors")]
 
 
 def test_what_is_missing_is_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

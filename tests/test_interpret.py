@@ -1,5 +1,6 @@
 """A process may run every kernel interpreted on CPU tensors: the model then gives the reference's answer by way of Triton."""
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -7,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from kernel_runs import run_kernel
+from kernel_runs import require_interpreter, run_kernel
 
+from uso_kernels.interpret import interpreter_missing, register_cpu_launches
 from uso_kernels.launch import TritonUnavailable, generation_of
 from uso_kernels.quantize_rows import quantize_rows_into
 from uso_kernels.rows import new_quantized, quantize_rows_reference
@@ -46,7 +48,25 @@ print(*sorted(set(launched)))
 """
 
 
+def version_of(package: str) -> tuple[int, ...]:
+    return tuple(map(int, importlib.metadata.version(package).split("+")[0].split(".")[:2]))
+
+
+def test_the_interpreter_runs_with_every_pair_of_versions_but_one() -> None:
+    """What cannot be interpreted is skipped elsewhere, so this says where that may be: Triton 3.6 with numpy from 2.4 on."""
+    reason = interpreter_missing()
+    if torch.cuda.is_available():
+        assert reason is not None and "TRITON_INTERPRET" in reason
+    elif version_of("triton") < (3, 7) and version_of("numpy") >= (2, 4):
+        assert reason is not None and "numpy<2.4" in reason
+        with pytest.raises(TritonUnavailable, match=r"numpy<2\.4"):
+            register_cpu_launches()
+    else:
+        assert reason is None
+
+
 def test_the_model_through_interpreted_kernels(repository: Path) -> None:
+    require_interpreter()
     paths = f"{repository}:{repository / 'kernels'}:{repository / 'tests'}"
     environment = {**os.environ, "PYTHONPATH": paths, "TRITON_INTERPRET": "1"}
     answer = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False)

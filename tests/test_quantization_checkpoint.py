@@ -16,7 +16,6 @@ from uso_engine.errors import CheckpointError, LoRAError, MissingFileError, Outp
 from uso_engine.model.params import TransformerParams
 from uso_engine.quantization.checkpoint import (
     Description,
-    RecordedFile,
     load_quantized,
     open_originals,
     read_description,
@@ -27,6 +26,7 @@ from uso_engine.quantization.loaded_quantized import LoadedQuantizedTransformer
 from uso_engine.quantization.quantize import quantize
 from uso_engine.quantization.quantized_file import QuantizedFile, is_quantized_file, write_quantized_file
 from uso_engine.quantization.quantized_linear import TensorLayout
+from uso_engine.quantization.recorded_file import RecordedFile
 from uso_engine.verification.small_model import lora_shapes
 from uso_engine.weights.lora import read_lora
 from uso_engine.weights.recipe import draw, recipe_source
@@ -159,6 +159,12 @@ def test_files_of_other_kinds_and_versions_are_refused(originals: Path, tmp_path
         ({"version": 2}, "version 2 of the quantised format, this engine reads 1"),
         ({"kinds": {**description.kinds, "img_in": "int2"}}, "kinds that this engine does not know: int2"),
         ({"kinds": {**description.kinds, "double_blocks.1.img_attn.qkv": "int4"}}, "contradicts its own description"),
+        ({"params": {"depth": 10**8}}, "cannot be understood: depth: expected a whole number from 1 to 1,000, got 100000000"),
+        ({"params": 3}, "cannot be understood: expected a table of sizes"),
+        ({"kinds": 3}, "cannot be understood"),
+        ({"loras": [{"name": "x"}]}, "cannot be understood"),
+        ({"dtype": "zeros"}, "in zeros is not known"),
+        ({"tier": "int3"}, "tier int3 in bfloat16 is not known"),
     ):
         layout = description.layout()
         tensors = ((key, torch.zeros(entry.shape).to(entry.dtype)) for key, entry in layout.items())

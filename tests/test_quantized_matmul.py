@@ -65,8 +65,12 @@ def test_rows_of_a_larger_matrix_give_the_same_bits() -> None:
         assert relative_error(multiply(strided, xs, wq, ws, bias, dtype=torch.float32), whole) < 1e-6
 
 
+@pytest.mark.skipif(
+    not torch._C._dispatch_has_kernel_for_dispatch_key("aten::_scaled_mm_v2", "CPU"),
+    reason="this torch has its scaled product on a GPU alone, where test_quantization_gpu.py runs it",
+)
 def test_the_float8_launch_is_torchs_public_product() -> None:
-    """It calls what lies below `scaled_mm`, which cannot write to memory of the caller's; torch has both on a CPU, too."""
+    """It calls what lies below `scaled_mm`, which cannot write to memory of the caller's; on a CPU, too, where torch can."""
     x, weight, bias = operands(32, 96, 128)
     (xq, xs), (wq, ws) = quantize_rows(x, torch.float8_e4m3fn), quantize_rows(weight, torch.float8_e4m3fn)
     for added in (None, bias.bfloat16()):

@@ -105,5 +105,6 @@ def test_hub_ids_are_split_for_the_download_command() -> None:
     assert split_hub_id("org/name:a/b.safetensors") == ("org/name", "a/b.safetensors")
     assert split_hub_id("org/name/a.safetensors") == ("org/name", "a.safetensors")
     assert split_hub_id("name") is None
+    assert split_hub_id("loras/ink.safetensors") is None
     assert split_hub_id("./org/name") is None
     assert split_hub_id("/org/name") is None

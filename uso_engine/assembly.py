@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .conditioning.cache import MIB, CacheLimits
 from .conditioning.content import Autoencoder
 from .conditioning.movable_part import MovablePart
 from .conditioning.style import StyleEncoder
 from .conditioning.text import TextEncoders
 from .config import AutoencoderConfig, EngineConfig, Tier
-from .download import missing_parts
-from .errors import BackendError, CheckpointError, MissingFileError
+from .errors import BackendError, CheckpointError, ConfigError
 from .memory_budget import MemoryBudget
 from .model.projector import StyleProjector
-from .pipeline import MIB, CacheLimits, Pipeline
+from .pipeline import Pipeline
 from .placement import place
+from .presence import require_parts
 from .quantization.text_encoder import quantize_text_encoder
 from .transformer_loading import LoadProgress, load_transformer, resolve
 from .weights import autoencoder_checkpoint
@@ -28,6 +29,25 @@ from .weights.projector_checkpoint import open_projector_checkpoint
 
 if TYPE_CHECKING:
     from .safety import SafetyChecker
+
+
+def load_parts(
+    config: EngineConfig,
+    *,
+    device: torch.device,
+    tier: Tier | None,
+    attention: str,
+    budget: MemoryBudget | None,
+    progress: LoadProgress | None,
+) -> tuple[Pipeline, SafetyChecker | None]:
+    """Load everything that an engine of this configuration has; arguments and errors as for `load_pipeline`."""
+    require_parts(config)
+    safety = load_safety_checker(config, device=device if budget is None else "cpu")
+    others = () if safety is None else (safety.part,)
+    pipeline = load_pipeline(
+        config, device=device, tier=tier, attention=attention, budget=budget, other_parts=others, progress=progress
+    )
+    return pipeline, safety
 
 
 def load_safety_checker(config: EngineConfig, *, device: torch.device | str) -> SafetyChecker | None:
@@ -73,16 +93,19 @@ def load_text_encoders(config: EngineConfig, *, device: torch.device | str, dtyp
         name: None if entry.tokenizer is None else resolve(entry.tokenizer, f"{name} tokenizer", config)
         for name, entry in (("T5", config.t5), ("CLIP", config.clip))
     }
-    encoders = TextEncoders.from_folders(
-        folders["T5"],
-        folders["CLIP"],
-        t5_tokenizer=tokenizers["T5"],
-        clip_tokenizer=tokenizers["CLIP"],
-        t5_max_length=config.t5.max_length,
-        clip_max_length=config.clip.max_length,
-        device=device,
-        dtype=dtype,
-    )
+    try:
+        encoders = TextEncoders.from_folders(
+            folders["T5"],
+            folders["CLIP"],
+            t5_tokenizer=tokenizers["T5"],
+            clip_tokenizer=tokenizers["CLIP"],
+            t5_max_length=config.t5.max_length,
+            clip_max_length=config.clip.max_length,
+            device=device,
+            dtype=dtype,
+        )
+    except ValueError as error:  # how long a prompt CLIP takes is known when its folder was read
+        raise ConfigError(f"{config.name}: [t5] or [clip] max_length: {error}") from error
     if config.precision.text_encoder != "bf16":
         quantize_text_encoder(encoders.t5, config.precision.text_encoder)
     return encoders
@@ -160,24 +183,8 @@ def load_pipeline(
     limits = CacheLimits(
         *(int(size * MIB) for size in (config.cache.prompt_mib, config.cache.style_mib, config.cache.content_mib))
     )
-    return Pipeline(loaded, text=text, style=style, autoencoder=autoencoder, limits=limits, placement=placement)
-
-
-def require_parts(config: EngineConfig) -> None:
-    """Check that everything a configuration names is on this machine, before minutes go into loading the first of it.
-
-    LoRAs are left to the transformer's loader: a quantised file does without them.
-
-    Raises:
-        MissingFileError: parts that are not there; all are named.
-    """
-    missing = [part for part in missing_parts(config) if part.what != "LoRA"]
-    if missing:
-        names = "; ".join(f"{part.what} ({part.text})" for part in missing)
-        raise MissingFileError(
-            f"{config.name}: not on this machine: {names}. Get what is on the hub with `uso-engine download {config.name}` "
-            "(nothing is downloaded by itself), or correct the paths in the configuration"
-        )
+    loras = [(entry.path, entry.weight) for entry in config.loras]
+    return Pipeline(loaded, text=text, style=style, autoencoder=autoencoder, limits=limits, loras=loras, placement=placement)
 
 
 def check_text_widths(text: TextEncoders, config: EngineConfig) -> None:

@@ -7,71 +7,59 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Mapping
+from functools import partial
 from importlib.resources import files
+from os import PathLike
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import ConfigError, MissingFileError
 from .model.params import TransformerParams
 from .weights.autoencoder_keys import AutoencoderParams
+from .weights.model_sizes import MOST_PROBLEMS, read_sizes, shown
 
 EMBEDDED_PREFIX = "embedded:"
-Sizes = TypeVar("Sizes", TransformerParams, AutoencoderParams)
+# Bounds of what a file may ask for, far above every use: what is beyond them is a slip, and would be found out only after the
+# memory was asked for. A prompt has at most 4,000 characters, and no tokenizer makes more tokens of it.
+LARGEST_SIDE = 8_192
+MOST_PROMPT_TOKENS = 4_096
+MOST_LORAS = 64
+LARGEST_CACHE_MIB = 1_048_576
+LARGEST_FLOAT32 = 3.4e38
+_MOST_FILE_BYTES = 1_000_000
 Tier = Literal["float32", "bf16", "fp8", "int8", "int4"]
 
 
-def sizes_of(kind: type[Sizes]) -> Callable[[object], Sizes]:
-    """Build a dataclass of sizes from a TOML table; pydantic would pass over unknown keys of a plain dataclass."""
-    known = [field.name for field in fields(kind)]
-
-    def build(value: object) -> Sizes:
-        if isinstance(value, kind):
-            return value
-        if not isinstance(value, Mapping):
-            raise ValueError(f"expected a table of sizes, got {type(value).__name__}")
-        unknown = [key for key in value if key not in known]
-        if unknown:
-            raise ValueError("; ".join(f"unknown key {key!r}{_suggestion(key, known)}" for key in unknown))
-        values = {key: tuple(entry) if isinstance(entry, list) else entry for key, entry in value.items()}
-        try:
-            return kind(**values)  # type: ignore[arg-type]
-        except TypeError as error:
-            raise ValueError(f"sizes must be numbers: {error}") from error
-
-    return build
-
-
 class Section(BaseModel):
-    """Base of every table: frozen, and an unknown key is an error."""
+    """Base of every table: frozen, an unknown key is an error, and nothing is converted: "3" and true are no numbers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
 
 class TransformerConfig(Section):
     """The base model: a checkpoint file or a diffusers folder, and its sizes."""
 
     checkpoint: str
-    params: Annotated[TransformerParams, BeforeValidator(sizes_of(TransformerParams))] = TransformerParams()
+    params: Annotated[TransformerParams, BeforeValidator(partial(read_sizes, TransformerParams))] = TransformerParams()
 
 
 class LoRAConfig(Section):
     """A LoRA and how strongly it is merged."""
 
     path: str
-    weight: float = Field(1.0, allow_inf_nan=False)
+    weight: float = Field(1.0, ge=-LARGEST_FLOAT32, le=LARGEST_FLOAT32)
 
 
 class ProjectorConfig(Section):
     """USO's style projector: vision tokens of one image to style tokens of each of three levels."""
 
     checkpoint: str
-    vision_tokens: int = Field(729, ge=1)
-    vision_width: int = Field(1152, ge=1)
-    style_tokens: int = Field(64, ge=1)
+    vision_tokens: int = Field(729, ge=1, le=65_536)
+    vision_width: int = Field(1152, ge=1, le=65_536)
+    style_tokens: int = Field(64, ge=1, le=4_096)
 
 
 class VisionConfig(Section):
@@ -85,33 +73,42 @@ class TextEncoderConfig(Section):
 
     folder: str
     tokenizer: str | None = None
-    max_length: int = Field(ge=1)
+    max_length: int = Field(ge=2, le=MOST_PROMPT_TOKENS)
 
 
 class AutoencoderConfig(Section):
     """The autoencoder's checkpoint or diffusers folder.
 
-    `tile_side` cuts larger images into overlapping tiles of so many pixels; `decode_dtype` "bf16" decodes in bfloat16
-    (channels last), which is lossy: the encoder stays in float32 as the authors run it.
+    `tile_side` computes images of more pixels than a square with this side in strips of so many, to the same result but for
+    rounding; `decode_dtype` "bf16" decodes in bfloat16 (channels last), which is lossy: the encoder stays in float32 as the
+    authors run it.
     """
 
     checkpoint: str
-    params: Annotated[AutoencoderParams, BeforeValidator(sizes_of(AutoencoderParams))] = AutoencoderParams()
-    tile_side: int | None = Field(None, ge=16)
+    params: Annotated[AutoencoderParams, BeforeValidator(partial(read_sizes, AutoencoderParams))] = AutoencoderParams()
+    tile_side: int | None = Field(None, ge=16, le=LARGEST_SIDE)
     decode_dtype: Literal["float32", "bf16"] = "float32"
+
+    @model_validator(mode="after")
+    def _whole_cells(self) -> AutoencoderConfig:
+        # Tiles overlap by a quarter, which has to fall on whole latent cells.
+        step = 4 * 2 ** (len(self.params.ch_mult) - 1)
+        if self.tile_side is not None and self.tile_side % step:
+            raise ValueError(f"tile_side must be a multiple of {step}, got {self.tile_side}")
+        return self
 
 
 class ContentConfig(Section):
     """How content images are prepared."""
 
-    long_side: int = Field(512, ge=16)
+    long_side: int = Field(512, ge=16, le=LARGEST_SIDE)
 
 
 class DefaultsConfig(Section):
     """What a request gets that does not say."""
 
-    width: int = Field(1024, ge=16)
-    height: int = Field(1024, ge=16)
+    width: int = Field(1024, ge=16, le=LARGEST_SIDE)
+    height: int = Field(1024, ge=16, le=LARGEST_SIDE)
     steps: int = Field(28, ge=1, le=50)
     guidance: float = Field(4.0, ge=1, le=20)
 
@@ -119,9 +116,9 @@ class DefaultsConfig(Section):
 class LimitsConfig(Section):
     """Custom image sizes that are accepted, in pixels."""
 
-    min_side: int = Field(256, ge=16)
-    max_side: int = Field(2048, ge=16)
-    max_pixels: int = Field(4_194_304, ge=256)
+    min_side: int = Field(256, ge=16, le=LARGEST_SIDE)
+    max_side: int = Field(2048, ge=16, le=LARGEST_SIDE)
+    max_pixels: int = Field(4_194_304, ge=256, le=LARGEST_SIDE**2)
 
     @model_validator(mode="after")
     def _ordered(self) -> LimitsConfig:
@@ -145,9 +142,9 @@ class SafetyConfig(Section):
 class CacheConfig(Section):
     """Bounds of the three caches, in MiB; 0 keeps nothing."""
 
-    prompt_mib: float = Field(256, ge=0)
-    style_mib: float = Field(64, ge=0)
-    content_mib: float = Field(64, ge=0)
+    prompt_mib: float = Field(256, ge=0, le=LARGEST_CACHE_MIB)
+    style_mib: float = Field(64, ge=0, le=LARGEST_CACHE_MIB)
+    content_mib: float = Field(64, ge=0, le=LARGEST_CACHE_MIB)
 
 
 class PrecisionConfig(Section):
@@ -159,7 +156,7 @@ class PrecisionConfig(Section):
     """
 
     tier: Tier = "bf16"
-    keep: tuple[str, ...] | None = None
+    keep: tuple[str, ...] | None = Field(None, strict=False)  # TOML has lists
     int8_activations: bool = False
     text_encoder: Literal["bf16", "int8", "fp8"] = "bf16"
     check_contents: bool = True
@@ -173,10 +170,10 @@ class EngineConfig(Section):
     demonstration: bool = False
     model_name: str = "bytedance/uso"
     memory_budget_gib: float | None = Field(
-        None, ge=0.001, le=1e6, strict=True, description="GPU memory that may be used, in GiB; by default what the GPU has free"
+        None, ge=0.001, le=1e6, description="GPU memory that may be used, in GiB; by default what the GPU has free"
     )
     transformer: TransformerConfig
-    loras: tuple[LoRAConfig, ...] = ()
+    loras: tuple[LoRAConfig, ...] = Field((), strict=False, max_length=MOST_LORAS)  # TOML has lists
     projector: ProjectorConfig | None = None
     vision: VisionConfig | None = None
     t5: TextEncoderConfig | None = None
@@ -226,8 +223,10 @@ def load_config(name_or_path: str | Path) -> EngineConfig:
     """
     path = _locate(name_or_path)
     try:
+        if path.stat().st_size > _MOST_FILE_BYTES:
+            raise ValueError(f"{path.stat().st_size:,} bytes are too many")
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: lists within lists, a thousand deep
         raise ConfigError(f"{path} is not a TOML file: {error}") from error
     except OSError as error:
         raise MissingFileError(f"cannot read {path}: {error.strerror}") from error
@@ -246,32 +245,38 @@ def parse_config(table: Mapping[str, object], source: str = "configuration") -> 
         return EngineConfig.model_validate(table)
     except ValidationError as error:
         problems = [_problem(dict(item)) for item in error.errors()]
-        raise ConfigError(f"{source}: " + "; ".join(problems)) from error
+        more = [f"and {len(problems) - MOST_PROBLEMS} more"] if len(problems) > MOST_PROBLEMS else []
+        raise ConfigError(f"{source}: " + "; ".join([*problems[:MOST_PROBLEMS], *more])) from error
 
 
 def _locate(name_or_path: str | Path) -> Path:
     known = list_configs()
     if isinstance(name_or_path, str) and name_or_path in known:
         return config_folder() / f"{name_or_path}.toml"
-    path = Path(name_or_path).expanduser()
-    if path.is_file():
-        return path
+    if not isinstance(name_or_path, str | PathLike):
+        raise ConfigError(f"expected a configuration's name or the path of a TOML file, got {type(name_or_path).__name__}")
+    try:
+        path = Path(name_or_path).expanduser()
+        if path.is_file():
+            return path
+    except (OSError, RuntimeError) as error:  # RuntimeError: the home of a user whom nobody knows
+        raise MissingFileError(f"configuration {shown(str(name_or_path))}: {error}") from error
     hint = _suggestion(str(name_or_path), known) or f"; known names: {', '.join(known)}"
-    raise MissingFileError(f"no configuration named {str(name_or_path)!r} and no such file{hint}")
+    raise MissingFileError(f"no configuration named {shown(str(name_or_path))} and no such file{hint}")
 
 
 def _problem(item: dict[str, object]) -> str:
     """One validation error as a sentence that names the key."""
     location = item["loc"]
     assert isinstance(location, tuple)
-    key = ".".join(str(part) for part in location) or "configuration"
+    key = ".".join(f"{part:.80}" if isinstance(part, str) else str(part) for part in location) or "configuration"
     if item["type"] == "extra_forbidden":
         return f"unknown key {key!r}{_suggestion(str(location[-1]), _known_keys(location[:-1]))}"
     if item["type"] == "missing":
         return f"{key} is required"
     message = str(item["msg"]).removeprefix("Value error, ")
     given = item.get("input")
-    return f"{key}: {message}" if isinstance(given, Mapping | Section) else f"{key}: {message}, got {given!r}"
+    return f"{key}: {message}" if isinstance(given, Mapping | Section) else f"{key}: {message}, got {shown(given)}"
 
 
 def _known_keys(location: tuple[object, ...]) -> list[str]:
@@ -287,5 +292,5 @@ def _known_keys(location: tuple[object, ...]) -> list[str]:
 
 
 def _suggestion(key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(key[:100], known, n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""

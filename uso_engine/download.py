@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .config import EMBEDDED_PREFIX, EngineConfig
 from .errors import FetchError, MissingFileError
-from .weights.paths import resolve_path, split_hub_id
+from .weights.paths import local_path, resolve_path, split_hub_id
 
 # What the loaders read; repositories also hold the same weights in other formats, which nobody needs twice.
 _WANTED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model")
@@ -82,7 +82,8 @@ def download(config: EngineConfig, *, token: str | None, report: Callable[[str],
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     for part in parts(config):
-        if part.hub_id is None:
+        # A path in the form of a hub id, `weights/model.safetensors`, is one if it is there.
+        if part.hub_id is None or local_path(part.text, what=part.what, base_dir=config.base_folder).exists():
             continue
         repository, inside = part.hub_id
         report(f"{part.what}: {repository}{'' if inside is None else f', {inside}'}")

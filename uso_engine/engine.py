@@ -5,32 +5,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, overload
 
 import torch
 
-from . import generation
-from .assembly import check_device, load_pipeline, load_safety_checker
+from . import call_arguments, generation
+from .assembly import check_device, load_parts
 from .conditioning.cache import CacheStatistics
 from .conditioning.style import StyleTokens
 from .conditioning.text import TextEmbedding
 from .config import EngineConfig, Tier, load_config
-from .diffusers_call import request_from_diffusers
-from .errors import EngineClosedError, SafetyError
-from .generation import Stopwatch
-from .imaging.open import ImageLimits, ImageSource, open_image
+from .diffusers_call import PromptResults, call_like_diffusers
+from .errors import EngineClosedError
+from .imaging.open import Alpha, ImageLimits, ImageSource, open_image
 from .imaging.pixels import to_pixels
 from .imaging.resize import resize_content
-from .imaging.sizes import SizeLimits
+from .lora_choice import LoRAChoice, read_chosen_loras
 from .memory_budget import find_budget
 from .pipeline import Pipeline
 from .placement import release_cached_memory
 from .process_state import clean_process_state
-from .request import GenerationRequest, RequestDefaults, request_model
+from .progress import StepProgress
+from .provenance import log_warnings, result_of
+from .request import GenerationRequest
+from .request_fields import image_seeds
+from .request_type import request_type_of
 from .research import ResearchOptions
 from .result import GenerationResult
 from .sampling.denoiser import OnStep, Step
-from .transformer_loading import LoadProgress, read_loras
+from .stopwatch import Stopwatch
+from .transformer_loading import LoadProgress
 from .turn import Turn
 
 if TYPE_CHECKING:
@@ -51,7 +55,7 @@ class USOEngine:
         pipeline: the loaded parts.
         safety: the safety checker, if the configuration has one.
         device: where the parts are.
-        image_limits: what is accepted as an input image.
+        image_limits: what is accepted as an input image, and from where.
     """
 
     def __init__(
@@ -69,11 +73,7 @@ class USOEngine:
         self._safety = safety
         self._image_limits = image_limits if image_limits is not None else ImageLimits()
         self._turn = Turn()
-        limits, defaults = config.limits, config.defaults
-        self.request_type: type[GenerationRequest] = request_model(
-            SizeLimits(limits.min_side, limits.max_side, limits.max_pixels),
-            RequestDefaults(defaults.width, defaults.height, defaults.steps, defaults.guidance, config.content.long_side),
-        )
+        self.request_type = request_type_of(config)
 
     @classmethod
     @clean_process_state()
@@ -81,7 +81,7 @@ class USOEngine:
         cls,
         config: str | Path | EngineConfig,
         *,
-        device: str | None = None,
+        device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         attention: str = "auto",
         memory_budget_gib: float | None = None,
@@ -106,23 +106,16 @@ class USOEngine:
             CheckpointError: weights that do not fit.
             BackendError: this machine cannot run what was asked for.
             MemoryBudgetError: the budget is too small; says for what.
-            ValueError: another dtype, or a budget that is not positive.
+            ValueError: another dtype, a budget that is not positive, or an argument of another type.
         """
+        call_arguments.check_loading(config, device, dtype, attention, image_limits, progress)
         if not isinstance(config, EngineConfig):
             config = load_config(config)
-        if dtype is not None and dtype not in DTYPE_TIERS:
-            raise ValueError(
-                f"dtype must be torch.float32 or torch.bfloat16, got {dtype}; other tiers are set in the configuration"
-            )
         place = check_device(device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu"))
         tier = None if dtype is None else DTYPE_TIERS[dtype]
         asked = config.memory_budget_gib if memory_budget_gib is None else memory_budget_gib
         budget = find_budget(config, config.precision.tier if tier is None else tier, place, asked)
-        safety = load_safety_checker(config, device=place if budget is None else "cpu")
-        others = () if safety is None else (safety.part,)
-        pipeline = load_pipeline(
-            config, device=place, tier=tier, attention=attention, budget=budget, other_parts=others, progress=progress
-        )
+        pipeline, safety = load_parts(config, device=place, tier=tier, attention=attention, budget=budget, progress=progress)
         return cls(config, pipeline, safety=safety, device=place, image_limits=image_limits)
 
     @property
@@ -144,96 +137,93 @@ class USOEngine:
 
     def generate(
         self,
-        request: GenerationRequest | None = None,
+        request: GenerationRequest | str | None = None,
         *,
         on_step: OnStep | None = None,
         research: ResearchOptions | None = None,
+        progress: bool = False,
         **fields: object,
     ) -> GenerationResult:
         """Make the images of a request.
 
         Args:
-            request: what to make; or give its fields as keywords: ``prompt="…", images=[…], seed=7``.
+            request: what to make, or its prompt; or give its fields as keywords: ``prompt="…", images=[…], seed=7``.
             on_step: called after each denoising step; may look, change the latents, stop, or cancel by raising.
             research: additions that no request schema offers.
+            progress: show a bar over the steps on standard error.
             fields: of `GenerationRequest`.
 
         Returns:
             The images and what they cost.
 
         Raises:
-            ValueError: a request outside the schema or this engine's limits; the message names field, limit and value.
+            ValueError: a request outside the schema or this engine's limits, or another type; names field, limit and value.
             ImageError, FetchError, MissingFileError: an input image that cannot be used.
             SafetyError: the safety checker was asked for and could not run; the images are withheld.
             MemoryBudgetError: it needs more than the memory that was set as a budget.
             EngineClosedError: the engine was closed.
         """
         _ = self.pipeline  # A closed engine says so before anything else.
-        if request is not None and fields:
-            raise ValueError(f"give a request or its fields, not both; got a request and {', '.join(sorted(fields))}")
-        checked = self.request_type.model_validate(fields) if request is None else request.fitted_to(self.request_type)
-        checked = checked.with_seed()
+        checked = call_arguments.request_of(request, fields, self.request_type).with_seed()
         assert checked.seed is not None
-        self._check_safety(checked)
-        options = research if research is not None else ResearchOptions()
-        seeds = tuple(checked.seed + j for j in range(checked.num_images))
-        with self._turn, clean_process_state():
+        call_arguments.check_safety(checked, self.config.safety, has_checker=self._safety is not None)
+        on_step = call_arguments.checked_on_step(on_step)
+        options = generation.load_saved(self.pipeline, call_arguments.checked_options(research))
+        if call_arguments.checked_switch("progress", progress):
+            with StepProgress() as bar:
+                return self.generate(checked, on_step=bar.beside(on_step), research=options)
+        seeds = image_seeds(checked.seed, checked.num_images)
+        watch = Stopwatch(self.device)
+        pictures, size = generation.open_pictures(self.pipeline, checked, options, self._image_limits, watch)
+
+        @clean_process_state()
+        def work() -> GenerationResult:
             pipeline = self.pipeline
-            watch = Stopwatch(self.device)
-            made = generation.run(pipeline, checked, options, seeds, watch, limits=self._image_limits, on_step=on_step)
+            made = generation.run(pipeline, checked, options, pictures, size, seeds, watch, on_step=on_step)
             images, flags = made.images, (False,) * len(made.images)
             if checked.enable_safety_checker and self._safety is not None:
                 with watch.stage("safety"):
                     images, flags = self._safety.screen(made.images)
-        width, height = made.size
-        return GenerationResult(
-            images=tuple(images),
-            seed=checked.seed,
-            seeds=seeds,
-            has_nsfw_concepts=tuple(flags),
-            prompt=checked.prompt,
-            width=width,
-            height=height,
-            timings=watch.seconds,
-            tokens_used=made.denoised.tokens,
-            parameters=checked.parameters(seed=checked.seed, width=width, height=height),
-            output_format=checked.output_format,
-            model=self.config.model_name,
-            attention=made.denoised.attention,
-            warnings=tuple(str(entry) for entry in made.text.truncated),
-            latents=None if any(flags) else made.denoised.latents,
-        )
+            return result_of(
+                self.config, pipeline, checked, options, made, seeds=seeds, images=images, flags=flags, seconds=watch.seconds
+            )
 
-    def __call__(self, prompt: str = "", **arguments: object) -> GenerationResult:
+        return self._turn.take(work)
+
+    @overload
+    def __call__(self, prompt: str = "", **arguments: object) -> GenerationResult: ...
+
+    @overload
+    def __call__(self, prompt: list[str] | tuple[str, ...], **arguments: object) -> PromptResults: ...
+
+    def __call__(self, prompt: str | list[str] | tuple[str, ...] = "", **arguments: object) -> GenerationResult | PromptResults:
         """Generate the way diffusers' pipelines are called: ``engine(prompt, image=…, width=…).images``.
 
         Args:
-            prompt: what to make.
+            prompt: what to make; of a list, one after the other: the results together have all ``images``.
             arguments: diffusers' names, see `uso_engine.diffusers_call`.
 
         Raises:
             ValueError: an argument that has no meaning here.
         """
-        fields, on_step = request_from_diffusers(prompt, arguments)
-        return self.generate(self.request_type.model_validate(fields), on_step=on_step)
+        return call_like_diffusers(self.generate, self.request_type, prompt, arguments)
 
     def encode_prompt(self, prompt: str) -> TextEmbedding:
         """Embed a prompt, to be saved or passed in later."""
-        with self._turn:
-            return self.pipeline.encode_prompt(prompt)
+        made = self._turn.take(lambda: self.pipeline.encode_prompt(call_arguments.checked_prompt(prompt)))
+        log_warnings(made.warnings())
+        return made
 
-    def encode_style(self, image: ImageSource) -> StyleTokens:
-        """Turn a style image into tokens, to be saved or passed in later."""
-        picture = open_image(image, limits=self._image_limits, name="style image")
-        with self._turn:
-            return self.pipeline.encode_style(picture)
+    def encode_style(self, image: ImageSource, *, alpha: Alpha = "white") -> StyleTokens:
+        """Turn a style image into tokens, to be saved or passed in later; ``alpha`` as in `ResearchOptions`."""
+        pixels = self.pipeline.style.preprocess(self._opened(image, "style image", alpha))
+        return self._turn.take(lambda: self.pipeline.encode_style(pixels))
 
-    def encode_content(self, image: ImageSource) -> Tensor:
-        """Turn a content image into its latent [16, h / 8, w / 8]."""
-        picture = open_image(image, limits=self._image_limits, name="content image")
+    def encode_content(self, image: ImageSource, *, alpha: Alpha = "white") -> Tensor:
+        """Turn a content image into its latent [16, h / 8, w / 8]; ``alpha`` as in `ResearchOptions`."""
+        picture = self._opened(image, "content image", alpha)
         pixels = to_pixels(resize_content(picture, long_side=self.config.content.long_side))
-        with self._turn:
-            return self.pipeline.encode_content(pixels)
+        return self._turn.take(lambda: self.pipeline.encode_content(pixels))
 
     def preview(self, step: Step, image: int = 0) -> Image:
         """Show where a run is heading, cheaply; from ``on_step``, while the engine is taken. Memory plans do not count it.
@@ -245,22 +235,23 @@ class USOEngine:
         Returns:
             A small picture.
         """
+        call_arguments.check_step(step, image)
         return generation.preview(self.pipeline, step.estimated_clean(image))
 
-    def set_loras(self, loras: Sequence[tuple[str | Path, float]], *, keep_configured: bool = True) -> None:
+    def set_loras(self, loras: Sequence[LoRAChoice], *, keep_configured: bool = True) -> None:
         """Merge LoRAs into the weights, from the pristine ones; a second call replaces the first.
 
         Args:
-            loras: paths or hub ids, and how strongly each is merged; an empty list takes them all away.
+            loras: paths (from the working directory) or hub ids, each alone or with its weight; an empty list takes all away.
             keep_configured: whether the configuration's LoRAs, USO's own among them, stay.
 
         Raises:
+            ValueError: no such list, or a weight that is no finite number.
             MissingFileError: a file is not there.
             LoRAError: a file that does not fit; the weights stay as they were.
         """
-        read = read_loras([(str(path), weight) for path, weight in loras], self.config)
-        with self._turn:
-            self.pipeline.set_loras(read, keep_configured=keep_configured)
+        read = read_chosen_loras(loras, self.config)
+        self._turn.take(lambda: self.pipeline.set_loras(read, keep_configured=keep_configured))
 
     def cache_statistics(self) -> dict[str, CacheStatistics]:
         """Hits, misses and sizes of the condition caches."""
@@ -272,11 +263,7 @@ class USOEngine:
 
     def close(self) -> None:
         """Let go of weights and files; waits for a running request. A second call does nothing."""
-        with self._turn:
-            if self._pipeline is not None:
-                self._pipeline.close()
-                self._pipeline = None
-                self._safety = None
+        self._turn.take(self._let_go)
         if self.device.type == "cuda":
             release_cached_memory()
 
@@ -286,14 +273,11 @@ class USOEngine:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _check_safety(self, request: GenerationRequest) -> None:
-        """Refuse before anything runs what could only be withheld afterwards."""
-        settings = self.config.safety
-        if request.enable_safety_checker:
-            if self._safety is None:
-                raise SafetyError(
-                    "enable_safety_checker is true, but this configuration names no [safety] checker; "
-                    "add one, or set enable_safety_checker to false"
-                )
-        elif settings is not None and settings.forbid_disabling:
-            raise ValueError("enable_safety_checker must be true: this engine's configuration forbids switching it off")
+    def _opened(self, image: ImageSource, name: str, alpha: Alpha) -> Image:
+        return open_image(call_arguments.checked_picture(name, image), limits=self._image_limits, name=name, alpha=alpha)
+
+    def _let_go(self) -> None:
+        if self._pipeline is not None:
+            self._pipeline.close()
+            self._pipeline = None
+            self._safety = None

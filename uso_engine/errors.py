@@ -30,6 +30,10 @@ class ImageError(USOError, ValueError):
     """An input image that cannot be used: not an image, truncated, too large, of a refused format."""
 
 
+class ImageTypeError(ImageError, TypeError):
+    """Something of a type that pictures do not have."""
+
+
 class FetchError(USOError):
     """A URL that could not be read within its limits."""
 

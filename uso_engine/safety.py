@@ -9,15 +9,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from PIL import Image
 
+from uso_engine.conditioning.image_processor import ImageProcessor, check_processor
+from uso_engine.conditioning.model_folder import require_files
 from uso_engine.conditioning.movable_part import MovablePart, attention_working_bytes
-from uso_engine.conditioning.pretrained import load_pretrained, require_files
+from uso_engine.conditioning.pretrained import load_pretrained
 from uso_engine.errors import CheckpointError, SafetyError
 from uso_engine.process_state import clean_process_state
+from uso_engine.weights.key_report import short_reason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -26,13 +29,6 @@ logger = logging.getLogger(__name__)
 
 _WHAT = "safety checker"
 _BLACK = (0, 0, 0)
-
-
-class ImageProcessor(Protocol):
-    """Turns images into the model's input."""
-
-    def __call__(self, images: Sequence[Image.Image], *, return_tensors: str) -> Mapping[str, torch.Tensor]:
-        """Resize and normalise."""
 
 
 class SafetyChecker:
@@ -80,22 +76,37 @@ class SafetyChecker:
             CheckpointError: not an image classifier, or its weights are incomplete or do not fit.
             SafetyError: the model has no such label.
         """
-        from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoConfig, AutoImageProcessor
+        from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoConfig
+
+        # From where it is defined: the package's own name for it wants torchvision before 5.23, whatever the backend.
+        from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
         require_files(folder, _WHAT, [["config.json", "preprocessor_config.json"]])
         try:
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             # Pillow by name, so that the answer does not depend on whether torchvision is installed.
             processor: ImageProcessor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
-                folder, local_files_only=True, backend="pil"
+                folder, local_files_only=True, trust_remote_code=False, backend="pil"
             )
-        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-            raise CheckpointError(f"{_WHAT} in {folder} cannot be loaded: {error}") from error
+        except Exception as error:  # of any type: transformers reads foreign files and lets through what that raises
+            raise CheckpointError(f"{_WHAT} in {folder} cannot be loaded: {short_reason(error)}") from error
+        check_processor(processor, folder, f"{_WHAT}'s image processor")
         if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
             raise CheckpointError(f"{_WHAT} in {folder}: a model of type {config.model_type!r} is no image classifier")
-        model_class = cast("type[PreTrainedModel]", MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)])
+        choices = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
+        # Some types have several classifiers; the configuration names the one that was trained.
+        classes = cast("tuple[type[PreTrainedModel], ...]", choices if isinstance(choices, tuple) else (choices,))
+        named = config.architectures or []
+        model_class = next((kind for kind in classes if kind.__name__ in named), classes[0])
+        tower = model_class.base_model_prefix
         model = load_pretrained(
-            model_class, folder, what=_WHAT, model_types=[config.model_type], dtype=torch.float32, device=device
+            model_class,
+            folder,
+            what=_WHAT,
+            model_types=[config.model_type],
+            harmless=(f"{tower}.pooler.", f"{tower}.embeddings.mask_token"),
+            dtype=torch.float32,
+            device=device,
         )
         return cls(model, processor, threshold=threshold, label=label)
 

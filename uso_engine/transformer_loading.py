@@ -14,11 +14,12 @@ from .config import EMBEDDED_PREFIX, EngineConfig, Tier
 from .errors import BackendError, ConfigError, MissingFileError
 from .model.transformer import Transformer
 from .process_state import clean_process_state
-from .quantization.checkpoint import Description, RecordedFile, load_quantized, open_originals, save_quantized
+from .quantization.checkpoint import Description, load_quantized, open_originals, save_quantized
 from .quantization.layer_kinds import Kind, QuantizedTier, check_tier, layer_kinds
 from .quantization.loaded_quantized import LoadedQuantizedTransformer
 from .quantization.quantize import quantize
 from .quantization.quantized_file import is_quantized_file
+from .quantization.recorded_file import RecordedFile
 from .weights.loaded_transformer import LoadedTransformer
 from .weights.loading import load_parameters
 from .weights.lora import read_lora

@@ -18,7 +18,15 @@ import torch
 from torch import Tensor
 
 from .example import all_examples
-from .launch import COMPUTE_CAPABILITIES, Generation, Launch, TensorDescriptor, TritonUnavailable, is_interpreting
+from .launch import (
+    COMPUTE_CAPABILITIES,
+    TRITON_MISSING,
+    Generation,
+    Launch,
+    TensorDescriptor,
+    TritonUnavailable,
+    is_interpreting,
+)
 
 _TYPE_NAMES = {
     torch.float32: "fp32",
@@ -75,12 +83,12 @@ def compile_launch(name: str, launch: Launch, generation: Generation) -> Compile
     """
     if is_interpreting():
         raise TritonUnavailable("Triton was imported with TRITON_INTERPRET=1, which compiles nothing")
-    try:
-        import triton
-        from triton.backends.compiler import GPUTarget
-        from triton.compiler import ASTSource
-    except ModuleNotFoundError as error:
-        raise TritonUnavailable("Triton is not installed") from error
+    if TRITON_MISSING is not None:
+        raise TritonUnavailable(TRITON_MISSING)
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
     kernel = launch.kernel
     values = {**launch.arguments, **launch.config.blocks}
     signature, constants, attributes = _specialise(kernel, values)

@@ -9,12 +9,13 @@ float32, and PyTorch rounds the result; so bfloat16 shows the kernel's arithmeti
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from .example import kernel_modules
-from .launch import TritonUnavailable, is_interpreting
+from .launch import TritonUnavailable, is_interpreting, jit, tl
 from .operation import OPERATIONS, Operation
 
 WIDENED_DTYPES = (torch.bfloat16, torch.float8_e4m3fn)
@@ -41,14 +42,41 @@ def interpreted(operation: Operation) -> Callable[..., None]:
     return run
 
 
+@jit
+def _fill_ones(out_ptr, count):
+    for i in range(count):
+        tl.store(out_ptr + i, 1.0)
+
+
+@lru_cache
+def interpreter_missing() -> str | None:
+    """Why kernels cannot be interpreted in this process, or None.
+
+    A loop to a bound that is an argument is tried: the interpreter of Triton 3.6 reads it as a number from an array of one
+    element, which numpy refuses from 2.4 on.
+    """
+    if not is_interpreting():
+        return "set TRITON_INTERPRET=1 before triton is first imported, then call register_cpu_launches()"
+    import triton
+    from triton.runtime.errors import InterpreterError
+
+    out = torch.zeros(2)
+    try:
+        _fill_ones[(1,)](out, 2)  # type: ignore[index]
+    except InterpreterError as error:
+        return f"the interpreter of Triton {triton.__version__} fails with this numpy ({error}); take numpy<2.4 or triton>=3.7"
+    return None if bool((out == 1).all()) else f"the interpreter of Triton {triton.__version__} computes something else"
+
+
 def register_cpu_launches() -> None:
     """Make every operation of the package run its Triton kernel, interpreted, on CPU tensors of this process.
 
     Raises:
-        TritonUnavailable: Triton is missing, or was imported without ``TRITON_INTERPRET=1``.
+        TritonUnavailable: Triton is missing, was imported without ``TRITON_INTERPRET=1``, or cannot interpret with this numpy.
     """
-    if not is_interpreting():
-        raise TritonUnavailable("set TRITON_INTERPRET=1 before triton is first imported, then call register_cpu_launches()")
+    reason = interpreter_missing()
+    if reason is not None:
+        raise TritonUnavailable(reason)
     kernel_modules()
     for operation in OPERATIONS.values():
         if operation.describe is not None:

@@ -14,12 +14,15 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-try:
+from .extension import extension_failure
+
+TRITON_MISSING = extension_failure("triton.tools.tensor_descriptor")
+"""Why there is no Triton, or None. The references need none; what does says so when it is called."""
+if TRITON_MISSING is None:
     import triton
     import triton.language as tl
     from triton.tools.tensor_descriptor import TensorDescriptor
-except ModuleNotFoundError:
-    # The references need no Triton; what does says so when it is called.
+else:
     triton = None
     tl = None
     TensorDescriptor = None
@@ -29,6 +32,7 @@ __all__ = [
     "COMPUTE_CAPABILITIES",
     "HAS_TRITON",
     "SHARED_MEMORY_LIMIT_BYTES",
+    "TRITON_MISSING",
     "Config",
     "Generation",
     "Launch",
@@ -100,7 +104,7 @@ def generation_of(x: Tensor) -> Generation:
         ValueError: the tensor is float64, for which there is no kernel.
     """
     if not HAS_TRITON:
-        raise TritonUnavailable("Triton is not installed; install the 'gpu' extra, or use the reference on a CPU")
+        raise TritonUnavailable(f"{TRITON_MISSING}; install the 'gpu' extra, or use the reference on a CPU")
     if x.dtype == torch.float64:
         raise ValueError("kernels take float32, bfloat16 or float16, got float64")
     if x.device.type == "cuda":

@@ -11,7 +11,7 @@ from uso_engine.config import config_folder, list_configs, load_config
 from uso_engine.download import download as fetch
 from uso_engine.download import missing_parts
 
-from .app import app, console, reports_errors
+from .app import app, console, reports_errors, say, warn
 
 commands = typer.Typer(help="Configurations: list them, show one.", no_args_is_help=True)
 app.add_typer(commands, name="config")
@@ -25,8 +25,8 @@ def list_all() -> None:
         config = load_config(name)
         missing = missing_parts(config)
         state = "ready" if not missing else f"missing {len(missing)} parts: uso-engine download {name}"
-        console.print(f"{name:24} {config.description} ({state})", highlight=False, soft_wrap=True)
-    console.print(f"files in {config_folder()}", highlight=False, soft_wrap=True)
+        say(f"{name:24} {config.description} ({state})")
+    say(f"files in {config_folder()}")
 
 
 @commands.command()
@@ -41,10 +41,10 @@ def show(config: Annotated[str, typer.Argument(help="A name, or a path to a TOML
 def download(config: Annotated[str, typer.Argument(help="A name, or a path to a TOML file.")]) -> None:
     """Download what a configuration names from the Hugging Face hub. Gated models need HF_TOKEN."""
     loaded = load_config(config)
-    fetch(loaded, token=os.environ.get("HF_TOKEN"), report=lambda line: console.print(line, highlight=False, soft_wrap=True))
+    fetch(loaded, token=os.environ.get("HF_TOKEN"), report=say)
     missing = missing_parts(loaded)
     if missing:
         names = ", ".join(f"{part.what} ({part.text})" for part in missing)
-        console.print(f"[yellow]not on the hub, and not here:[/] {names}", highlight=False, soft_wrap=True)
+        warn(names, label="not on the hub, and not here:")
         raise typer.Exit(1)
-    console.print(f"{loaded.name} is complete", highlight=False)
+    say(f"{loaded.name} is complete")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import platform
 from dataclasses import replace
 from typing import Annotated
@@ -11,19 +10,17 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from .app import app, console, reports_errors
+from .app import app, console, reports_errors, say
 
-_PACKAGES = (
-    "uso-engine",
-    "torch",
-    "triton",
-    "diffusers",
-    "transformers",
-    "optimum-quanto",
-    "xformers",
-    "onnxruntime-gpu",
-    "onnxruntime",
-)
+_PACKAGES = ("uso-engine", "torch", "diffusers", "transformers")
+_OPTIONAL = {
+    "triton": "triton",
+    "optimum-quanto": "optimum.quanto",
+    "xformers": "xformers.ops",
+    "onnxruntime-gpu": "onnxruntime",
+    "onnxruntime": "onnxruntime",
+}
+"""Packages that the engine works without, each with the module that shows whether it loads."""
 
 
 @app.command()
@@ -46,7 +43,9 @@ def info(
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_row("python", platform.python_version())
     for name in _PACKAGES:
-        table.add_row(name, _version(name))
+        table.add_row(name, _version(name) or "not installed")
+    for name, module in _OPTIONAL.items():
+        table.add_row(name, _optional(name, module))
     table.add_row("device", _device(torch.cuda.is_available()))
     table.add_row("CPU", f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
     table.add_row("kernels", _kernels(torch.cuda.is_available()))
@@ -89,15 +88,26 @@ def _plans(config: str, budgets: list[float], size: tuple[int, int, int]) -> Non
     workload = replace(usual_workload(settings), width=size[0], height=size[1], images=size[2])
     tier = settings.precision.tier
     sizes = public_sizes(settings, tier)
-    console.print(f"{settings.name}, tier {tier}, {size[2]} x {size[0]}x{size[1]}", highlight=False)
-    console.print(describe_plans(sizes, budgets, workload), highlight=False, markup=False, soft_wrap=True)
+    say(f"{settings.name}, tier {tier}, {size[2]} x {size[0]}x{size[1]}")
+    say(describe_plans(sizes, budgets, workload))
 
 
-def _version(package: str) -> str:
+def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _optional(package: str, module: str) -> str:
+    """Version of a package that is installed, and why it cannot be used where it does not load."""
+    from uso_kernels.extension import extension_failure
+
+    version = _version(package)
+    if version is None:
         return "not installed"
+    reason = extension_failure(module)
+    return version if reason is None else f"{version}, but {reason}"
 
 
 def _device(has_gpu: bool) -> str:
@@ -114,6 +124,8 @@ def _device(has_gpu: bool) -> str:
 
 
 def _kernels(has_gpu: bool) -> str:
-    if importlib.util.find_spec("triton") is None:
-        return "PyTorch references (triton is not installed)"
+    from uso_kernels.launch import TRITON_MISSING
+
+    if TRITON_MISSING is not None:
+        return f"PyTorch references ({TRITON_MISSING})"
     return "Triton" if has_gpu else "PyTorch references (Triton needs a GPU)"

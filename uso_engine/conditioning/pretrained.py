@@ -5,29 +5,37 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from logging import CRITICAL
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
-from uso_engine.errors import CheckpointError, MissingFileError
+from uso_engine.conditioning.model_folder import check_config, check_weights, require_model_files
+from uso_engine.errors import CheckpointError, USOError
+from uso_engine.weights.finite import is_finite
+from uso_engine.weights.key_report import key_count, short_reason, summarise_keys
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     M = TypeVar("M", bound=PreTrainedModel)
 
-# In the order transformers prefers them; an index names the shards beside it.
-_WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _SAMPLES_PER_TENSOR = 64
+_MOST_NAMED = 20
 
 
 def load_pretrained(
-    model_class: type[M], folder: Path, *, what: str, model_types: Sequence[str], dtype: torch.dtype, device: torch.device | str
+    model_class: type[M],
+    folder: Path,
+    *,
+    what: str,
+    model_types: Sequence[str],
+    harmless: Sequence[str] = (),
+    dtype: torch.dtype,
+    device: torch.device | str,
 ) -> M:
     """Load every parameter of a model from a folder; nothing is downloaded.
 
@@ -36,6 +44,8 @@ def load_pretrained(
         folder: config.json and the weights, in one file or sharded.
         what: what to call it in error messages, such as "T5 text encoder".
         model_types: values of ``model_type`` in config.json that fit the class.
+        harmless: keys, and prefixes that end in a dot, which public files of this kind hold besides the model's own. Any other
+            left-over key is an error: it may be what the weights have to be multiplied with.
         dtype: of the parameters.
         device: where they end up.
 
@@ -44,12 +54,14 @@ def load_pretrained(
 
     Raises:
         MissingFileError: the folder, config.json or weights are not there; says which.
-        CheckpointError: another kind of model, an unreadable file, or weights that are missing or of another shape.
+        CheckpointError: another kind of model, an unreadable or quantised file, or weights that are missing, left over, of
+            another shape or not numbers.
     """
-    _require_weights(folder, what)
-    _require_type(folder, what, model_types)
+    files = require_model_files(folder, what)
+    check_config(folder, what, model_types)
     try:
         with _quiet_transformers():
+            check_weights(files, what, _parameter_count(model_class, folder))
             loaded: object = model_class.from_pretrained(
                 folder,
                 dtype=dtype,
@@ -58,39 +70,20 @@ def load_pretrained(
                 # So that wrong shapes come back in the report, all of them, beside what is missing.
                 ignore_mismatched_sizes=True,
             )
-    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError) as error:
-        raise CheckpointError(f"{what} in {folder} cannot be loaded: {error}") from error
+    except USOError:
+        raise
+    except Exception as error:  # of any type: transformers reads a foreign folder and lets through what that raises
+        raise CheckpointError(f"{what} in {folder} cannot be loaded: {short_reason(error)}") from error
     model, report = cast("tuple[M, dict[str, Any]]", loaded)
-    # transformers fills what is missing or misshapen with random numbers and only logs it.
-    problems = [f"{key} is missing" for key in sorted(report["missing_keys"])]
-    problems += [
-        f"{key} has shape {list(found)}, the model takes {list(wanted)}"
-        for key, found, wanted in sorted(report["mismatched_keys"], key=lambda entry: str(entry[0]))
-    ]
-    problems += [str(message) for message in report["error_msgs"]]
+    problems = _problems(report, harmless)
+    if not problems:
+        broken = [name for name, value in model.named_parameters() if not is_finite(value)]
+        problems += [f"infinite or not a number in {summarise_keys(broken)}"] if broken else []
     if problems:
         raise CheckpointError(f"{what} in {folder} does not fit: {'; '.join(problems)}")
     module: nn.Module = model
     module.eval().requires_grad_(False).to(device)
     return model
-
-
-def require_files(folder: Path, what: str, choices: Sequence[Sequence[str]]) -> None:
-    """Check that a folder holds at least one of several sets of files.
-
-    Args:
-        folder: where to look.
-        what: what to call them in the message.
-        choices: sets of file names; one complete set is enough.
-
-    Raises:
-        MissingFileError: no set is complete; names the folder and what is missing.
-    """
-    if not folder.is_dir():
-        raise MissingFileError(f"{what} not found: no folder {folder}")
-    if not any(all((folder / name).is_file() for name in names) for names in choices):
-        needed = " or ".join(" and ".join(names) for names in choices)
-        raise MissingFileError(f"{what} in {folder} is incomplete: needs {needed}")
 
 
 def fingerprint(modules: Sequence[nn.Module], *settings: str) -> str:
@@ -118,35 +111,30 @@ def fingerprint(modules: Sequence[nn.Module], *settings: str) -> str:
     return digest.hexdigest()[:32]
 
 
-def _require_weights(folder: Path, what: str) -> None:
-    require_files(folder, f"{what} configuration", [["config.json"]])
-    require_files(folder, f"{what} weights", [[name] for name in _WEIGHT_FILES])
-    name = next(name for name in _WEIGHT_FILES if (folder / name).is_file())
-    if not name.endswith(".index.json"):
-        return
-    index = _read_json(folder / name, what)
-    shards = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(shards, dict):
-        raise CheckpointError(f"{what}: {folder / name} has no weight_map")
-    absent = sorted({str(shard) for shard in shards.values() if not (folder / str(shard)).is_file()})
-    if absent:
-        raise MissingFileError(f"{what} in {folder} is incomplete: missing {', '.join(absent)}")
+def _parameter_count(model_class: type[PreTrainedModel], folder: Path) -> int:
+    """Parameters of the model that config.json describes; nothing is allocated for it."""
+    config_class = model_class.config_class
+    assert config_class is not None
+    config = config_class.from_pretrained(folder, local_files_only=True)
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in model_class(config).parameters())
 
 
-def _require_type(folder: Path, what: str, model_types: Sequence[str]) -> None:
-    config = _read_json(folder / "config.json", what)
-    found = config.get("model_type") if isinstance(config, dict) else None
-    if found not in model_types:
-        expected = " or ".join(map(repr, model_types))
-        raise CheckpointError(f"{what}: {folder} holds a model of type {found!r}, expected {expected}")
-
-
-def _read_json(path: Path, what: str) -> object:
-    try:
-        content: object = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{what}: {path} is not readable JSON: {error}") from error
-    return content
+def _problems(report: Mapping[str, Any], harmless: Sequence[str]) -> list[str]:
+    """What transformers only logs: missing and misshapen weights, which it fills at random, and left-over ones."""
+    missing = sorted(report["missing_keys"])
+    problems = [f"{key} is missing" for key in missing]
+    if len(missing) > _MOST_NAMED:
+        problems = [f"{key_count(missing)} missing: {summarise_keys(missing)}"]
+    problems += [
+        f"{key} has shape {list(found)}, the model takes {list(wanted)}"
+        for key, found, wanted in sorted(report["mismatched_keys"], key=lambda entry: str(entry[0]))
+    ]
+    prefixes = tuple(entry for entry in harmless if entry.endswith("."))
+    left_over = sorted(key for key in report["unexpected_keys"] if key not in harmless and not key.startswith(prefixes))
+    if left_over:
+        problems.append(f"{key_count(left_over)} left over: {summarise_keys(left_over)}")
+    return problems + [str(message) for message in report["error_msgs"]]
 
 
 @contextlib.contextmanager

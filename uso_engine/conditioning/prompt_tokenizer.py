@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from uso_engine.conditioning.pretrained import require_files
+from uso_engine.conditioning.model_folder import require_files
 from uso_engine.errors import CheckpointError
+from uso_engine.weights.key_report import short_reason
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer, T5Tokenizer
 
-_T5_FILES = (["tokenizer.json"], ["spiece.model"])
-_CLIP_FILES = (["tokenizer.json"], ["vocab.json", "merges.txt"])
+T5_FILES = (["tokenizer.json"], ["spiece.model"])
+CLIP_FILES = (["tokenizer.json"], ["vocab.json", "merges.txt"])
 _PROBE = "a small house by the sea, with a tree"
-_LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, ImportError)
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,18 @@ class Truncation:
     cut_after: str
     lost: str
 
-    def __str__(self) -> str:
-        return (
-            f"a prompt of {self.length} tokens is longer than the {self.limit} that {self.encoder} takes: "
-            f"cut after '…{self.cut_after}'"
-        )
+
+@dataclass(frozen=True)
+class UnknownText:
+    """What an encoder has no token for, and reads "unknown" in its place.
+
+    Args:
+        encoder: "T5" or "CLIP".
+        text: the letters or words, in order, each once, with spaces between.
+    """
+
+    encoder: str
+    text: str
 
 
 class PromptTokenizer:
@@ -81,14 +88,14 @@ class PromptTokenizer:
         """The id that ends a text."""
         return int(self._tokenizer.eos_token_id)
 
-    def tokenize(self, prompt: str) -> tuple[Tensor, Truncation | None]:
+    def tokenize(self, prompt: str) -> tuple[Tensor, Truncation | None, UnknownText | None]:
         """Turn a prompt into ids.
 
         Args:
             prompt: any text that is valid Unicode.
 
         Returns:
-            Ids [1, limit], padded, and what was cut, if anything was.
+            Ids [1, limit], padded; what was cut, if anything was; and what the encoder does not know, of what it read.
         """
         with self._lock:
             length = len(self._tokenizer(prompt, truncation=False, verbose=False)["input_ids"])
@@ -101,11 +108,20 @@ class PromptTokenizer:
                 return_tensors="pt",
             )
         ids: Tensor = kept["input_ids"]
+        unknown = self._unknown(prompt, ids[0], kept["offset_mapping"][0])
         if length <= self.limit:
-            return ids, None
+            return ids, None, unknown
         # Markers and padding have the offsets (0, 0).
         end = int(kept["offset_mapping"].max())
-        return ids, Truncation(self._encoder, self.limit, length, prompt[:end][-40:], prompt[end:])
+        return ids, Truncation(self._encoder, self.limit, length, prompt[:end][-40:], prompt[end:]), unknown
+
+    def _unknown(self, prompt: str, ids: Tensor, offsets: Tensor) -> UnknownText | None:
+        """What was read as unknown; CLIP spells every text in bytes, and its "unknown" is the mark that ends a text."""
+        if self._tokenizer.unk_token_id in (self._tokenizer.eos_token_id, self._tokenizer.pad_token_id):
+            return None
+        spans = offsets[ids == self._tokenizer.unk_token_id].tolist()
+        text = " ".join(dict.fromkeys(prompt[start:end] for start, end in spans))
+        return UnknownText(self._encoder, text) if spans else None
 
 
 def load_t5_tokenizer(folder: Path) -> T5Tokenizer:
@@ -117,12 +133,14 @@ def load_t5_tokenizer(folder: Path) -> T5Tokenizer:
     """
     from transformers import T5Tokenizer
 
-    require_files(folder, "T5 tokenizer", _T5_FILES)
+    require_files(folder, "T5 tokenizer", T5_FILES)
     try:
         # From the folder: T5Tokenizer(vocab_file=…) would give a vocabulary of nothing but special tokens.
-        return T5Tokenizer.from_pretrained(folder, local_files_only=True)
-    except _LOADING_ERRORS as error:
-        raise CheckpointError(f"T5 tokenizer in {folder} cannot be loaded: {error}") from error
+        tokenizer = T5Tokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer(_PROBE)  # What its settings say wrong shows when it is used.
+    except Exception as error:  # of any type: the tokenizers library lets through whatever a foreign file makes it raise
+        raise CheckpointError(f"T5 tokenizer in {folder} cannot be loaded: {short_reason(error)}") from error
+    return tokenizer
 
 
 def load_clip_tokenizer(folder: Path) -> CLIPTokenizer:
@@ -134,8 +152,10 @@ def load_clip_tokenizer(folder: Path) -> CLIPTokenizer:
     """
     from transformers import CLIPTokenizer
 
-    require_files(folder, "CLIP tokenizer", _CLIP_FILES)
+    require_files(folder, "CLIP tokenizer", CLIP_FILES)
     try:
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except _LOADING_ERRORS as error:
-        raise CheckpointError(f"CLIP tokenizer in {folder} cannot be loaded: {error}") from error
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer(_PROBE)  # What its settings say wrong shows when it is used.
+    except Exception as error:  # of any type: the tokenizers library lets through whatever a foreign file makes it raise
+        raise CheckpointError(f"CLIP tokenizer in {folder} cannot be loaded: {short_reason(error)}") from error
+    return tokenizer

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from uso_engine.conditioning.cache import hash_image, hash_tensor, tensor_bytes
+from uso_engine.conditioning.image_processor import check_processor
+from uso_engine.conditioning.model_folder import require_files
 from uso_engine.conditioning.movable_part import MovablePart, attention_working_bytes
-from uso_engine.conditioning.pretrained import fingerprint, load_pretrained, require_files
+from uso_engine.conditioning.pretrained import fingerprint, load_pretrained
 from uso_engine.conditioning.storage import load_conditioning, save_conditioning
 from uso_engine.errors import CheckpointError
 from uso_engine.model.projector import StyleProjector
+from uso_engine.weights.key_report import short_reason
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,6 +29,14 @@ logger = logging.getLogger(__name__)
 _KIND = "style tokens"
 # Counted from the end of [embeddings, after layer 1, …, after the last layer]: the projector's high, mid and low level.
 LEVELS = (-2, -11, -20)
+# A whole SigLIP has the text tower and the scale of the two towers' product; older files keep position ids.
+_BESIDE_TOWER = (
+    "text_model.",
+    "logit_scale",
+    "logit_bias",
+    "vision_model.embeddings.position_ids",
+    "embeddings.position_ids",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,14 +191,16 @@ class StyleEncoder:
             folder,
             what="vision encoder",
             model_types=("siglip_vision_model", "siglip"),
+            harmless=_BESIDE_TOWER,
             dtype=torch.float32,
             device=device,
         )
         try:
             # Pillow's by name: the plain class changes its answer when torchvision is installed.
             processor = SiglipImageProcessorPil.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"the image processor in {folder} cannot be loaded: {error}") from error
+        except Exception as error:  # of any type: transformers reads a foreign file and lets through what that raises
+            raise CheckpointError(f"the image processor in {folder} cannot be loaded: {short_reason(error)}") from error
+        check_processor(processor, folder, "vision encoder's image processor")
         return cls(vision, projector, processor)
 
     @property
@@ -219,7 +232,7 @@ class StyleEncoder:
         Raises:
             ValueError: pixels of another shape, or an image where there is no image processor.
         """
-        pixels = source if isinstance(source, Tensor) else self._preprocess(source)
+        pixels = source if isinstance(source, Tensor) else self.preprocess(source)
         expected = (1, 3, self.image_side, self.image_side)
         if tuple(pixels.shape) != expected:
             raise ValueError(f"style pixels must have shape {list(expected)}, got {list(pixels.shape)}")
@@ -231,8 +244,18 @@ class StyleEncoder:
             tokens = self._projector([states[index] for index in self._wanted])[0]
         return StyleTokens(tokens, self.hash_source(source), self.identity)
 
-    def _preprocess(self, image: Image) -> Tensor:
+    def preprocess(self, image: Image) -> Tensor:
+        """Resize and normalise a style image. Needs no model: any thread may do it while another one encodes.
+
+        Args:
+            image: RGB, of any size.
+
+        Returns:
+            [1, 3, s, s] in -1..1, float32 on the CPU.
+
+        Raises:
+            ValueError: this encoder has no image processor.
+        """
         if self._processor is None:
             raise ValueError("this style encoder was made without an image processor: give it preprocessed pixels")
-        pixels: Tensor = self._processor(image.convert("RGB"), return_tensors="pt")["pixel_values"]
-        return pixels
+        return torch.from_numpy(self._processor(image.convert("RGB"), return_tensors="np")["pixel_values"])

@@ -4,9 +4,23 @@ from __future__ import annotations
 
 import base64
 import binascii
-from urllib.parse import unquote_to_bytes
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from uso_engine.errors import ImageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_MAX_HEADER = 1024
+"""Characters before the comma: a media type and its parameters."""
+_PIECE = 2**18
+_WHITE_SPACE = b" \t\r\n\v\f"
+_DIGITS = np.full(256, 255, np.uint8)
+"""The value of each hexadecimal digit's character; 255 for all other characters."""
+for _value, _characters in enumerate(zip(b"0123456789abcdef", b"0123456789ABCDEF", strict=True)):
+    _DIGITS[list(_characters)] = _value
 
 
 def encode_data_uri(data: bytes, content_type: str) -> str:
@@ -36,23 +50,52 @@ def decode_data_uri(uri: str, *, max_bytes: int, label: str) -> bytes:
         The bytes.
 
     Raises:
-        ImageError: no comma, broken base64, or over ``max_bytes``.
+        ImageError: no comma, not ASCII, broken base64, or over ``max_bytes``.
         Source: RFC 2397.
     """
-    header, comma, payload = uri.partition(",")
-    if not comma:
+    comma = uri.find(",", 0, _MAX_HEADER)
+    if comma < 0:
         raise ImageError(f"{label}: a data URI without a comma; expected data:image/png;base64,…")
-    is_base64 = header.lower().rstrip().endswith(";base64")
+    is_base64 = uri[:comma].lower().rstrip().endswith(";base64")
+    length = len(uri) - comma - 1
     # Percent-encoding triples a byte and base64 adds a third; what is longer than both together cannot be within the limit.
-    if len(payload) > max_bytes * 4 + 1024:
-        raise ImageError(f"{label}: a data URI of {len(payload):,} characters; at most {max_bytes:,} bytes are accepted")
-    raw = unquote_to_bytes(payload) if "%" in payload or not is_base64 else payload.encode("ascii", "replace")
+    if length > max_bytes * 4 + 1024:
+        raise ImageError(f"{label}: a data URI of {length:,} characters; at most {max_bytes:,} bytes are accepted")
+    if not uri.isascii():
+        raise ImageError(f"{label}: a data URI with characters outside ASCII; expected base64 or percent-encoding")
+    raw = _percent_decoded(uri[comma + 1 :].encode("ascii"))
     if is_base64:
-        raw = b"".join(raw.split())
+        raw = raw.translate(None, _WHITE_SPACE)
         try:
             raw = base64.b64decode(raw + b"=" * (-len(raw) % 4), validate=True)
         except binascii.Error as error:
-            raise ImageError(f"{label}: a data URI whose base64 is broken ({len(payload):,} characters)") from error
+            raise ImageError(f"{label}: a data URI whose base64 is broken ({length:,} characters)") from error
     if len(raw) > max_bytes:
         raise ImageError(f"{label}: a data URI of {len(raw):,} bytes; at most {max_bytes:,} are accepted")
     return raw
+
+
+def _percent_decoded(text: bytes) -> bytes:
+    """Decode piece by piece, so that memory stays within a few megabytes beyond the text and the answer."""
+    if b"%" not in text:
+        return text
+    decoded, at = bytearray(), 0
+    while at < len(text):
+        end = min(at + _PIECE, len(text))
+        if end < len(text):  # no piece ends within an escape
+            escape = text.find(b"%", end - 2, end)
+            end = end if escape < 0 else escape
+        decoded += _percent_decoded_piece(np.frombuffer(text, np.uint8, end - at, at))
+        at = end
+    return bytes(decoded)
+
+
+def _percent_decoded_piece(text: NDArray[np.uint8]) -> bytes:
+    """Replace ``%`` and two hexadecimal digits by their byte; a ``%`` before anything else stands for itself."""
+    digits = _DIGITS[text]
+    marks = np.flatnonzero(text[:-2] == ord("%"))
+    marks = marks[(digits[marks + 1] < 16) & (digits[marks + 2] < 16)]
+    decoded, kept = text.copy(), np.ones(len(text), bool)
+    decoded[marks] = digits[marks + 1] * 16 + digits[marks + 2]
+    kept[marks + 1] = kept[marks + 2] = False
+    return decoded[kept].tobytes()

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 
 import httpcore
 
+from uso_engine.imaging.addresses import is_public
+
 
 class Deadline:
     """The moment at which everything must have ended.
@@ -35,14 +37,17 @@ class Deadline:
 
 
 class DeadlineBackend(httpcore.NetworkBackend):
-    """Connects to the addresses that :func:`resolve_host` allows, and to nothing else; every wait ends at the deadline.
+    """Connects to the addresses that :func:`resolve_host` gives, and to nothing else; every wait ends at the deadline.
 
     Args:
         deadline: shared by all connections made through this backend.
+        allow_private_addresses: whether addresses that are not public are connected to. The rule holds for the address that
+            the connection goes to, so a name cannot mean one address when it is checked and another when it is used.
     """
 
-    def __init__(self, deadline: Deadline) -> None:
+    def __init__(self, deadline: Deadline, *, allow_private_addresses: bool = True) -> None:
         self._deadline = deadline
+        self._allow_private_addresses = allow_private_addresses
         self._sockets = httpcore.SyncBackend()
 
     def connect_tcp(
@@ -55,6 +60,8 @@ class DeadlineBackend(httpcore.NetworkBackend):
     ) -> httpcore.NetworkStream:
         """Connect to the first address of ``host`` that answers; Host header and TLS name stay those of the URL."""
         addresses = resolve_host(host, port, self._deadline)
+        if not self._allow_private_addresses and not all(map(is_public, addresses)):
+            raise httpcore.ConnectError("not a public address")
         for tried, address in enumerate(addresses):
             # An even share for each address: one that swallows packets must not use up the time of the next.
             share_s = self._deadline.remaining_s() / (len(addresses) - tried)
@@ -91,7 +98,7 @@ class _DeadlineStream(httpcore.NetworkStream):
 
 
 def resolve_host(host: str, port: int, deadline: Deadline) -> list[str]:
-    """Turn a host into the addresses that may be connected to. The one place for a rule about which those are.
+    """Turn a host into addresses. The one place where names are looked up.
 
     Args:
         host: a name or a literal address.
@@ -111,7 +118,7 @@ def resolve_host(host: str, port: int, deadline: Deadline) -> list[str]:
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
             answers.put(list(dict.fromkeys(str(address[0]) for *_, address in found)))
-        except (OSError, UnicodeError) as error:  # UnicodeError: a label of more than 63 characters
+        except (OSError, ValueError, OverflowError) as error:  # ValueError: a label of more than 63 characters, a null byte
             answers.put(error)
 
     # A daemon, because a lookup cannot be interrupted: it is left behind and ends by itself.

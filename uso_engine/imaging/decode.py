@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import time
+from collections.abc import Callable
 
 from PIL import Image
 from PIL.ImageFile import ImageFile
@@ -11,10 +13,17 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from uso_engine.errors import ImageError
+from uso_engine.imaging import jpeg_file, png_file
+from uso_engine.imaging.encoded import EncodedPicture
+from uso_engine.imaging.jpeg_file import check_scans, strip_jpeg
+from uso_engine.imaging.orientation import stored_orientation
+from uso_engine.imaging.png_file import strip_png
+from uso_engine.imaging.webp_file import read_webp
 
 # The decoders themselves rather than Image.open: what is accepted is decided here by content, nothing else is probed, and
 # Pillow's process-wide pixel limit (a warning and an error with texts of its own) stays out of the way of ours.
 _DECODERS: dict[str, type[ImageFile]] = {"PNG": PngImageFile, "JPEG": JpegImageFile, "WebP": WebPImageFile}
+_STRIPPERS: dict[str, Callable[..., EncodedPicture]] = {"PNG": strip_png, "JPEG": strip_jpeg, "WebP": read_webp}
 
 # Things people send instead, so that the message can say what came. (offset, bytes, what it is)
 _FOREIGN: tuple[tuple[int, bytes, str], ...] = (
@@ -46,35 +55,55 @@ _MARKUP: tuple[tuple[bytes, str], ...] = (
 EXPECTED = "expected PNG, JPEG or WebP"
 
 
-def decode_image(data: bytes, *, max_pixels: int, label: str) -> Image.Image:
+class _Deadline(io.BytesIO):
+    """A file that cannot be read any more once its time is over. Decoders read block by block."""
+
+    def __init__(self, data: bytes, seconds: float, label: str) -> None:
+        super().__init__(data)
+        self._seconds, self._label = seconds, label
+        self._end = time.monotonic() + seconds
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if time.monotonic() > self._end:
+            raise ImageError(f"{self._label}: decoding it took longer than {self._seconds:g} s")
+        return super().read(size)
+
+
+def decode_image(data: bytes, *, max_pixels: int, label: str, deadline_s: float = 10.0) -> tuple[Image.Image, int]:
     """Decode the first frame of a PNG, JPEG or WebP picture.
+
+    What decoding costs is bounded by the picture's size: the decoder is not shown what pixels do not need, and files that make
+    much of it are refused. ``deadline_s`` ends what is left.
 
     Args:
         data: the encoded picture.
         max_pixels: the most pixels (width x height) that are decoded; compared with the header before anything is decoded.
         label: what error messages call the picture.
+        deadline_s: the most seconds for decoding.
 
     Returns:
-        The loaded image in the mode it was stored in, EXIF not yet applied.
+        The loaded image in the mode it was stored in, and the EXIF orientation, not yet applied.
 
     Raises:
-        ImageError: empty, of another format, over ``max_pixels``, truncated or damaged.
+        ImageError: empty, of another format, over ``max_pixels`` or ``deadline_s``, truncated or damaged.
     """
     kind = _recognise(data, label)
-    if kind == "WebP":  # its decoder allocates the whole canvas when it is made, so the size is read without it
-        check_size(_webp_canvas(data, label), max_pixels=max_pixels, label=label)
-    size: tuple[int, int] | None = None
+    picture = _STRIPPERS[kind](data, label=label)
+    check_size(picture.size, max_pixels=max_pixels, label=label)
+    if kind == "JPEG":
+        check_scans(picture, label=label)
     try:
-        image = _DECODERS[kind](io.BytesIO(data))
-        size = image.size
-        check_size(size, max_pixels=max_pixels, label=label)
+        image = _DECODERS[kind](_Deadline(picture.data, deadline_s, label))
+        check_size(image.size, max_pixels=max_pixels, label=label)
         image.load()
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except Exception as error:  # decoders meet hostile bytes with any exception there is; none of their texts go further
-        of_size = f" of {size[0]}x{size[1]} pixels" if size else ""
-        raise ImageError(f"{label}: the {kind} image{of_size} is truncated or damaged and cannot be decoded") from error
-    return image
+        width, height = picture.size
+        raise ImageError(
+            f"{label}: the {kind} image of {width}x{height} pixels is truncated or damaged and cannot be decoded"
+        ) from error
+    return image, stored_orientation(picture, label=label)
 
 
 def check_size(size: tuple[int, int], *, max_pixels: int, label: str) -> None:
@@ -100,9 +129,9 @@ def check_size(size: tuple[int, int], *, max_pixels: int, label: str) -> None:
 def _recognise(data: bytes, label: str) -> str:
     if not data:
         raise ImageError(f"{label}: empty (0 bytes); {EXPECTED}")
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+    if data.startswith(png_file.SIGNATURE):
         return "PNG"
-    if data.startswith(b"\xff\xd8\xff"):
+    if data.startswith(jpeg_file.SIGNATURE):
         return "JPEG"
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return "WebP"
@@ -114,16 +143,3 @@ def _recognise(data: bytes, label: str) -> str:
         if head.startswith(magic):
             raise ImageError(f"{label}: {name}; {EXPECTED}")
     raise ImageError(f"{label}: not an image ({len(data):,} bytes of an unknown kind); {EXPECTED}")
-
-
-def _webp_canvas(data: bytes, label: str) -> tuple[int, int]:
-    """Width and height from the first chunk of a WebP file (WebP container specification, RFC 9649)."""
-    chunk, body = data[12:16], data[20:30]
-    if chunk == b"VP8X" and len(body) == 10:
-        return int.from_bytes(body[4:7], "little") + 1, int.from_bytes(body[7:10], "little") + 1
-    if chunk == b"VP8L" and len(body) >= 5:
-        bits = int.from_bytes(body[1:5], "little")
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    if chunk == b"VP8 " and len(body) == 10:
-        return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
-    raise ImageError(f"{label}: the WebP image is truncated or damaged and cannot be decoded")

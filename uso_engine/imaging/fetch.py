@@ -7,6 +7,7 @@ Names become addresses in one place there, and the connection goes to the addres
 
 from __future__ import annotations
 
+import logging
 import ssl
 
 import httpcore
@@ -15,15 +16,29 @@ import httpx
 from uso_engine.errors import FetchError
 from uso_engine.imaging.deadline import Deadline, DeadlineBackend
 
+logger = logging.getLogger(__name__)
+
 # What servers call a picture; object stores that were not told a type say octet-stream. Content decides later.
 _MEDIA_TYPES = ("image/", "application/octet-stream", "binary/octet-stream")
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _FORBIDDEN = frozenset("\\ \t\r\n\0")  # parsers disagree about a backslash: one reads a host where another reads a path
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_MAX_URL = 16_384  # signed URLs of object stores have 2,000 characters
+
+# One text for a name that is unknown, a port that is closed, an address that is refused, a certificate that is bad, a server
+# that does not speak HTTP, and every status but 200: whoever can tell them apart scans networks through us. The log has the
+# reason.
+_NOT_FETCHED = "could not be fetched (no connection, or no answer with status 200)"
 
 
 def fetch(
-    url: str, *, max_bytes: int = 50 * 2**20, deadline_s: float = 30.0, allow_http: bool = True, max_redirects: int = 5
+    url: str,
+    *,
+    max_bytes: int = 50 * 2**20,
+    deadline_s: float = 30.0,
+    allow_http: bool = True,
+    allow_private_addresses: bool = True,
+    max_redirects: int = 5,
 ) -> bytes:
     """Read the body behind a URL.
 
@@ -34,6 +49,7 @@ def fetch(
         max_bytes: the most bytes of body; reading stops there.
         deadline_s: the most seconds for everything together, redirects included.
         allow_http: whether plain http is accepted besides https, for redirects too.
+        allow_private_addresses: whether addresses that are not public are connected to, for redirects too.
         max_redirects: how many redirects are followed; each target is checked like the first URL.
 
     Returns:
@@ -50,14 +66,16 @@ def fetch(
         if context is None and target.scheme == "https":  # reading the certificates takes 20 ms: not for plain http
             context = httpx.create_ssl_context(trust_env=False)
         try:
-            with httpcore.ConnectionPool(ssl_context=context, network_backend=DeadlineBackend(deadline)) as pool:
+            backend = DeadlineBackend(deadline, allow_private_addresses=allow_private_addresses)
+            with httpcore.ConnectionPool(ssl_context=context, network_backend=backend) as pool:
                 answer = _get(pool, target, max_bytes, label)
         except httpcore.TimeoutException as error:
             raise FetchError(f"{label}: took longer than {deadline_s:g} s") from error
-        except httpcore.ConnectError as error:  # no such name, refused, bad certificate: one text, or we scan ports for others
-            raise FetchError(f"{label}: could not be reached") from error
         except (httpcore.NetworkError, httpcore.ProtocolError) as error:
-            raise FetchError(f"{label}: the connection broke off before the answer was complete") from error
+            logger.info("%s: %s: %s", label, type(error).__name__, error)
+            raise FetchError(f"{label}: {_NOT_FETCHED}") from error
+        if answer is None:
+            raise FetchError(f"{label}: {_NOT_FETCHED}")
         if isinstance(answer, bytes):
             return answer
         target = _checked(_join(target, answer.location, label), allow_http, f"{label}: redirected to a URL that")
@@ -69,8 +87,8 @@ class _Redirect:
         self.location = location
 
 
-def _get(pool: httpcore.ConnectionPool, target: httpx.URL, max_bytes: int, label: str) -> bytes | _Redirect:
-    """One request: the body, or where it has gone."""
+def _get(pool: httpcore.ConnectionPool, target: httpx.URL, max_bytes: int, label: str) -> bytes | _Redirect | None:
+    """One request: the body, or where it has gone; None for every other status."""
     # Parsed once, by httpx; httpcore gets the parts, so that what was checked is what is asked.
     url = httpcore.URL(
         scheme=target.raw_scheme,
@@ -89,13 +107,17 @@ def _get(pool: httpcore.ConnectionPool, target: httpx.URL, max_bytes: int, label
         if response.status in _REDIRECTS and "location" in fields:
             return _Redirect(fields["location"])
         if response.status != 200:
-            raise FetchError(f"{label}: answered with status {response.status}; expected 200")
+            logger.info("%s: answered with status %d", label, response.status)
+            return None
         _check_fields(fields, max_bytes, label)
         body = bytearray()
-        for chunk in response.iter_stream():
-            body += chunk
-            if len(body) > max_bytes:
-                raise FetchError(f"{label}: more than {max_bytes:,} bytes, the most that is accepted for one image")
+        try:
+            for chunk in response.iter_stream():
+                body += chunk
+                if len(body) > max_bytes:
+                    raise FetchError(f"{label}: more than {max_bytes:,} bytes, the most that is accepted for one image")
+        except (httpcore.NetworkError, httpcore.ProtocolError) as error:
+            raise FetchError(f"{label}: the connection broke off before the answer was complete") from error
         return bytes(body)
 
 
@@ -107,18 +129,24 @@ def _check_fields(fields: dict[str, str], max_bytes: int, label: str) -> None:
     if encoding != "identity":
         raise FetchError(f"{label}: sent with content encoding {encoding[:20]!r}, which was not asked for and is not unpacked")
     length = fields.get("content-length", "")
-    if length.isdecimal() and int(length) > max_bytes:
+    if length.isdecimal() and len(length) <= 20 and int(length) > max_bytes:
         raise FetchError(f"{label}: {int(length):,} bytes; at most {max_bytes:,} are accepted for one image")
 
 
 def _checked(url: str, allow_http: bool, label: str) -> httpx.URL:
     """Parse a URL and refuse what is never fetched. Called for the first URL and for every redirect."""
+    if len(url) > _MAX_URL:
+        raise FetchError(f"{label} is not valid: it has {len(url):,} characters; at most {_MAX_URL:,} are accepted")
     if any(character in _FORBIDDEN for character in url):
         raise FetchError(f"{label} is not valid: it holds white space or a backslash")
     try:
         target = httpx.URL(url)
-    except httpx.InvalidURL as error:
+        # Looked at here, because they are decoded only when they are looked at.
+        _, port = target.host, target.port
+    except (httpx.InvalidURL, ValueError) as error:  # ValueError: half a surrogate pair; a host that IDNA does not allow
         raise FetchError(f"{label} is not valid") from error
+    if port is not None and not 0 < port < 65536:
+        raise FetchError(f"{label} is not valid: there is no port {port}")
     expected = "http or https" if allow_http else "https"
     if target.scheme not in expected.split(" or "):
         raise FetchError(f"{label} has the scheme {target.scheme[:20]!r}; expected {expected}")
@@ -134,11 +162,12 @@ def _join(base: httpx.URL, location: str, label: str) -> str:
         raise FetchError(f"{label}: redirected to a URL that is not valid")
     try:
         return str(base.join(location))
-    except httpx.InvalidURL as error:
+    except (httpx.InvalidURL, ValueError) as error:
         raise FetchError(f"{label}: redirected to a URL that is not valid") from error
 
 
 def _shown(url: httpx.URL) -> str:
     """A URL for messages: without its query, which may hold a signature."""
     text = str(url.copy_with(query=None, fragment=None))
+    text = "".join(character if character.isprintable() else "?" for character in text)
     return text if len(text) <= 90 else f"{text[:44]}…{text[-44:]}"

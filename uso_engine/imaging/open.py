@@ -1,31 +1,46 @@
-"""Pictures from wherever callers keep them: files, URLs, data URIs, bytes, file objects, Pillow images."""
+"""Pictures from wherever callers keep them: files, URLs, data URIs, bytes, file objects, Pillow images, arrays, tensors."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from PIL import Image
 
-from uso_engine.errors import ImageError, MissingFileError
+from uso_engine.errors import ImageError, ImageTypeError, MissingFileError
+from uso_engine.imaging.arrays import array_to_image, tensor_to_image
 from uso_engine.imaging.data_uri import decode_data_uri
 from uso_engine.imaging.decode import check_size, decode_image
-from uso_engine.imaging.rgb import to_rgb
-from uso_engine.imaging.source import SCHEME, ImageSource, describe_source
+from uso_engine.imaging.orientation import UPRIGHT, orientation_of
+from uso_engine.imaging.rgb import Alpha, to_rgb
+from uso_engine.imaging.source import (
+    EXPECTED_SOURCE,
+    SCHEME,
+    ImageSource,
+    describe_source,
+    is_array,
+    is_image_source,
+    is_tensor,
+)
 
-__all__ = ["ImageLimits", "ImageSource", "describe_source", "open_image"]
+__all__ = ["Alpha", "ImageLimits", "ImageSource", "describe_source", "open_image"]
+
+_BLOCK = 2**20
 
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What is accepted as an input picture.
+    """What is accepted as an input picture, and from where.
 
     Args:
         max_bytes: the most bytes of one encoded picture, wherever it comes from.
         max_pixels: the most pixels (width x height), read from the header before decoding; the default is 8192 x 8192.
         deadline_s: the most seconds that fetching one URL may take in all.
+        decode_deadline_s: the most seconds that decoding one picture may take, a net under bounds that hold without a clock.
         allow_http: whether plain ``http`` URLs are fetched besides ``https``.
+        allow_private_addresses: whether URLs may lead to this machine and its networks (private, loopback, link-local and every
+            other address that is not public). Where strangers choose the URLs, turn this off, or they reach what you reach.
         allow_paths: whether local paths are opened; a server, whose strings come from strangers, turns this off.
 
     Raises:
@@ -35,60 +50,87 @@ class ImageLimits:
     max_bytes: int = 50 * 2**20
     max_pixels: int = 8192 * 8192
     deadline_s: float = 30.0
+    decode_deadline_s: float = 10.0
     allow_http: bool = True
+    allow_private_addresses: bool = True
     allow_paths: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("max_bytes", "max_pixels", "deadline_s"):
+        for name in ("max_bytes", "max_pixels", "deadline_s", "decode_deadline_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
 
-def open_image(source: ImageSource, *, limits: ImageLimits | None = None, name: str | None = None) -> Image.Image:
+def open_image(
+    source: ImageSource, *, limits: ImageLimits | None = None, name: str | None = None, alpha: Alpha = "white"
+) -> Image.Image:
     """Open a picture and bring it to upright RGB.
 
-    Only PNG, JPEG and WebP are accepted, by content and not by name; of an animation the first frame is taken; EXIF orientation
-    is applied; transparency is laid on white. A Pillow image is taken as it stands, whatever it was read from.
+    Of files, only PNG, JPEG and WebP are accepted, by content and not by name; of an animation the first frame is taken; EXIF
+    orientation is applied; transparency is laid on white. A Pillow image is taken as it stands, whatever it was read from.
 
     Args:
-        source: a path, an http(s) URL, a data URI, the bytes of an encoded picture, a binary file object (read from where it
-            stands), or a Pillow image (not changed).
+        source: a path, an http(s) URL, a data URI, the bytes of an encoded picture (also as bytearray or memoryview), a binary
+            file object (read from where it stands), a Pillow image (not changed), a numpy array [h, w], [h, w, 3] or
+            [h, w, 4], or a torch tensor [h, w], [3, h, w] or [4, h, w]; arrays and tensors hold uint8, or floats from 0 to 1.
         limits: what is accepted; ``ImageLimits()`` if left out.
         name: what error messages call the picture, e.g. ``image_urls[0]``; a short description of the source by default.
+        alpha: "white" lays transparent pixels on white, "drop" takes their colours as they are stored.
 
     Returns:
         A new RGB image of at least 1x1 pixels.
 
     Raises:
         ImageError: not a picture that is accepted; the message says what was expected and what came.
+        ImageTypeError: a source of another type; a TypeError as well.
         FetchError: a URL that could not be read within its limits.
         MissingFileError: no file at that path.
-        TypeError: a source of another type.
     """
     limits = limits or ImageLimits()
+    if not is_image_source(source):
+        prefix = "" if name is None else f"{name}: "
+        raise ImageTypeError(f"{prefix}{type(source).__name__} is not an image source; expected {EXPECTED_SOURCE}")
     label = describe_source(source) if name is None else f"{name} ({describe_source(source)})"
+    orientation = UPRIGHT
     if isinstance(source, Image.Image):
         image = _load_pillow(source, limits, label)
+        orientation = orientation_of(source, label=label)
+    elif is_array(source):
+        image = array_to_image(source, max_pixels=limits.max_pixels, label=label)
+    elif is_tensor(source):
+        image = tensor_to_image(source, max_pixels=limits.max_pixels, label=label)
     else:
-        image = decode_image(_read(source, limits, label), max_pixels=limits.max_pixels, label=label)
-    return to_rgb(image, label=label)
+        data = _read(source, limits, label)
+        image, orientation = decode_image(data, max_pixels=limits.max_pixels, label=label, deadline_s=limits.decode_deadline_s)
+    return to_rgb(image, label=label, orientation=orientation, alpha=alpha)
 
 
-def _read(source: str | Path | bytes | BinaryIO, limits: ImageLimits, label: str) -> bytes:
-    if isinstance(source, bytes):
-        return _within(source, limits, label)
+def _read(source: ImageSource, limits: ImageLimits, label: str) -> bytes:
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        _check_length(memoryview(source).nbytes, limits, label)
+        return bytes(source)
     if isinstance(source, str):
         return _read_text(source, limits, label)
     if isinstance(source, Path):
         return _read_path(source, limits, label)
-    if not callable(getattr(source, "read", None)):
-        raise TypeError(
-            f"{type(source).__name__} is not an image source; expected a path, URL, data URI, bytes, binary file or PIL image"
-        )
-    data = source.read(limits.max_bytes + 1)
-    if not isinstance(data, bytes):
-        raise ImageError(f"{label}: reading it gives {type(data).__name__}; open the file in binary mode ('rb')")
-    return _within(data, limits, label)
+    return _read_file(cast(BinaryIO, source), limits, label)
+
+
+def _read_file(file: BinaryIO, limits: ImageLimits, label: str) -> bytes:
+    """Read to the end: a pipe, a socket and an unbuffered file give less at a time than they are asked for."""
+    data = bytearray()
+    while len(data) <= limits.max_bytes:
+        try:
+            block = file.read(min(_BLOCK, limits.max_bytes + 1 - len(data)))
+        except (OSError, ValueError) as error:  # ValueError: a closed file
+            raise ImageError(f"{label}: cannot be read: {_reason(error, 'closed or broken')}") from error
+        if not isinstance(block, bytes):
+            raise ImageError(f"{label}: reading it gives {type(block).__name__}; open the file in binary mode ('rb')")
+        if not block:
+            break
+        data += block
+    _check_length(len(data), limits, label)
+    return bytes(data)
 
 
 def _read_text(text: str, limits: ImageLimits, label: str) -> bytes:
@@ -103,7 +145,13 @@ def _read_text(text: str, limits: ImageLimits, label: str) -> bytes:
         raise ImageError(f"{label}: {scheme[1].lower()}:// is not opened; expected https://, http://, data: or a path")
     from uso_engine.imaging.fetch import fetch  # httpx takes a quarter of a second to import
 
-    return fetch(text, max_bytes=limits.max_bytes, deadline_s=limits.deadline_s, allow_http=limits.allow_http)
+    return fetch(
+        text,
+        max_bytes=limits.max_bytes,
+        deadline_s=limits.deadline_s,
+        allow_http=limits.allow_http,
+        allow_private_addresses=limits.allow_private_addresses,
+    )
 
 
 def _read_path(path: Path, limits: ImageLimits, label: str) -> bytes:
@@ -115,24 +163,30 @@ def _read_path(path: Path, limits: ImageLimits, label: str) -> bytes:
         if not path.is_file():  # a device or a pipe can be endless
             raise ImageError(f"{label}: not a regular file")
         with path.open("rb") as file:
-            return _within(file.read(limits.max_bytes + 1), limits, label)
+            data = file.read(limits.max_bytes + 1)
     except (ImageError, MissingFileError):
         raise
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-        reason = (error.strerror if isinstance(error, OSError) else None) or "not a usable path"
-        raise ImageError(f"{label}: cannot be read: {reason}") from error
-
-
-def _within(data: bytes, limits: ImageLimits, label: str) -> bytes:
-    if len(data) > limits.max_bytes:
-        raise ImageError(f"{label}: more than {limits.max_bytes:,} bytes, the most that is accepted for one image")
+    except (OSError, ValueError) as error:  # ValueError: a null byte or half a surrogate pair in the path
+        raise ImageError(f"{label}: cannot be read: {_reason(error, 'not a usable path')}") from error
+    _check_length(len(data), limits, label)
     return data
+
+
+def _reason(error: Exception, otherwise: str) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or otherwise
+
+
+def _check_length(length: int, limits: ImageLimits, label: str) -> None:
+    if length > limits.max_bytes:
+        raise ImageError(f"{label}: more than {limits.max_bytes:,} bytes, the most that is accepted for one image")
 
 
 def _load_pillow(image: Image.Image, limits: ImageLimits, label: str) -> Image.Image:
     check_size(image.size, max_pixels=limits.max_pixels, label=label)
     try:
         image.load()
+    except MemoryError:
+        raise
     except Exception as error:  # a lazily opened file fails only now, with whatever its decoder raises
         raise ImageError(f"{label}: it cannot be loaded; its file is truncated, damaged or closed") from error
     return image

@@ -3,14 +3,62 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, Protocol, TypeAlias
 
 from PIL import Image
 
-ImageSource: TypeAlias = str | Path | bytes | BinaryIO | Image.Image
+if TYPE_CHECKING:
+    from typing import TypeGuard
 
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+
+class PixelArray(Protocol):
+    """A numpy array with channels last, or a torch tensor with channels first."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Height and width, and channels in their place."""
+
+    @property
+    def ndim(self) -> int:
+        """How many numbers ``shape`` has."""
+
+    def __len__(self) -> int: ...
+
+
+ImageSource: TypeAlias = str | Path | bytes | bytearray | memoryview | BinaryIO | Image.Image | PixelArray
+
+EXPECTED_SOURCE = "a path, URL, data URI, bytes, binary file, PIL image, numpy array or torch tensor"
+"""What may be given, for messages."""
 SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+
+
+def is_array(source: object) -> TypeGuard[NDArray[np.generic]]:
+    """Whether a source is a numpy array. Where numpy was never imported there is none, and it is not imported to find out."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(source, numpy.ndarray)
+
+
+def is_tensor(source: object) -> TypeGuard[Tensor]:
+    """Whether a source is a torch tensor."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(source, torch.Tensor)
+
+
+def is_image_source(source: object) -> TypeGuard[ImageSource]:
+    """Whether ``open_image`` takes an object of this type; what it holds is seen when it is opened.
+
+    Args:
+        source: anything.
+    """
+    if isinstance(source, (str, Path, bytes, bytearray, memoryview, Image.Image)):
+        return True
+    return is_array(source) or is_tensor(source) or callable(getattr(source, "read", None))
 
 
 def describe_source(source: ImageSource) -> str:
@@ -24,8 +72,11 @@ def describe_source(source: ImageSource) -> str:
     """
     if isinstance(source, Image.Image):
         return f"PIL image {source.width}x{source.height} {source.mode}"
-    if isinstance(source, bytes):
-        return f"{len(source):,} bytes"
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f"{memoryview(source).nbytes:,} bytes"
+    if is_array(source) or is_tensor(source):
+        kind = "numpy array" if is_array(source) else "tensor"
+        return f"{kind} {list(source.shape)} {str(source.dtype).removeprefix('torch.')[:40]}"
     if isinstance(source, str) and source[:5].lower() == "data:":
         return f"data URI of {len(source):,} characters"
     if isinstance(source, str) and SCHEME.match(source):

@@ -2,71 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from uso_engine.errors import CheckpointError, MissingFileError
 from uso_engine.model.params import TransformerParams
 from uso_engine.model.transformer import Transformer
-from uso_engine.weights.key_report import bulleted, compare_shapes, summarise_keys
+from uso_engine.weights.key_report import bulleted, compare_shapes, short_reason, summarise_keys
 from uso_engine.weights.loading import Progress
 from uso_engine.weights.lora import read_lora
 from uso_engine.weights.low_rank import LoRASet
+from uso_engine.weights.model_sizes import read_sizes
 from uso_engine.weights.tensor_source import TensorSource
 from uso_engine.weights.transformer_checkpoint import open_transformer_checkpoint
 
-from .layer_kinds import CLASSES, Kind, QuantizedTier, quantized_transformer
+from .layer_kinds import CLASSES, RULES, Kind, QuantizedTier, quantized_transformer
 from .quantize import put, quantized_tensors
 from .quantized_file import Document, QuantizedFile, write_quantized_file
 from .quantized_linear import TensorLayout
+from .recorded_file import RecordedFile
 
 FORMAT_VERSION = 1
-
-
-@dataclass(frozen=True)
-class RecordedFile:
-    """A file or folder as it was when something was made from it.
-
-    Args:
-        path: as the configuration resolved it.
-        bytes: of all its safetensors files.
-        sha256: of the one file; of all their names and hashes where there are several.
-        weight: a LoRA's strength; None for other files.
-    """
-
-    path: str
-    bytes: int
-    sha256: str
-    weight: float | None = None
-
-    @classmethod
-    def of(cls, path: Path, weight: float | None = None) -> RecordedFile:
-        """Record a file, or a folder of safetensors files, as it is now; reads all of it.
-
-        Raises:
-            MissingFileError: nothing there.
-        """
-        files = _weight_files(path)
-        if not files:
-            raise MissingFileError(f"{path}: there is no such file, or no safetensors file in it")
-        size = sum(file.stat().st_size for file in files)
-        hashes = []
-        for file in files:
-            with file.open("rb") as stream:
-                hashes.append((file.name, hashlib.file_digest(stream, "sha256").hexdigest()))
-        if len(hashes) == 1:
-            return cls(str(path), size, hashes[0][1], weight)
-        return cls(str(path), size, hashlib.sha256(repr(hashes).encode()).hexdigest(), weight)
-
-    def __str__(self) -> str:
-        strength = "" if self.weight is None else f" at weight {self.weight:g}"
-        return f"{self.path}{strength} ({self.bytes} bytes, sha256 {self.sha256[:12]}…)"
 
 
 @dataclass(frozen=True)
@@ -112,17 +72,23 @@ class Description:
             raise CheckpointError(
                 f"{path}: version {document.get('version')!r} of the quantised format, this engine reads {FORMAT_VERSION}"
             )
+        try:
+            return cls._understood(document)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{path}: its description cannot be understood: {short_reason(error)}") from error
+
+    @classmethod
+    def _understood(cls, document: Mapping[str, Any]) -> Description:
         unknown = sorted(set(document["kinds"].values()) - {"float", *CLASSES})
         if unknown:
-            raise CheckpointError(f"{path}: holds layers of kinds that this engine does not know: {', '.join(unknown)}")
-        sizes: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in document["params"].items()
-        }
+            raise ValueError(f"layers of kinds that this engine does not know: {summarise_keys(unknown)}")
+        if document["tier"] not in RULES or not isinstance(getattr(torch, document["dtype"]), torch.dtype):
+            raise ValueError(f"tier {document['tier']} in {document['dtype']} is not known")
         return cls(
             tier=document["tier"],
-            params=TransformerParams(**sizes),
+            params=read_sizes(TransformerParams, document["params"]),
             kinds=document["kinds"],
-            dtype=cast(torch.dtype, getattr(torch, document["dtype"])),
+            dtype=getattr(torch, document["dtype"]),
             source=RecordedFile(**document["source"]),
             loras=tuple(RecordedFile(**entry) for entry in document["loras"]),
         )
@@ -165,7 +131,7 @@ class Description:
             if other:
                 problems.append(f"other layers are kept than the configuration's precision says: {summarise_keys(other)}")
         if [entry.weight for entry in self.loras] != [weight for _, weight in loras] or not all(
-            _is_same(entry, file) for entry, (file, _) in zip(self.loras, loras, strict=True)
+            entry.is_same(file) for entry, (file, _) in zip(self.loras, loras, strict=True)
         ):
             merged = ", ".join(map(str, self.loras)) or "none"
             wanted = ", ".join(f"{file} at weight {weight:g}" for file, weight in loras) or "none"
@@ -232,7 +198,7 @@ def load_quantized(
         file.check_contents()
     module = quantized_transformer(description.params, description.kinds, dtype=description.dtype)
     for key in expected:
-        put(module, key, _placed(file.tensor(key), device))
+        put(module, key, file.tensor(key).to(device))
     return module, description
 
 
@@ -248,14 +214,14 @@ def open_originals(description: Description, *, folder: Path | None = None) -> t
         CheckpointError: originals that are not the same any more; all are named.
     """
     records = (description.source, *description.loras)
-    found = [_locate(record, folder) for record in records]
+    found = [record.locate(folder) for record in records]
     missing = [str(record) for record, path in zip(records, found, strict=True) if path is None]
     if missing:
         raise MissingFileError(
             bulleted("other LoRAs need the weights that the quantised file was made from; these are not there", missing)
         )
     paths = [path for path in found if path is not None]
-    changed = [str(record) for record, path in zip(records, paths, strict=True) if not _is_same(record, path)]
+    changed = [str(record) for record, path in zip(records, paths, strict=True) if not record.is_same(path)]
     if changed:
         raise CheckpointError(bulleted("the quantised file was made from other content than these files have now", changed))
     loras = [
@@ -263,29 +229,3 @@ def open_originals(description: Description, *, folder: Path | None = None) -> t
         for record, path in zip(records[1:], paths[1:], strict=True)
     ]
     return open_transformer_checkpoint(paths[0], description.params), loras
-
-
-def _placed(tensor: Tensor, device: torch.device | str) -> Tensor:
-    return tensor.to(device)
-
-
-def _weight_files(path: Path) -> list[Path]:
-    if path.is_dir():
-        return sorted(path.glob("*.safetensors")) or sorted(path.glob("transformer/*.safetensors"))
-    if path.name.endswith(".json"):
-        return sorted(path.parent.glob("*.safetensors"))
-    return [path] if path.is_file() else []
-
-
-def _locate(record: RecordedFile, folder: Path | None) -> Path | None:
-    path = Path(record.path)
-    candidates = [path] if folder is None else [path, folder / path.name]
-    return next((candidate for candidate in candidates if candidate.exists()), None)
-
-
-def _is_same(record: RecordedFile, path: Path) -> bool:
-    """Whether a file is the recorded one: by content where it is there, else by name."""
-    if not path.exists():
-        return Path(record.path).name == path.name
-    now = RecordedFile.of(path, record.weight)
-    return (now.bytes, now.sha256) == (record.bytes, record.sha256)

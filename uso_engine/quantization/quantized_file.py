@@ -155,9 +155,9 @@ class QuantizedFile:
 
 def is_quantized_file(path: Path) -> bool:
     """Whether a path is a file in this format, going by its header alone."""
-    if not path.is_file():
-        return False
     try:
+        if not path.is_file():
+            return False
         with path.open("rb") as stream:
             return METADATA_KEY in read_header(stream, path.stat().st_size, str(path)).metadata
     except (CheckpointError, OSError):

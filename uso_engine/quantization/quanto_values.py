@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from uso_engine.errors import BackendError
+from uso_kernels.extension import extension_failure
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -25,13 +26,14 @@ _LARGEST_FLOAT16 = 65504.0
 
 
 def _quanto() -> ModuleType:
-    try:
-        import optimum.quanto as quanto
-    except ImportError as error:
+    reason = extension_failure("optimum.quanto")
+    if reason is not None:
         raise BackendError(
-            "the int8 and int4 tiers need optimum-quanto, which is not installed (pip install 'uso-engine[quant]'); "
+            f"the int8 and int4 tiers need optimum-quanto: {reason} (pip install 'uso-engine[quant]'); "
             "fp8, bf16 and files that are quantised already work without it"
-        ) from error
+        )
+    import optimum.quanto as quanto
+
     module: ModuleType = quanto
     return module
 

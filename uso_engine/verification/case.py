@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,10 +12,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from uso_engine.config import sizes_of
 from uso_engine.errors import CheckpointError, MissingFileError
 from uso_engine.model.rope import PositionOffset
 from uso_engine.weights.autoencoder_keys import AutoencoderParams
+from uso_engine.weights.model_sizes import read_sizes
 
 
 class CaseSettings(BaseModel):
@@ -41,7 +42,7 @@ class AutoencoderSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    ae: Annotated[AutoencoderParams, BeforeValidator(sizes_of(AutoencoderParams))]
+    ae: Annotated[AutoencoderParams, BeforeValidator(partial(read_sizes, AutoencoderParams))]
     salt: str = ""
 
 

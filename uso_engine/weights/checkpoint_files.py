@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from uso_engine.errors import CheckpointError, MissingFileError
+from uso_engine.errors import CheckpointError, MissingFileError, USOError
 from uso_engine.weights.key_report import bulleted, key_count, short_key, summarise_keys
 from uso_engine.weights.safetensors_file import SafetensorsSource, is_pickle_name
 from uso_engine.weights.tensor_source import TensorSource
@@ -77,18 +77,17 @@ def open_checkpoint(path: Path, *, subfolder: str | None = None) -> TensorSource
         CheckpointError: not one checkpoint of safetensors files.
     """
     try:
-        is_folder = stat.S_ISDIR(path.stat().st_mode)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise MissingFileError(f"{path}: there is no such file or folder") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be opened: {error}") from error
-    if is_folder:
+        if not stat.S_ISDIR(path.stat().st_mode):
+            return _open_index(path) if path.name.endswith(".json") else SafetensorsSource(path)
         if subfolder is not None and (path / subfolder).is_dir():
             path = path / subfolder
         return _open_folder(path)
-    if path.name.endswith(".json"):
-        return _open_index(path)
-    return SafetensorsSource(path)
+    except USOError:
+        raise
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MissingFileError(f"{path}: there is no such file or folder") from error
+    except (OSError, ValueError) as error:  # also a folder that may not be looked into
+        raise CheckpointError(f"{path}: cannot be opened: {error}") from error
 
 
 def _open_folder(folder: Path) -> TensorSource:

@@ -16,6 +16,13 @@ def short_key(text: str) -> str:
     return shown if len(shown) <= 120 else f"{shown[:117]}..."
 
 
+def short_reason(error: BaseException) -> str:
+    """Another library's error in one line: it may be of any length and quote what it was given."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    shown = text if text.isprintable() else ascii(text)
+    return shown if len(shown) <= 300 else f"{shown[:297]}..."
+
+
 def key_count(keys: Collection[str]) -> str:
     """How many keys, as ``1 key`` or ``3 keys``."""
     return f"{len(keys)} key" if len(keys) == 1 else f"{len(keys)} keys"

@@ -11,10 +11,14 @@ from uso_engine.weights.key_report import short_key
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _HUB_ID = re.compile(rf"(?P<repo>{_NAME}/{_NAME})(?:[:/](?P<inside>.+))?")
 _REVISION = "main"
+# A repository may be called almost anything, but nobody calls one like a file of weights.
+_FILE_ENDINGS = (".safetensors", ".json", ".toml")
 
 
-def resolve_path(text: str, *, what: str, base_dir: Path | None = None, cache_dir: Path | None = None) -> Path:
-    """Find a file or folder that a configuration names.
+def resolve_path(
+    text: str, *, what: str, base_dir: Path | None = None, cache_dir: Path | None = None, in_config: bool = True
+) -> Path:
+    """Find a file or folder that a configuration or a caller names.
 
     Args:
         text: an absolute path, ``~/...``, a path relative to the configuration's folder, or a hub id ``org/name``,
@@ -23,6 +27,7 @@ def resolve_path(text: str, *, what: str, base_dir: Path | None = None, cache_di
         what: what it is for, in messages (``"transformer checkpoint"``).
         base_dir: folder of the configuration; the working directory if not given.
         cache_dir: hub cache; the hub library's own (``HF_HUB_CACHE``, ``HF_HOME``) if not given.
+        in_config: whether a configuration names it, for the advice in the message.
 
     Returns:
         An existing path.
@@ -33,10 +38,10 @@ def resolve_path(text: str, *, what: str, base_dir: Path | None = None, cache_di
     """
     if not text.strip() or "\0" in text:
         raise ConfigError(f"{what}: expected a path or a hub id, got {text!r}")
-    candidates = [_local(text, what, base_dir)]
-    hub = None if text.startswith((".", "~", "/")) else _HUB_ID.fullmatch(text)
+    candidates = [local_path(text, what=what, base_dir=base_dir)]
+    hub = split_hub_id(text)
     if hub is not None:
-        candidates += _in_cache(hub["repo"], hub["inside"], what, cache_dir)
+        candidates += _in_cache(*hub, what, cache_dir)
     for candidate in candidates:
         try:
             if candidate.exists():
@@ -44,25 +49,37 @@ def resolve_path(text: str, *, what: str, base_dir: Path | None = None, cache_di
         except OSError as error:
             raise MissingFileError(f"{what}: {candidate} cannot be looked at: {error.strerror or error}") from error
     places = ", ".join(map(str, candidates))
-    how = (
-        "download it with `uso-engine download CONFIG` (nothing is downloaded by itself)"
-        if hub is not None
-        else "correct the path in the configuration, or name a hub id and run `uso-engine download CONFIG`"
+    raise MissingFileError(
+        f"{what}: {short_key(text)} was not found; looked at {places}; {_advice(None if hub is None else hub[0], in_config)}"
     )
-    raise MissingFileError(f"{what}: {short_key(text)} was not found; looked at {places}; {how}")
 
 
 def split_hub_id(text: str) -> tuple[str, str | None] | None:
-    """The repository and the file or folder in it that a text names, or None if it has not the form of a hub id.
+    """The repository and the file or folder in it that a text names, or None if it can only be a path.
 
     Args:
         text: see :func:`resolve_path`.
     """
     match = None if text.startswith((".", "~", "/")) else _HUB_ID.fullmatch(text)
-    return None if match is None else (match["repo"], match["inside"])
+    if match is None or match["repo"].endswith(_FILE_ENDINGS):
+        return None
+    return match["repo"], match["inside"]
 
 
-def _local(text: str, what: str, base_dir: Path | None) -> Path:
+def _advice(repo: str | None, in_config: bool) -> str:
+    """How to get what was not found; nothing is downloaded by itself."""
+    if repo is None:
+        return (
+            "correct the path in the configuration, or name a hub id and run `uso-engine download CONFIG`"
+            if in_config
+            else "correct the path, or name a hub id (org/name:file) that is in the local cache"
+        )
+    command = "uso-engine download CONFIG" if in_config else f"hf download {repo}"
+    return f"correct the path, or if it is a hub id download it with `{command}` (nothing is downloaded by itself)"
+
+
+def local_path(text: str, *, what: str, base_dir: Path | None) -> Path:
+    """The path that a text names, if it is a path; see :func:`resolve_path`."""
     try:
         path = Path(text).expanduser()
     except RuntimeError as error:

@@ -115,10 +115,11 @@ def _disguise(head: bytes) -> str | None:
         return None
     if text[:1] == "<":
         return "a web page (HTML or XML), probably the error or login page of a failed download; download it again"
-    printable = "".join(c for c in text if c.isprintable() and c.isascii())
-    if len(printable) < 0.9 * len(text) or not text:
+    printable = sum((c.isprintable() and c.isascii()) or c in "\r\n\t" for c in text)
+    if printable < 0.9 * len(text) or not text:
         return None
-    return f"text, probably the error message of a failed download: {printable[:120]!r}"
+    # What it says is not quoted: the path may be a slip, and a message goes further than the file was meant to.
+    return "text, perhaps the error message of a failed download; download it again, or correct the path"
 
 
 def _parsed(text: bytes, name: str) -> dict[str, object]:

@@ -7,13 +7,14 @@ prefix, alone or beside text encoders and autoencoder; diffusers' folders and fi
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from uso_engine.errors import CheckpointError
 from uso_engine.model.params import TransformerParams
 from uso_engine.weights.checkpoint_files import open_checkpoint
 from uso_engine.weights.diffusers_keys import FusedSource, diffusers_pieces, diffusers_shapes
+from uso_engine.weights.foreign_quantization import foreign_quantization
 from uso_engine.weights.key_report import bulleted, compare_shapes, key_count, summarise_keys
 from uso_engine.weights.tensor_source import TensorSource, shapes_of, without_prefix
 from uso_engine.weights.transformer_keys import transformer_shapes
@@ -125,21 +126,7 @@ def _explanations(found: Mapping[str, tuple[int, ...]], params: TransformerParam
         for what, actual, wanted in sizes
         if actual is not None and actual != wanted
     ]
-    for reason, is_so in _QUANTISED.items():
-        if any(is_so(key) for key in found):
-            sentences.append(reason)
-    return sentences
-
-
-_QUANTISED: Mapping[str, Callable[[str], bool]] = {
-    "the checkpoint is quantised by bitsandbytes; use the unquantised one": lambda key: (
-        ".quant_state" in key or key.endswith(".absmax")
-    ),
-    "the checkpoint is in fp8 with separate scales; use one in bfloat16, or in plain fp8": lambda key: key.endswith(
-        (".scale_weight", ".weight_scale", ".scale_input", "scaled_fp8", ".comfy_quant")
-    ),
-    "the checkpoint is quantised by nunchaku; use the unquantised one": lambda key: key.endswith((".qweight", ".wscales")),
-}
+    return sentences + foreign_quantization(found)
 
 
 def _blocks(found: Mapping[str, tuple[int, ...]], *prefixes: str) -> int | None:

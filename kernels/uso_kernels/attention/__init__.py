@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from uso_kernels.launch import HAS_TRITON, is_interpreting, needs_gradient
+from uso_kernels.launch import TRITON_MISSING, is_interpreting, needs_gradient
 from uso_kernels.operands import FLOAT_DTYPES
 from uso_kernels.ragged import Ragged
 
@@ -56,8 +56,8 @@ class Backend:
 
 
 def _triton_missing(device: torch.device) -> str | None:
-    if not HAS_TRITON:
-        return "Triton is not installed"
+    if TRITON_MISSING is not None:
+        return TRITON_MISSING
     if device.type == "cuda" or is_interpreting():
         return None
     return "Triton kernels run on CUDA, or on a CPU under TRITON_INTERPRET=1"

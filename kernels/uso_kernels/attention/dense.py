@@ -1,7 +1,7 @@
 """Attention through `scaled_dot_product_attention`: one call per sequence, or one for all where their lengths are equal.
 
-On Hopper and Blackwell its cuDNN backend comes first: torch prefers FlashAttention-2 there, which is 1.7 to 2.3 times slower
-(transformers PR 48163).
+On Hopper and Blackwell its cuDNN backend is asked for first. On Hopper that is torch's own first choice from 2.11 on; its next,
+FlashAttention-2, is 1.7 to 2.3 times slower (transformers PR 48163).
 """
 
 from __future__ import annotations

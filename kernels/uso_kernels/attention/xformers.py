@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from uso_kernels.extension import extension_failure, one_line
 from uso_kernels.ragged import Ragged
 
 from .varlen import place_tokens, take_tokens
@@ -16,9 +16,18 @@ from .varlen import place_tokens, take_tokens
 
 def xformers_attention_missing(device: torch.device) -> str | None:
     """Why this cannot run on a device, or None."""
-    if importlib.util.find_spec("xformers") is None:
-        return "xformers is not installed"
-    return None if device.type == "cuda" else "xformers has no attention for CPUs"
+    return _failure() if device.type == "cuda" else "xformers has no attention for CPUs"
+
+
+@lru_cache
+def _failure() -> str | None:
+    """Why xFormers cannot be used on a GPU, or None; imports it."""
+    reason = extension_failure("xformers.ops")
+    if reason is not None:
+        return reason
+    # Built for another CUDA it imports all the same, without its kernels, and keeps the reason to itself.
+    error = getattr(importlib.import_module("xformers._cpp_lib"), "_cpp_library_load_exception", None)
+    return None if error is None else f"xformers cannot load its kernels: {one_line(error)}"
 
 
 @lru_cache(maxsize=32)

@@ -1,0 +1,150 @@
+"""The documents' tables of what the GPU campaigns measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from benchmarks.prediction import predicted_step_ms
+from benchmarks.records import Record, hardware, latest, table
+from benchmarks.roofline import Tokens
+from uso_engine.model.params import TransformerParams
+
+PENDING = "Pending: no GPU has been measured."
+
+
+def spread(timing: Record) -> str:
+    return f"{timing['p20_ms']:.1f} to {timing['p80_ms']:.1f}"
+
+
+def step_variants(records: list[Record]) -> str:
+    rows = [
+        [
+            hardware(r),
+            f"{r['workload']}, L = {r['tokens']}",
+            r["variant"],
+            f"{r['median_ms']:.1f}",
+            spread(r),
+            f"{r['tflops']:.0f}",
+            f"{r['difference']:.1e}",
+            r["hash"],
+        ]
+        for r in latest(records, "gpu_step", "workload", "variant")
+    ]
+    return filled(["machine", "workload", "variant", "ms (median)", "p20 to p80", "TFLOP/s", "difference", "hash"], rows)
+
+
+def kernel_classes(records: list[Record]) -> str:
+    """Predicted for an H100, beside every machine's measurement."""
+    params, tokens = TransformerParams(), Tokens(style=192, content=1024)
+    predicted = predicted_step_ms(params, tokens)
+    measured = [r for r in latest(records, "gpu_profile", "workload") if r["tokens"] == tokens.all]
+    rows = []
+    for name in {**predicted, **{name: 0 for r in measured for name in r["classes"]}}:
+        classes = [r["classes"].get(name) for r in measured]
+        cells = [measured_class(found) for found in classes] if measured else ["pending"]
+        rows.append([name, f"{predicted[name]:.1f}" if name in predicted else "", *cells])
+    sums = [f"{sum(found['ms'] for found in r['classes'].values()):.1f}" for r in measured] or ["pending"]
+    rows.append(["all", f"{sum(predicted.values()):.0f}", *sums])
+    header = ["kernels, L = 5824, bf16", "predicted for an H100, ms a step"]
+    return table([*header, *([f"{hardware(r)}, ms (floor; launches)" for r in measured] or ["measured"])], rows)
+
+
+def measured_class(found: Record | None) -> str:
+    return "" if found is None else f"{found['ms']:.1f} ({found['floor_ms']:.1f}; {found['launches']:.0f})"
+
+
+def rates(records: list[Record]) -> str:
+    rows: list[list[str]] = []
+    for r in latest(records, "rates", "workload"):
+        ceilings = r["ceilings"] if isinstance(r["ceilings"], dict) else {}
+        rows += [[hardware(r), name, "", plain(value)] for name, value in ceilings.items()]
+        for group in ("products, TFLOP/s", "attention, TFLOP/s"):
+            for name, ways in r[group].items() if isinstance(r[group], dict) else ():
+                entries = ways.items() if isinstance(ways, dict) else [("", ways)]
+                rows += [[hardware(r), name, way, plain(value)] for way, value in entries if isinstance(value, float)]
+    return filled(["machine", "what", "how", "rate"], rows)
+
+
+def plain(value: object) -> str:
+    """Three digits that count of a rate; what was wrong where there is none."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def requests(records: list[Record]) -> str:
+    rows = [
+        [hardware(r), stage, f"{1e3 * seconds:.0f}"]
+        for r in latest(records, "gpu_request", "workload")
+        for stage, seconds in r["seconds"].items()
+    ]
+    return filled(["machine", "stage", "ms"], rows)
+
+
+def variants(records: list[Record]) -> str:
+    rows = [
+        [
+            hardware(r),
+            f"{16 * r['grid'][1]} x {16 * r['grid'][0]}",
+            r["variant"],
+            f"{r['median_ms']:.1f}",
+            spread(r),
+            f"{r['difference']:.1e}",
+            r["hash"],
+        ]
+        for r in latest(records, "gpu_variant", "workload", "grid", "variant")
+    ]
+    return filled(["machine", "picture", "variant", "ms (median)", "p20 to p80", "difference", "hash"], rows)
+
+
+def company(records: list[Record]) -> str:
+    columns = ("again", "twice", "beside a small one")
+    rows = [
+        [hardware(r), r["backend"], *(r[name] for name in columns)]
+        for r in latest(records, "gpu_company", "workload", "backend")
+    ]
+    return filled(["machine", "attention", "alone again", "with another of its size", "with a smaller one"], rows)
+
+
+def host_time(records: list[Record]) -> str:
+    rows = [
+        [
+            hardware(r),
+            f"{16 * r['grid'][1]} x {16 * r['grid'][0]}",
+            *(f"{r[name]:.1f}" for name in ("queued_ms", "least_queued_ms", "finished_ms")),
+        ]
+        for r in latest(records, "gpu_host_time", "workload", "grid")
+    ]
+    return filled(["machine", "picture", "queued after, ms", "at the least, ms", "finished after, ms"], rows)
+
+
+def memory(records: list[Record]) -> str:
+    rows = [
+        [
+            hardware(r),
+            f"{r['workload']}, L = {r['tokens']}",
+            f"{r['first_step_s']:.1f}",
+            f"{r['second_step_s']:.2f}",
+            f"{r['peak_gib']:.2f}",
+            f"{r['formula_gib']:.2f}",
+        ]
+        for r in latest(records, "cold_start", "workload")
+        if "peak_gib" in r
+    ]
+    return filled(["machine", "workload", "first step, s", "second step, s", "peak, GiB", "formula, GiB"], rows)
+
+
+def filled(header: list[str], rows: list[list[str]]) -> str:
+    return table(header, rows) if rows else PENDING
+
+
+TABLES: dict[str, Callable[[list[Record]], str]] = {
+    "gpu steps": step_variants,
+    "gpu classes": kernel_classes,
+    "gpu rates": rates,
+    "gpu request": requests,
+    "gpu variants": variants,
+    "gpu company": company,
+    "gpu host time": host_time,
+    "gpu memory": memory,
+}

@@ -1,0 +1,21 @@
+"""fp8 and int8 with quantised activations against bfloat16: one step of each, on the same weights."""
+
+from __future__ import annotations
+
+from benchmarks import tier_steps
+
+from .bench import RECORDS, Bench
+
+TIERS = ("fp8", "int8, W8A8")
+
+
+def run(bench: Bench) -> None:
+    for name in TIERS:
+        bench.attempt(name, lambda name=name: measured(bench, name))  # type: ignore[misc]
+        bench.free()
+
+
+def measured(bench: Bench, name: str) -> dict[str, object]:
+    """A tier's and bfloat16's step, the difference of their velocities, and how many times faster it is."""
+    (record,) = tier_steps.run(bench.workload, bench.device, bench.rounds, bench.out / RECORDS, only=(name,))
+    return {key: record[key] for key in ("tier_ms", "bf16_ms", "times_bf16", "difference")}

@@ -1,0 +1,142 @@
+"""Ways to compute the step against each other, in turn in one process: one line below for each.
+
+The first is the base: every other's velocity is compared with its. What is faster becomes the default, what is not is deleted
+and noted in `benchmarks/LOG.md`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch._library.custom_ops import CustomOpDef
+
+import uso_kernels
+from benchmarks.authors_way import Inputs
+from benchmarks.ladder import Evaluate, engine_step
+from benchmarks.measure import output_hash, relative_difference
+from benchmarks.step_benchmark import TIME
+from benchmarks.tier_steps import kinds_by_name, quantized_copy
+from benchmarks.workload import Workload
+from uso_engine.model.transformer import Transformer
+
+from .bench import Bench
+
+Made = tuple[Transformer, Inputs, Tensor]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to compute a step.
+
+    Args:
+        name: what reports call it.
+        make: turns a model, a request and latents into the step.
+        missing: why it cannot run where a part measures, or None.
+        largest_difference: of its velocity from the base's, relative; what differs more is not timed.
+    """
+
+    name: str
+    make: Callable[[Made, Workload], Evaluate]
+    missing: Callable[[Bench], str | None] = lambda bench: None
+    largest_difference: float = 3e-2
+
+
+def by_attention(backend: str) -> Variant:
+    """The step with an attention backend."""
+    return Variant(
+        f"attention {backend}",
+        lambda made, workload: engine_step(*made, (TIME,), backend),
+        lambda bench: bench.backends()[backend],
+    )
+
+
+def in_tier(name: str) -> Variant:
+    """The step of a quantised copy of the model."""
+
+    def make(made: Made, workload: Workload) -> Evaluate:
+        transformer, inputs, latents = made
+        copy = quantized_copy(transformer, kinds_by_name(workload, latents.device)[name])
+        return engine_step(copy, inputs, latents, (TIME,), "auto")
+
+    def missing(bench: Bench) -> str | None:
+        return None if name in kinds_by_name(bench.workload, bench.device) else "this GPU has no such tier"
+
+    return Variant(f"tier {name}", make, missing, largest_difference=0.5)
+
+
+def operations() -> list[CustomOpDef]:
+    """Every operation of the package that has a kernel and a reference."""
+    modules = [importlib.import_module(f"uso_kernels.{module.name}") for module in pkgutil.iter_modules(uso_kernels.__path__)]
+    found = {id(value): value for module in modules for value in vars(module).values() if isinstance(value, CustomOpDef)}
+    return list(found.values())
+
+
+def with_references(made: Made, workload: Workload) -> Evaluate:
+    """The step with plain PyTorch in the place of every Triton kernel but attention's, which no step of this kind calls."""
+    step = engine_step(*made, (TIME,), "dense")
+
+    def evaluate() -> Tensor:
+        with ExitStack() as stack:
+            for operation in operations():
+                if "cuda" in operation._backend_fns:
+                    stack.enter_context(operation.set_kernel_enabled("cuda", enabled=False))
+            return step()
+
+    return evaluate
+
+
+VARIANTS = (
+    Variant("base", lambda made, workload: engine_step(*made, (TIME,), "auto")),
+    by_attention("dense"),
+    by_attention("varlen"),
+    by_attention("triton"),
+    by_attention("xformers"),
+    by_attention("chunked"),
+    Variant("kernels reference", with_references),
+    in_tier("fp8"),
+    in_tier("int8, W8A8"),
+)
+
+
+def run(bench: Bench) -> None:
+    compare(bench, bench.workload, VARIANTS)
+
+
+def compare(bench: Bench, workload: Workload, variants: tuple[Variant, ...]) -> None:
+    """Check every variant against the first, time those that run, and record them."""
+    made = bench.model(workload)
+    truth = variants[0].make(made, workload)().clone()
+    steps: dict[str, Evaluate] = {}
+    outputs: dict[str, Any] = {}
+    for variant in variants:
+        outputs[variant.name] = variant.missing(bench) or bench.tried(
+            lambda variant=variant: checked(variant, made, workload, steps, truth)  # type: ignore[misc]
+        )
+        bench.save("outputs", outputs)
+    times = bench.in_turn(steps)
+    bench.save("ms", times)
+    base = times[variants[0].name]["median_ms"]
+    bench.save("times as fast as the base", {name: base / timing["median_ms"] for name, timing in times.items()})
+    for name, timing in times.items():
+        bench.record("gpu_variant", {"variant": name, "grid": list(workload.grid), **timing, **outputs[name]})
+
+
+def checked(variant: Variant, made: Made, workload: Workload, steps: dict[str, Evaluate], truth: Tensor) -> dict[str, object]:
+    """Make a variant and describe what it computes.
+
+    Raises:
+        ValueError: that differs from the base by more than it may.
+    """
+    step = variant.make(made, workload)
+    result = step()
+    difference = relative_difference(result, truth)
+    if not difference <= variant.largest_difference:
+        raise ValueError(f"differs from the base by {difference:.3g}, at most {variant.largest_difference:g} is rounding")
+    steps[variant.name] = step
+    return {"difference": difference, "hash": output_hash(result)}

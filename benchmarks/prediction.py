@@ -1,0 +1,57 @@
+"""What a step on an H100 should take before anybody has measured one: the roofline's operations at the rates expected of each.
+
+Rates are those that published measurements of such shapes reach (products of 5,000 rows and more, attention by cuDNN), and what
+a streaming kernel keeps of the bandwidth. `benchmarks/gpu` measures; a class that is off by more than a tenth wants a reason.
+"""
+
+from __future__ import annotations
+
+from uso_engine.model.params import TransformerParams
+
+from .roofline import Operation, Tokens, step_operations
+
+EXPECTED_RATES = (
+    ("single linear1", 700e12),
+    ("single linear2", 670e12),
+    ("double image", 684e12),
+    ("double text", 433e12),
+    ("attention result", 1.6e12),
+    ("attention", 600e12),
+    ("gelu", 2.5e12),
+    ("q/k", 2.2e12),
+    ("gated residual", 2.4e12),
+    ("norm", 2.4e12),
+    ("last single", 650e12),
+    ("img_in", 200e12),
+    ("final linear", 200e12),
+    ("Euler", 1.0e12),
+)
+"""FLOP/s of products and attention, bytes per second of what memory bounds; the first entry found in a name counts."""
+GAPS_MS = 1.0
+"""Between kernels, when the host is ahead."""
+
+
+def predicted_ms(operation: Operation) -> float:
+    """Milliseconds of an operation's launches together."""
+    rate = next(rate for name, rate in EXPECTED_RATES if name in operation.name)
+    work = operation.flops if operation.kind in {"gemm", "attention"} else operation.bytes
+    return 1e3 * work / rate
+
+
+def kernel_class(operation: Operation) -> str:
+    """The class of kernels that compute an operation, as profiles name it."""
+    if operation.kind == "gemm":
+        return "products"
+    if operation.kind in {"attention", "copy"}:
+        return {"attention": "attention", "copy": "copies"}[operation.kind]
+    words = {"q/k": "q/k norm, rotation", "Euler": "Euler step", "gelu": "gelu"}
+    return next((name for word, name in words.items() if word in operation.name), "gated residual, norm")
+
+
+def predicted_step_ms(params: TransformerParams, tokens: Tokens) -> dict[str, float]:
+    """Milliseconds by class of kernel, and of the gaps."""
+    sums: dict[str, float] = {}
+    for operation in step_operations(params, tokens):
+        name = kernel_class(operation)
+        sums[name] = sums.get(name, 0.0) + predicted_ms(operation)
+    return {**sums, "gaps": GAPS_MS}
