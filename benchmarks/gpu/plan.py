@@ -17,6 +17,8 @@ Command = tuple[str, ...]
 
 _CLI = (sys.executable, "-c", "from uso_engine.cli import main; main()")
 _GPU_TESTS = (
+    "tests/test_example.py",
+    "tests/test_hot_loop.py",
     "tests/test_uso_kernels_norms.py",
     "tests/test_uso_kernels_rows.py",
     "tests/test_uso_kernels_qk_norm_rope.py",
