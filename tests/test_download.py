@@ -49,6 +49,14 @@ def test_every_part_of_the_real_model_is_asked_for(calls: list[Call]) -> None:
     assert len(said) == len(list(parts(load_config("uso-flux-dev"))))
 
 
+def test_uno_asks_for_its_lora_and_for_no_style_encoder(calls: list[Call]) -> None:
+    download(load_config("uno-flux-dev"), token=None, report=lambda line: None)
+    files = [(repository, detail[0]) for kind, repository, detail in calls if kind == "file"]
+    assert ("bytedance-research/UNO", "dit_lora.safetensors") in files
+    assert ("black-forest-labs/FLUX.1-dev", "flux1-dev.safetensors") in files
+    assert not any("siglip" in repository or repository.endswith("/USO") for _, repository, _ in calls)
+
+
 def test_the_embedded_model_needs_nothing(calls: list[Call]) -> None:
     download(load_config("uso-tiny"), token=None, report=lambda line: None)
     assert calls == []

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from uso_engine.sampling.latents import draw_noise, pack_latent, token_grid, unpack_latent
+from uso_engine.sampling.latents import draw_noise, pack_latent, starting_latents, token_grid, unpack_latent
 from uso_engine.sampling.noise import draw_normal
 
 
@@ -41,6 +41,13 @@ def test_a_seed_means_the_same_noise_in_every_precision() -> None:
     assert torch.equal(draw_noise(48, 32, 7, torch.bfloat16), noise.to(torch.bfloat16))
     # One draw known from torch itself, so that a change of generator or of order would show.
     assert torch.equal(noise, torch.randn(1, 16, 4, 6, generator=torch.Generator().manual_seed(7))[0])
+
+
+def test_noise_has_the_models_channels() -> None:
+    assert draw_noise(48, 32, 7, channels=32).shape == (32, 4, 6)
+    starts = starting_latents(48, 32, (7, 8), torch.float32, channels=8)
+    assert [start.shape for start in starts] == [(8, 4, 6)] * 2
+    assert torch.equal(starts[1], draw_noise(48, 32, 8, channels=8))
 
 
 def test_small_seeds_are_torchs_own() -> None:

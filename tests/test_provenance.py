@@ -75,6 +75,7 @@ def test_whatever_changes_the_picture_changes_the_parameters(engine: USOEngine, 
         ResearchOptions(style_tokens=(tmp_path / "style.safetensors",)),
         ResearchOptions(content_images=(content,)),
         ResearchOptions(style_images=(content,)),
+        ResearchOptions(position_offset="h"),
         ResearchOptions(posterior_seed=5),
         ResearchOptions(reference_numerics=True),
     ]

@@ -18,6 +18,11 @@ def test_contents_are_offset_by_the_target_and_each_other(mode: str, second: tup
     assert ids[1].tolist() == [[0, *second], [0, second[0], second[1] + 1]]
 
 
+def test_further_axes_are_zero() -> None:
+    assert grid_positions((1, 2), (3, 4), axes=4).tolist() == [[0, 3, 4, 0], [0, 3, 5, 0]]
+    assert content_positions((4, 5), [(1, 1)], axes=5)[0].tolist() == [[0, 4, 5, 0, 0]]
+
+
 def test_unknown_offset_is_refused() -> None:
     with pytest.raises(ValueError, match="'d', 'h', 'w', 'o', got 'x'"):
         content_positions((4, 5), [(2, 3)], "x")  # type: ignore[arg-type]

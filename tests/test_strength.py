@@ -52,6 +52,7 @@ def test_the_mixture_lies_on_the_line_from_picture_to_noise() -> None:
     mixed = noised(clean, 0.25, (3, 4))
     for i in range(2):
         assert torch.allclose(mixed[i], 0.75 * clean + 0.25 * noise[i], atol=1e-6)
+    assert torch.equal(noised(clean[:8], 1.0, (3,))[0], draw_noise(96, 64, 3, channels=8))
 
 
 def test_full_strength_is_noise_alone(engine: USOEngine, picture: Image.Image) -> None:

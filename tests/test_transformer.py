@@ -125,6 +125,8 @@ def test_gradients_flow_to_every_weight() -> None:
         ({"hidden_size": 130}, "not a multiple of num_heads"),
         ({"axes_dim": (16, 24, 22)}, "must add up to the head dimension 64"),
         ({"axes_dim": (17, 23, 24)}, "must be even"),
+        ({"axes_dim": (32, 32)}, "at least 3 axes"),
+        ({"in_channels": 66}, "not a multiple of 4"),
         ({"depth": 0}, "depth must be at least 1, got 0"),
     ],
 )

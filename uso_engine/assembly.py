@@ -22,6 +22,7 @@ from .pipeline import Pipeline
 from .placement import place
 from .presence import require_parts
 from .quantization.text_encoder import quantize_text_encoder
+from .sampling.family import FAMILIES
 from .transformer_loading import LoadProgress, load_transformer, resolve
 from .weights import autoencoder_checkpoint
 from .weights.loading import load_parameters
@@ -184,7 +185,17 @@ def load_pipeline(
         *(int(size * MIB) for size in (config.cache.prompt_mib, config.cache.style_mib, config.cache.content_mib))
     )
     loras = [(entry.path, entry.weight) for entry in config.loras]
-    return Pipeline(loaded, text=text, style=style, autoencoder=autoencoder, limits=limits, loras=loras, placement=placement)
+    family = FAMILIES[config.transformer.family]
+    return Pipeline(
+        loaded,
+        text=text,
+        style=style,
+        autoencoder=autoencoder,
+        limits=limits,
+        loras=loras,
+        placement=placement,
+        family=family,
+    )
 
 
 def check_text_widths(text: TextEncoders, config: EngineConfig) -> None:

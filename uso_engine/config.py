@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import ConfigError, MissingFileError
-from .model.params import TransformerParams
+from .model.params import FamilyName, TransformerParams
 from .weights.autoencoder_keys import AutoencoderParams
 from .weights.model_sizes import MOST_PROBLEMS, read_sizes, shown
 
@@ -40,9 +40,10 @@ class Section(BaseModel):
 
 
 class TransformerConfig(Section):
-    """The base model: a checkpoint file or a diffusers folder, and its sizes."""
+    """The base model: a checkpoint file or a diffusers folder, its sizes, and what its LoRA makes of it."""
 
     checkpoint: str
+    family: FamilyName = "uso"
     params: Annotated[TransformerParams, BeforeValidator(partial(read_sizes, TransformerParams))] = TransformerParams()
 
 
@@ -193,6 +194,9 @@ class EngineConfig(Section):
             raise ValueError("[projector] and [vision] come together: style needs both")
         if (self.t5 is None) != (self.clip is None):
             raise ValueError("[t5] and [clip] come together: a prompt needs both")
+        taken = self.transformer.params.latent_channels
+        if self.autoencoder is not None and (made := self.autoencoder.params.z_channels) != taken:
+            raise ValueError(f"autoencoder.params.z_channels is {made}, but the transformer takes latents of {taken} channels")
         return self
 
 

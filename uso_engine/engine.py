@@ -173,6 +173,7 @@ class USOEngine:
             with StepProgress() as bar:
                 return self.generate(checked, on_step=bar.beside(on_step), research=options)
         seeds = image_seeds(checked.seed, checked.num_images)
+        checked = generation.with_reference_size(self.pipeline, checked, options)
         watch = Stopwatch(self.device)
         pictures, size = generation.open_pictures(self.pipeline, checked, options, self._image_limits, watch)
 

@@ -22,7 +22,8 @@ from .request import GenerationRequest
 from .research import ResearchOptions
 from .sampling.admission import Conditions
 from .sampling.denoiser import OnStep
-from .sampling.schedule import check_sigmas, schedule
+from .sampling.family import Family
+from .sampling.schedule import check_sigmas
 from .sampling.strength import last_steps, noised
 from .sampling.watched_steps import WatchedSteps
 from .stopwatch import Stopwatch
@@ -44,6 +45,14 @@ class Pictures:
     contents: tuple[Image, ...]
     styles: tuple[Tensor, ...]
     start: Image | None = None
+
+
+def with_reference_size(pipeline: Pipeline, request: GenerationRequest, options: ResearchOptions) -> GenerationRequest:
+    """The request with the content long side that its model's family gives so many references; one that was set stays."""
+    if "content_long_side" in request.model_fields_set:
+        return request
+    count, alone = int(request.content_image is not None) + len(options.content_images), request.content_long_side
+    return request.model_copy(update={"content_long_side": pipeline.family.reference_long_side(count, alone)})
 
 
 def open_pictures(
@@ -161,12 +170,13 @@ def denoise_settings(
     options: ResearchOptions,
     size: tuple[int, int],
     seeds: tuple[int, ...],
+    family: Family,
     start: Tensor | None = None,
 ) -> DenoiseSettings:
     """The settings of a request's run; `start` is the latent of the picture that it starts from, if it does."""
     sigmas, latents = None if options.sigmas is None else tuple(options.sigmas), options.latents
     if start is not None and options.strength is not None:
-        whole = schedule(request.num_inference_steps, *size) if sigmas is None else check_sigmas(sigmas)
+        whole = family.sigmas(request.num_inference_steps, *size) if sigmas is None else check_sigmas(sigmas)
         sigmas = last_steps(whole, options.strength)
         latents = noised(start, sigmas[0], seeds)
     return DenoiseSettings(
@@ -179,6 +189,7 @@ def denoise_settings(
         latents=latents,
         true_cfg_scale=request.true_cfg_scale,
         reference_numerics=options.reference_numerics,
+        position_offset=options.position_offset,
     )
 
 
@@ -230,7 +241,7 @@ def run(
             start = pipeline.encode_content(to_pixels(pictures.start), sample_seed=options.posterior_seed)
     steps = None if on_step is None else WatchedSteps(on_step)
     with watch.stage("denoise"):
-        settings = denoise_settings(request, options, size, seeds, start)
+        settings = denoise_settings(request, options, size, seeds, pipeline.family, start)
         denoised = pipeline.denoise(encoded.conditions, settings, negative=encoded.negative, on_step=steps)
     with watch.stage("decode"):
         images = from_pixels(pipeline.decode(denoised.latents))

@@ -27,8 +27,9 @@ from .quantization.autoencoder_sizes import Cut
 from .quantization.loaded_quantized import LoadedQuantizedTransformer
 from .sampling.admission import Conditions, admit
 from .sampling.denoiser import Denoiser, ImageJob, OnStep
-from .sampling.latents import draw_noise, token_grid
-from .sampling.schedule import check_sigmas, schedule
+from .sampling.family import FAMILIES, Family
+from .sampling.latents import starting_latents, token_grid
+from .sampling.schedule import check_sigmas
 from .weights.loaded_transformer import LoadedTransformer
 from .weights.low_rank import LoRASet
 
@@ -49,7 +50,7 @@ class DenoiseSettings:
         guidance: guidance scale.
         seeds: one per image; image j's noise is drawn from seeds[j].
         sigmas: a schedule of one's own, falling, steps + 1 numbers; None for the authors'.
-        latents: starting latents [n, 16, h / 8, w / 8] instead of noise.
+        latents: starting latents [n, latent channels, h / 8, w / 8] instead of noise.
         true_cfg_scale: weight of the prompt against the negative prompt.
         reference_numerics: keep time, noise and latents in the model's dtype, as the authors do.
         position_offset: how content images are placed; "d" is what USO was trained with.
@@ -72,7 +73,7 @@ class Denoised:
     """What came out of a run.
 
     Args:
-        latents: [n, 16, h / 8, w / 8], float32.
+        latents: [n, latent channels, h / 8, w / 8], float32.
         steps: steps taken (fewer than asked for where `on_step` stopped it).
         tokens: transformer tokens, summed over the steps taken.
         attention: the attention backends that computed it.
@@ -95,6 +96,7 @@ class Pipeline:
         limits: bounds of the caches.
         loras: names and strengths of the configured LoRAs.
         placement: what brings the parts to the GPU, where not all of them stay there; cached conditions then stay on the host.
+        family: whose rules place content images and choose sigmas.
     """
 
     def __init__(
@@ -107,10 +109,12 @@ class Pipeline:
         limits: CacheLimits | None = None,
         loras: Sequence[tuple[str, float]] = (),
         placement: Placement | None = None,
+        family: Family = FAMILIES["uso"],
     ) -> None:
         limits = limits if limits is not None else CacheLimits()
         self.loaded = loaded
         self.placement = placement
+        self.family = family
         self.transformer: Transformer = loaded.module
         self._configured_loras = tuple(loras)
         self.loras = self._configured_loras
@@ -225,12 +229,15 @@ class Pipeline:
 
     def _admit(self, conditions: Conditions, settings: DenoiseSettings, negative: Conditions | None) -> Denoiser:
         sigmas = (
-            schedule(settings.steps, settings.width, settings.height)
+            self.family.sigmas(settings.steps, settings.width, settings.height)
             if settings.sigmas is None
             else check_sigmas(settings.sigmas)
         )
         grid = token_grid(settings.width, settings.height)
-        starts = self._starting_latents(settings)
+        dtype = self.transformer.img_in.weight.dtype if settings.reference_numerics else torch.float32
+        channels = self.transformer.params.latent_channels
+        size = settings.width, settings.height
+        starts = starting_latents(*size, settings.seeds, dtype, channels=channels, given=settings.latents)
         sequences = [
             admit(
                 self.transformer,
@@ -240,6 +247,7 @@ class Pipeline:
                 settings.guidance,
                 reference_numerics=settings.reference_numerics,
                 position_offset=settings.position_offset,
+                family=self.family,
             )
             for entry in ([conditions] if negative is None else [conditions, negative])
         ]
@@ -279,17 +287,6 @@ class Pipeline:
 
     def _kept(self, tensor: Tensor) -> Tensor:
         return tensor if self.placement is None else tensor.cpu()
-
-    def _starting_latents(self, settings: DenoiseSettings) -> Sequence[Tensor]:
-        dtype = self.transformer.img_in.weight.dtype if settings.reference_numerics else torch.float32
-        if settings.latents is None:
-            return [draw_noise(settings.width, settings.height, seed, dtype) for seed in settings.seeds]
-        expected = (len(settings.seeds), 16, settings.height // 8, settings.width // 8)
-        if tuple(settings.latents.shape) != expected:
-            raise ValueError(f"latents must have shape {list(expected)}, got {list(settings.latents.shape)}")
-        if not bool(settings.latents.isfinite().all()):
-            raise ValueError("latents must be finite numbers")
-        return list(settings.latents.to(dtype))
 
 
 def _present(part: Part | None, name: str) -> Part:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from .conditioning.style import StyleTokens
     from .conditioning.text import TextEmbedding
+    from .model.rope import PositionOffset
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class ResearchOptions:
         style_tokens: after the request's style images; paths are loaded.
         content_images: more content images after the request's.
         style_images: more style images after the request's.
+        position_offset: how content images are placed: beyond the output and each other in rows and columns ("d", as trained),
+            in rows ("h"), in columns ("w"), or all at the output's own place ("o").
         posterior_seed: draw content latents from the autoencoder's posterior with this seed instead of taking its mean.
         alpha: what becomes of transparent pixels in the pictures: "white" lays them on white, "drop" takes the colours stored
             beneath, as the authors do.
@@ -50,6 +53,7 @@ class ResearchOptions:
     style_tokens: Sequence[StyleTokens | str | Path] = ()
     content_images: Sequence[ImageSource] = ()
     style_images: Sequence[ImageSource] = ()
+    position_offset: PositionOffset = "d"
     posterior_seed: int | None = None
     alpha: Alpha = "white"
     reference_numerics: bool = False
@@ -64,6 +68,7 @@ class ResearchOptions:
         set_field(self, "style_tokens", _checked_style_tokens(self.style_tokens))
         for name in ("content_images", "style_images"):
             set_field(self, name, _checked_pictures(name, getattr(self, name)))
+        _check_position_offset(self.position_offset)
         set_field(self, "posterior_seed", _checked_seed(self.posterior_seed))
         if not isinstance(self.alpha, str) or self.alpha not in ("white", "drop"):
             raise _refusal("alpha", "'white' or 'drop'", self.alpha)
@@ -168,6 +173,15 @@ def _checked_pictures(name: str, value: object) -> tuple[ImageSource, ...]:
         if problem is not None:
             raise ValueError(problem)
     return tuple(checked_image(entry) for entry in values)
+
+
+def _check_position_offset(value: object) -> None:
+    if isinstance(value, str) and value == "d":
+        return  # The usual one, and no need for torch.
+    from .model.rope import POSITION_OFFSETS
+
+    if not isinstance(value, str) or value not in POSITION_OFFSETS:
+        raise _refusal("position_offset", f"one of {', '.join(map(repr, POSITION_OFFSETS))}", value)
 
 
 def _checked_seed(value: object) -> int | None:

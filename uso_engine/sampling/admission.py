@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from uso_engine.model.rope import Grid, PositionOffset, content_positions, grid_positions, rope_tables
+from uso_engine.model.rope import Grid, PositionOffset, grid_positions, rope_tables
 from uso_engine.model.sequence import Sequence
 from uso_engine.model.transformer import Transformer
 
+from .family import FAMILIES, Family
 from .latents import pack_latent
 
 
@@ -27,7 +28,7 @@ class Conditions:
         text: [L_txt, context_in_dim], T5 tokens.
         pooled: [vec_in_dim], pooled CLIP embedding.
         style: style tokens of each style image, [n, C] each, already scaled.
-        content: latents of each content image, [16, h / 8, w / 8] each.
+        content: latents of each content image, [latent channels, h / 8, w / 8] each.
     """
 
     text: Tensor
@@ -46,6 +47,7 @@ def admit(
     *,
     reference_numerics: bool = False,
     position_offset: PositionOffset = "d",
+    family: Family = FAMILIES["uso"],
 ) -> Sequence:
     """Build the sequence of an image.
 
@@ -57,6 +59,7 @@ def admit(
         guidance: guidance scale; not read by a model without a guidance embedding.
         reference_numerics: round time and guidance to the model's dtype before they are embedded, as the authors do.
         position_offset: how content images are placed, see `uso_engine.model.rope.content_positions`.
+        family: whose rule places them.
 
     Returns:
         A sequence; several images that differ only in their noise share it.
@@ -80,7 +83,9 @@ def admit(
     content = torch.cat(contents) if contents else text.new_zeros(0, params.hidden_size)
 
     grids = [(latent.shape[-2] // 2, latent.shape[-1] // 2) for latent in conditions.content]
-    positions = torch.cat([torch.zeros(len(text), 3), grid_positions(grid), *content_positions(grid, grids, position_offset)])
+    axes = len(params.axes_dim)
+    placed = family.content_positions(grid, grids, position_offset, axes=axes)
+    positions = torch.cat([torch.zeros(len(text), axes), grid_positions(grid, axes=axes), *placed])
     cos, sin = rope_tables(positions, params.axes_dim, params.theta)
 
     time_dtype = dtype if reference_numerics else torch.float32

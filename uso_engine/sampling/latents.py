@@ -1,15 +1,17 @@
-"""Noise, and the two shapes of a latent: an image [16, h / 8, w / 8] and packed tokens [L, 64]."""
+"""Noise, and the two shapes of a latent: an image [channels, h / 8, w / 8] and packed tokens [L, 4 * channels]."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from uso_engine.model.params import TransformerParams
 from uso_engine.model.rope import Grid
 
 from .noise import draw_normal
 
-LATENT_CHANNELS = 16
 PIXELS_PER_TOKEN = 16
 
 
@@ -24,7 +26,14 @@ def token_grid(width: int, height: int) -> Grid:
     return height // PIXELS_PER_TOKEN, width // PIXELS_PER_TOKEN
 
 
-def draw_noise(width: int, height: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def draw_noise(
+    width: int,
+    height: int,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    *,
+    channels: int = TransformerParams().latent_channels,
+) -> Tensor:
     """Draw the starting latent of one image.
 
     Drawn in float32 on the CPU whatever the device, so that a seed means the same image everywhere.
@@ -34,16 +43,43 @@ def draw_noise(width: int, height: int, seed: int, dtype: torch.dtype = torch.fl
         height: in pixels, a multiple of 16.
         seed: see `uso_engine.sampling.noise`.
         dtype: the result is rounded to it.
+        channels: of the model's latents; FLUX.1's if not given.
 
     Returns:
-        [16, height / 8, width / 8] on the CPU.
+        [channels, height / 8, width / 8] on the CPU.
     """
     rows, columns = token_grid(width, height)
-    return draw_normal((LATENT_CHANNELS, 2 * rows, 2 * columns), seed).to(dtype)
+    return draw_normal((channels, 2 * rows, 2 * columns), seed).to(dtype)
+
+
+def starting_latents(
+    width: int, height: int, seeds: Sequence[int], dtype: torch.dtype, *, channels: int, given: Tensor | None = None
+) -> list[Tensor]:
+    """What every image of a run starts from: noise, or a latent that was given.
+
+    Args:
+        width: in pixels, a multiple of 16.
+        height: in pixels, a multiple of 16.
+        seeds: one per image.
+        dtype: the results are rounded to it.
+        channels: of the model's latents.
+        given: [n, channels, height / 8, width / 8], instead of noise.
+
+    Raises:
+        ValueError: given latents of another shape, or that are not finite.
+    """
+    if given is None:
+        return [draw_noise(width, height, seed, dtype, channels=channels) for seed in seeds]
+    expected = (len(seeds), channels, height // 8, width // 8)
+    if tuple(given.shape) != expected:
+        raise ValueError(f"latents must have shape {list(expected)}, got {list(given.shape)}")
+    if not bool(given.isfinite().all()):
+        raise ValueError("latents must be finite numbers")
+    return list(given.to(dtype))
 
 
 def pack_latent(latent: Tensor) -> Tensor:
-    """Turn [..., 16, 2 * rows, 2 * columns] into tokens [..., rows * columns, 64], 2 x 2 patches, channels first.
+    """Turn [..., channels, 2 * rows, 2 * columns] into tokens [..., rows * columns, 4 * channels]: 2 x 2 cells, channels first.
 
     Raises:
         ValueError: an odd height or width.
@@ -57,7 +93,7 @@ def pack_latent(latent: Tensor) -> Tensor:
 
 
 def unpack_latent(tokens: Tensor, grid: Grid) -> Tensor:
-    """Turn tokens [..., rows * columns, 64] back into [..., 16, 2 * rows, 2 * columns].
+    """Turn tokens [..., rows * columns, 4 * channels] back into [..., channels, 2 * rows, 2 * columns].
 
     Raises:
         ValueError: the number of tokens is not that of the grid.

@@ -39,13 +39,14 @@ def noised(picture: Tensor, sigma: float, seeds: Sequence[int]) -> Tensor:
     """A picture's latent on the line to each seed's noise.
 
     Args:
-        picture: [16, h / 8, w / 8].
+        picture: [channels, h / 8, w / 8].
         sigma: from 0, the picture, to 1, the noise.
         seeds: one for each image.
 
     Returns:
-        [n, 16, h / 8, w / 8], float32 on the CPU.
+        [n, channels, h / 8, w / 8], float32 on the CPU.
     """
     height, width = picture.shape[-2:]
     clean = picture.to("cpu", torch.float32)
-    return torch.stack([(1 - sigma) * clean + sigma * draw_noise(8 * width, 8 * height, seed) for seed in seeds])
+    noise = [draw_noise(8 * width, 8 * height, seed, channels=len(clean)) for seed in seeds]
+    return torch.stack([(1 - sigma) * clean + sigma * one for one in noise])

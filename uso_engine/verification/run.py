@@ -131,16 +131,17 @@ def _expected(case: Case, settings: CaseSettings) -> dict[str, Tensor]:
 def _run_case(pipeline: Pipeline, case: Case, settings: CaseSettings) -> dict[str, Tensor]:
     """What the engine computes for a case, by the reference's names."""
     tensors = case.tensors
-    sigmas = schedule(settings.steps, settings.width, settings.height)
+    sigmas = pipeline.family.sigmas(settings.steps, settings.width, settings.height)
     grid = token_grid(settings.width, settings.height)
     styles: list[StyleTokens] = [pipeline.encode_style(tensors[f"style_pixels.{i}"]) for i in range(settings.styles)]
     contents = tuple(tensors[f"ref_latent.{i}"][0] for i in range(len(settings.refs)))
     grids = [(height // 2, width // 2) for height, width in settings.refs]
     noise_dtype = torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32
+    channels = pipeline.transformer.params.latent_channels
     actual: dict[str, Tensor] = {
         "timesteps": torch.tensor(sigmas, dtype=torch.float64),
         "img_ids": grid_positions(grid),
-        "noise": draw_noise(settings.width, settings.height, settings.seed, noise_dtype),
+        "noise": draw_noise(settings.width, settings.height, settings.seed, noise_dtype, channels=channels),
         **{f"ref_ids.{i}": ids for i, ids in enumerate(content_positions(grid, grids, settings.pe))},
         **{f"style_tokens.{i}": style.tokens for i, style in enumerate(styles)},
     }

@@ -97,12 +97,14 @@ def _problem(name: str, value: object, default: object) -> str | None:
     low, high = _BOUNDS[name]
     if not isinstance(default, tuple):
         return None if _is_number(value, low, high, whole=isinstance(default, int)) else _expected(default, low, high)
-    most = len(default) if name == "axes_dim" else _MOST_LEVELS
     least = len(default) if name == "axes_dim" else 1
-    if isinstance(value, tuple) and least <= len(value) <= most and all(_is_number(v, low, high, whole=True) for v in value):
+    if (
+        isinstance(value, tuple)
+        and least <= len(value) <= _MOST_LEVELS
+        and all(_is_number(v, low, high, whole=True) for v in value)
+    ):
         return None
-    count = str(least) if least == most else f"{least} to {most}"
-    return f"expected a list of {count} whole numbers from {low:,} to {high:,}"
+    return f"expected a list of {least} to {_MOST_LEVELS} whole numbers from {low:,} to {high:,}"
 
 
 def _is_number(value: object, low: float, high: float, *, whole: bool) -> bool:
