@@ -80,7 +80,7 @@ def product(bench: Bench, m: int, n: int, k: int) -> dict[str, object]:
     }
     for name, dtype, multiply in (("fp8", torch.float8_e4m3fn, scaled_matmul), ("int8", torch.int8, int8_matmul)):
         rows[name] = (*quantize_rows(x, dtype), *quantize_rows(weight, dtype))
-        ways[name] = lambda name=name, multiply=multiply: multiply(*rows[name], bias, out=y)  # type: ignore[misc]
+        ways[name] = lambda name=name, multiply=multiply: multiply(*rows[name], bias)  # type: ignore[misc]
     return {name: rate(bench, 2 * m * n * k, compute) for name, compute in ways.items()}
 
 

@@ -6,17 +6,14 @@ and noted in `benchmarks/LOG.md`.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 from torch import Tensor
-from torch._library.custom_ops import CustomOpDef
 
-import uso_kernels
 from benchmarks.authors_way import Inputs
 from benchmarks.ladder import Evaluate, engine_step
 from benchmarks.measure import output_hash, relative_difference
@@ -24,6 +21,7 @@ from benchmarks.step_benchmark import TIME
 from benchmarks.tier_steps import kinds_by_name, quantized_copy
 from benchmarks.workload import Workload
 from uso_engine.model.transformer import Transformer
+from uso_kernels import operation
 
 from .bench import Bench
 
@@ -70,22 +68,16 @@ def in_tier(name: str) -> Variant:
     return Variant(f"tier {name}", make, missing, largest_difference=0.5)
 
 
-def operations() -> list[CustomOpDef]:
-    """Every operation of the package that has a kernel and a reference."""
-    modules = [importlib.import_module(f"uso_kernels.{module.name}") for module in pkgutil.iter_modules(uso_kernels.__path__)]
-    found = {id(value): value for module in modules for value in vars(module).values() if isinstance(value, CustomOpDef)}
-    return list(found.values())
-
-
 def with_references(made: Made, workload: Workload) -> Evaluate:
     """The step with plain PyTorch in the place of every Triton kernel but attention's, which no step of this kind calls."""
     step = engine_step(*made, (TIME,), "dense")
 
     def evaluate() -> Tensor:
         with ExitStack() as stack:
-            for operation in operations():
-                if "cuda" in operation._backend_fns:
-                    stack.enter_context(operation.set_kernel_enabled("cuda", enabled=False))
+            # No call goes straight to its launch, and no operator has a kernel: what is left is the reference.
+            stack.enter_context(patch.object(operation, "NATIVE_DEVICE", "none"))
+            for known in operation.OPERATIONS.values():
+                stack.enter_context(known.op.set_kernel_enabled("cuda", enabled=False))
             return step()
 
     return evaluate

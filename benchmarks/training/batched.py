@@ -87,8 +87,8 @@ def _single(block: SingleBlock, x: Tensor, modulation: Tensor, cos: Tensor, sin:
     shift, scale, gate = modulation.unbind(1)
     normed = _norm(x, shift, scale)
     width = 3 * block.width
-    q, k, v = _heads(block.linear1(normed, slice(0, width)), block.heads)
-    mlp = block.linear1(normed[:, rows], slice(width, None))
+    q, k, v = _heads(block.linear1(normed, outputs=slice(0, width)), block.heads)
+    mlp = block.linear1(normed[:, rows], outputs=slice(width, None))
     q = _turn(q[:, rows], block.norm.query_norm.scale, cos[rows], sin[rows])
     k = _turn(k, block.norm.key_norm.scale, cos, sin)
     attended = _attend(q, k, v.transpose(1, 2))
