@@ -30,11 +30,13 @@ class PeftScaling:
         alpha: of every layer that no pattern names; None where the file says nothing, which means alpha = rank.
         patterns: alphas of single layers, by the end of their path.
         rank_stabilised: divide by the root of the rank instead of the rank.
+        uses_dora: layers have magnitudes; a file without any is not whole.
     """
 
     alpha: float | None = None
     patterns: Mapping[str, float] = field(default_factory=dict)
     rank_stabilised: bool = False
+    uses_dora: bool = False
 
     def scale(self, layer: str, rank: int) -> float:
         """The factor of one layer's product.
@@ -87,9 +89,6 @@ def _parsed(text: str, name: str) -> dict[str, object]:
 
 
 def _scaling(settings: Mapping[str, object], name: str) -> PeftScaling:
-    for option, meaning in (("use_dora", "DoRA (a magnitude for every row)"), ("lora_bias", "changes of biases")):
-        if settings.get(option) not in (None, False):
-            raise LoRAError(f"{name}: the LoRA uses {meaning}, which cannot be merged; export it without ({option} is set)")
     kind = settings.get("peft_type")
     if kind is not None and str(kind).rsplit(".", 1)[-1].upper() != "LORA":
         raise LoRAError(f"{name}: the adapter is of type {short_key(str(kind))}, expected LORA")
@@ -104,6 +103,7 @@ def _scaling(settings: Mapping[str, object], name: str) -> PeftScaling:
         None if alpha is None else _number(alpha, f"{name}: lora_alpha"),
         {key.removeprefix("^"): _number(value, f"{name}: alpha_pattern of {key}") for key, value in patterns.items()},
         settings.get("use_rslora") not in (None, False),
+        settings.get("use_dora") not in (None, False),
     )
 
 
