@@ -265,7 +265,8 @@ def test_what_belongs_to_prompts_is_left_out(key: str, tmp_path: Path) -> None:
 
 
 def test_numbered_parts_of_onetrainers_files(tmp_path: Path) -> None:
-    tensors, change = {}, torch.zeros(3 * C + E, C)
+    tensors: dict[str, Tensor] = {}
+    change = torch.zeros(3 * C + E, C)
     for part, rows in enumerate((C, C, C, E)):
         name = f"transformer.single_blocks.1.linear1.{part}"
         a, b = _pair(name, rows, C, 2)

@@ -40,9 +40,13 @@ class Section(BaseModel):
 
 
 class TransformerConfig(Section):
-    """The base model: a checkpoint file or a diffusers folder, and its sizes."""
+    """The base model: a checkpoint file or a diffusers folder, and its sizes.
+
+    `family` "kontext" takes FLUX.1-Kontext-dev, for which USO was not trained and which no key tells from FLUX.1-dev.
+    """
 
     checkpoint: str
+    family: Literal["flux", "kontext"] = "flux"
     params: Annotated[TransformerParams, BeforeValidator(partial(read_sizes, TransformerParams))] = TransformerParams()
 
 
