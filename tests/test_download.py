@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 
 from uso_engine.config import load_config, parse_config
-from uso_engine.download import download, missing_parts, parts
+from uso_engine.download import download, download_tokenizers, missing_parts, parts
 from uso_engine.errors import FetchError
 
 Call = tuple[str, str, tuple[Any, str | None]]
@@ -91,3 +91,17 @@ def test_an_unreachable_hub_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
     with pytest.raises(FetchError, match=r"^transformer checkpoint: .* cannot be downloaded: no connection$"):
         download(load_config("uso-flux-dev"), token=None, report=lambda line: None)
+
+
+def test_tokenizers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, list[str]]] = []
+
+    def snapshot(repository: str, *, token: str | None, allow_patterns: list[str]) -> None:
+        asked.append((repository, allow_patterns))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    said: list[str] = []
+    download_tokenizers(token=None, report=said.append)
+    assert [repository for repository, _ in asked] == ["google/t5-v1_1-xxl", "openai/clip-vit-large-patch14"]
+    assert all(not pattern.endswith(("safetensors", "bin")) for _, patterns in asked for pattern in patterns)
+    assert len(said) == 2

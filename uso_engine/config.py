@@ -67,13 +67,13 @@ class ProjectorConfig(Section):
 
 
 class VisionConfig(Section):
-    """The SigLIP vision encoder's folder."""
+    """The SigLIP vision encoder's folder, or a single file of it."""
 
     folder: str
 
 
 class TextEncoderConfig(Section):
-    """A text encoder's folder, its tokenizer's folder where that is another, and the padded length in tokens."""
+    """A text encoder's folder or single file, its tokenizer's folder where that is another, and the padded length in tokens."""
 
     folder: str
     tokenizer: str | None = None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from .conditioning.tokenizer_folders import TOKENIZER_PATTERNS, TOKENIZERS
 from .config import EMBEDDED_PREFIX, EngineConfig
 from .errors import FetchError, MissingFileError
 from .weights.paths import local_path, resolve_path, split_hub_id
@@ -43,10 +45,10 @@ def parts(config: EngineConfig) -> Iterator[Part]:
     if config.projector is not None:
         yield Part("style projector", config.projector.checkpoint, True)
     if config.vision is not None:
-        yield Part("vision encoder", config.vision.folder, False)
+        yield Part("vision encoder", config.vision.folder, _is_file(config.vision.folder))
     for name, entry in (("T5", config.t5), ("CLIP", config.clip)):
         if entry is not None:
-            yield Part(f"{name} text encoder", entry.folder, False)
+            yield Part(f"{name} text encoder", entry.folder, _is_file(entry.folder))
             if entry.tokenizer is not None:
                 yield Part(f"{name} tokenizer", entry.tokenizer, False)
     if config.autoencoder is not None:
@@ -79,24 +81,41 @@ def download(config: EngineConfig, *, token: str | None, report: Callable[[str],
     Raises:
         FetchError: a repository is gated, does not exist or cannot be reached; parts fetched before stay in the cache.
     """
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
     for part in parts(config):
         # A path in the form of a hub id, `weights/model.safetensors`, is one if it is there.
         if part.hub_id is None or local_path(part.text, what=part.what, base_dir=config.base_folder).exists():
             continue
         repository, inside = part.hub_id
         report(f"{part.what}: {repository}{'' if inside is None else f', {inside}'}")
-        try:
+        with _errors_of(part.what, repository):
             _fetch(repository, inside, part.is_file, token)
-        except GatedRepoError as error:
-            raise FetchError(
-                f"{part.what}: {repository} is gated. Accept its terms at https://huggingface.co/{repository}, "
-                "then set HF_TOKEN to a token that may read it and run this again"
-            ) from error
-        except (OfflineModeIsEnabled, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise FetchError(f"{part.what}: {repository} cannot be downloaded: {reason}") from error
+
+
+def download_tokenizers(*, token: str | None, report: Callable[[str], None]) -> None:
+    """Bring T5's and CLIP's tokenizers into the local cache, for encoders that are single files; errors as for `download`."""
+    from huggingface_hub import snapshot_download
+
+    for home in TOKENIZERS:
+        report(f"{home.encoder} tokenizer: {home.repository}, about {home.size_kb} kB")
+        with _errors_of(f"{home.encoder} tokenizer", home.repository):
+            snapshot_download(home.repository, token=token, allow_patterns=list(TOKENIZER_PATTERNS))
+
+
+@contextmanager
+def _errors_of(what: str, repository: str) -> Iterator[None]:
+    """The hub library's errors in words that say what to do."""
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        yield
+    except GatedRepoError as error:
+        raise FetchError(
+            f"{what}: {repository} is gated. Accept its terms at https://huggingface.co/{repository}, "
+            "then set HF_TOKEN to a token that may read it and run this again"
+        ) from error
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FetchError(f"{what}: {repository} cannot be downloaded: {reason}") from error
 
 
 def _fetch(repository: str, inside: str | None, is_file: bool, token: str | None) -> None:
@@ -110,4 +129,4 @@ def _fetch(repository: str, inside: str | None, is_file: bool, token: str | None
 
 
 def _is_file(text: str) -> bool:
-    return Path(text).suffix == ".safetensors"
+    return Path(text).suffix in (".safetensors", ".gguf")

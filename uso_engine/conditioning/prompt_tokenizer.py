@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from uso_engine.conditioning.model_folder import require_files
+from uso_engine.conditioning.tokenizer_folders import CLIP_FILES, T5_FILES
 from uso_engine.errors import CheckpointError
 from uso_engine.weights.key_report import short_reason
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer, T5Tokenizer
 
-T5_FILES = (["tokenizer.json"], ["spiece.model"])
-CLIP_FILES = (["tokenizer.json"], ["vocab.json", "merges.txt"])
 _PROBE = "a small house by the sea, with a tree"
 
 

@@ -15,6 +15,7 @@ from uso_engine.conditioning.image_processor import check_processor
 from uso_engine.conditioning.model_folder import require_files
 from uso_engine.conditioning.movable_part import MovablePart, attention_working_bytes
 from uso_engine.conditioning.pretrained import fingerprint, load_pretrained
+from uso_engine.conditioning.single_file import load_vision_file
 from uso_engine.conditioning.storage import load_conditioning, save_conditioning
 from uso_engine.errors import CheckpointError
 from uso_engine.model.projector import StyleProjector
@@ -90,6 +91,23 @@ class StyleTokens:
         if encoder is not None and made_by != encoder:
             logger.warning("%s was made by another style encoder (%s) than the one in use (%s)", path, made_by, encoder)
         return cls(tokens, metadata.get("image_hash", ""), made_by)
+
+
+def _built_in_processor(side: int) -> SiglipImageProcessorPil:
+    """SigLIP's own preprocessing: bicubic to a square, from -1 to 1. Source: its preprocessor_config.json."""
+    from transformers import SiglipImageProcessorPil
+
+    half = [0.5, 0.5, 0.5]
+    return SiglipImageProcessorPil(
+        do_resize=True,
+        size={"height": side, "width": side},
+        resample=3,
+        do_rescale=True,
+        rescale_factor=1 / 255,
+        do_normalize=True,
+        image_mean=half,
+        image_std=half,
+    )
 
 
 def scale_style(tokens: Tensor, scale: float) -> Tensor:
@@ -174,7 +192,8 @@ class StyleEncoder:
         """Load the vision tower (in float32, as the authors run it) and its image processor from a local folder.
 
         Args:
-            folder: a SigLIP vision model, or a whole SigLIP, in the Hugging Face layout.
+            folder: a SigLIP vision model, or a whole SigLIP, in the Hugging Face layout; or a file that holds one, for which
+                the processor is built in.
             projector: on the same device.
             device: where the tower runs.
 
@@ -185,6 +204,11 @@ class StyleEncoder:
         from transformers import SiglipImageProcessorPil, SiglipVisionModel
 
         folder = Path(folder)
+        if folder.is_file():
+            vision = load_vision_file(folder, harmless=_BESIDE_TOWER, dtype=torch.float32, device=device)
+            side = vision.config.image_size
+            assert isinstance(side, int)  # siglip_config says so
+            return cls(vision, projector, _built_in_processor(side))
         require_files(folder, "vision encoder's image processor", [["preprocessor_config.json"]])
         vision = load_pretrained(
             SiglipVisionModel,

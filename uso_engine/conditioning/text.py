@@ -15,7 +15,9 @@ from uso_engine.conditioning.cache import hash_text, tensor_bytes
 from uso_engine.conditioning.movable_part import MovablePart, attention_working_bytes
 from uso_engine.conditioning.pretrained import fingerprint, load_pretrained
 from uso_engine.conditioning.prompt_tokenizer import PromptTokenizer, Truncation, load_clip_tokenizer, load_t5_tokenizer
+from uso_engine.conditioning.single_file import load_clip_file, load_t5_file
 from uso_engine.conditioning.storage import load_conditioning, save_conditioning
+from uso_engine.conditioning.tokenizer_folders import find_tokenizer
 from uso_engine.errors import CheckpointError, PromptError
 
 if TYPE_CHECKING:
@@ -168,13 +170,13 @@ class TextEncoders:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.bfloat16,
     ) -> TextEncoders:
-        """Load both encoders from local folders in the Hugging Face layout.
+        """Load both encoders from local folders in the Hugging Face layout, or from single files.
 
         Args:
-            t5: folder of the T5 encoder (or of a whole T5).
-            clip: folder of the CLIP text model (or of a whole CLIP).
-            t5_tokenizer: folder of T5's tokenizer where it is another one.
-            clip_tokenizer: folder of CLIP's tokenizer where it is another one.
+            t5: folder of the T5 encoder (or of a whole T5), or a file that holds it.
+            clip: folder of the CLIP text model (or of a whole CLIP), or a file that holds it.
+            t5_tokenizer: folder of T5's tokenizer where it is another one; beside a single file it is looked for.
+            clip_tokenizer: folder of CLIP's tokenizer where it is another one; likewise.
             t5_max_length: tokens per prompt for T5.
             clip_max_length: tokens per prompt for CLIP.
             device: where the encoders run.
@@ -184,28 +186,10 @@ class TextEncoders:
             MissingFileError: a file is not there; says which.
             CheckpointError: files that are not what the configuration says they are.
         """
-        from transformers import CLIPTextModel, T5EncoderModel
-
-        t5_words = load_t5_tokenizer(Path(t5_tokenizer or t5))
-        clip_words = load_clip_tokenizer(Path(clip_tokenizer or clip))
-        t5_model = load_pretrained(
-            T5EncoderModel,
-            Path(t5),
-            what="T5 text encoder",
-            model_types=("t5",),
-            harmless=_BESIDE_T5,
-            dtype=dtype,
-            device=device,
-        )
-        clip_model = load_pretrained(
-            CLIPTextModel,
-            Path(clip),
-            what="CLIP text encoder",
-            model_types=("clip_text_model", "clip"),
-            harmless=_BESIDE_CLIP,
-            dtype=dtype,
-            device=device,
-        )
+        t5, clip = Path(t5), Path(clip)
+        t5_words = load_t5_tokenizer(_tokenizer_folder("T5", t5, t5_tokenizer))
+        clip_words = load_clip_tokenizer(_tokenizer_folder("CLIP", clip, clip_tokenizer))
+        t5_model, clip_model = _load_t5(t5, dtype, device), _load_clip(clip, dtype, device)
         return cls(t5_model, t5_words, clip_model, clip_words, t5_max_length=t5_max_length, clip_max_length=clip_max_length)
 
     @property
@@ -268,6 +252,32 @@ class TextEncoders:
         with self._clip_part.running():
             pooled = self._clip(input_ids=clip_ids.to(self._clip.device), attention_mask=None).pooler_output[0]
         return TextEmbedding(tokens, pooled, prompt_hash, self.identity, truncated)
+
+
+def _tokenizer_folder(encoder: str, model: Path, own: str | Path | None) -> Path:
+    if own is not None:
+        return Path(own)
+    return find_tokenizer(encoder, model) if model.is_file() else model
+
+
+def _load_t5(path: Path, dtype: torch.dtype, device: torch.device | str) -> T5EncoderModel:
+    from transformers import T5EncoderModel
+
+    if path.is_file():
+        return load_t5_file(path, harmless=_BESIDE_T5, dtype=dtype, device=device)
+    what = "T5 text encoder"
+    return load_pretrained(
+        T5EncoderModel, path, what=what, model_types=("t5",), harmless=_BESIDE_T5, dtype=dtype, device=device
+    )
+
+
+def _load_clip(path: Path, dtype: torch.dtype, device: torch.device | str) -> CLIPTextModel:
+    from transformers import CLIPTextModel
+
+    if path.is_file():
+        return load_clip_file(path, harmless=_BESIDE_CLIP, dtype=dtype, device=device)
+    what, types = "CLIP text encoder", ("clip_text_model", "clip")
+    return load_pretrained(CLIPTextModel, path, what=what, model_types=types, harmless=_BESIDE_CLIP, dtype=dtype, device=device)
 
 
 def _t5_working_bytes(t5: T5EncoderModel, tokens: int) -> int:
