@@ -40,7 +40,7 @@ def time_stages(workload: Workload, device: torch.device, dtype: torch.dtype, ro
     return results
 
 
-def _filled(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+def filled(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """A module built without memory, given small random weights on the device."""
     module = module.to(dtype).to_empty(device=device).requires_grad_(False).eval()
     for parameter in module.parameters():
@@ -116,7 +116,7 @@ def autoencoder_module(workload: Workload) -> AutoencoderKL:
 
 def text_stages(workload: Workload, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Stage]]:
     """T5 of 512 tokens and CLIP of 77."""
-    text_encoder, pooled_encoder = (_filled(module, device, dtype) for module in text_modules(workload))
+    text_encoder, pooled_encoder = (filled(module, device, dtype) for module in text_modules(workload))
     t5_ids = torch.randint(0, 99, (1, workload.text), device=device)
     clip_ids = torch.randint(0, 99, (1, 77), device=device)
     yield "t5", lambda: text_encoder(t5_ids)
@@ -125,7 +125,7 @@ def text_stages(workload: Workload, device: torch.device, dtype: torch.dtype) ->
 
 def style_stages(workload: Workload, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Stage]]:
     """SigLIP in float32, as the authors run it."""
-    vision = _filled(vision_module(workload), device, torch.float32)
+    vision = filled(vision_module(workload), device, torch.float32)
     side = 384 if workload.name == "full" else 56
     pixels = torch.randn(1, 3, side, side, device=device)
     yield "siglip", lambda: vision(pixels, output_hidden_states=True)
@@ -134,7 +134,7 @@ def style_stages(workload: Workload, device: torch.device, dtype: torch.dtype) -
 def autoencoder_stages(workload: Workload, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Stage]]:
     """Encoding a content image in float32; decoding in float32, and in bfloat16 with channels last."""
     module = autoencoder_module(workload)
-    _filled(module, device, torch.float32)
+    filled(module, device, torch.float32)
     rows, columns = workload.grid
     latent = torch.randn(1, 16, 2 * rows, 2 * columns, device=device)
     if math.prod(workload.content):

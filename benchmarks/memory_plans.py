@@ -25,7 +25,7 @@ from uso_engine.config import EngineConfig, load_config
 from uso_engine.memory_budget import MemoryBudget, usual_workload
 from uso_engine.model.projector import StyleProjector
 from uso_engine.model.transformer import Transformer
-from uso_engine.placement import Placement, place
+from uso_engine.placement import Placement, decoding_of, place, strips_of
 from uso_engine.quantization.layer_kinds import quantized_transformer
 from uso_engine.quantization.memory_phases import GIB
 from uso_engine.quantization.text_encoder import quantize_text_encoder
@@ -122,7 +122,8 @@ def carry_out(config: EngineConfig, workload: Workload, budget_gib: float, devic
     work = usual_workload(config)
     autoencoder.encode(torch.zeros(1, 3, work.content_side, work.content_side))
     _denoise(transformer, workload, config, placement, device)
-    autoencoder.decode(torch.zeros(1, 16, work.height // 8, work.width // 8))
+    latents = torch.zeros(1, 16, work.height // 8, work.width // 8)
+    autoencoder.decode(latents, strips_of(decoding_of(latents, autoencoder, placement), autoencoder))
     seconds = time.perf_counter() - start
     peak = measure()
     plan = placement.plan
@@ -134,7 +135,7 @@ def carry_out(config: EngineConfig, workload: Workload, budget_gib: float, devic
         "peak_gib": peak,
         "streamed": sorted(plan.streamed),
         "blocks": len(plan.streamed_double_blocks) + len(plan.streamed_single_blocks),
-        "tile_side": plan.tile_side,
+        "decoding": plan.decoding,
         "moved_gb": placement.moved_bytes / 1e9,
         "seconds": seconds,
         "steps": STEPS,

@@ -119,11 +119,31 @@ def plans(records: list[Record]) -> str:
                 f"{plan.peak_bytes / GIB:.1f} GiB" if plan.fits else "; ".join(plan.problems),
                 ", ".join(plan.streamed) or "nothing",
                 str(blocks) if blocks else "none",
-                "whole" if plan.tile_side is None else f"tiles of {plan.tile_side}",
+                plan.decoding,
                 f"{plan.moved_bytes / 1e9:.1f} GB, {plan.transfer_s:.1f} s",
             ))  # fmt: skip
     columns = ("tier", "budget", "peak", "streamed once", "blocks streamed per step", "decoding",
                f"moved per request, at {PCIE_BYTES_PER_S / 1e9:.0f} GB/s")  # fmt: skip
+    return table(columns, rows)
+
+
+def decoding(records: list[Record]) -> str:
+    """Decoding whole and in strips."""
+    rows = []
+    for entry in latest(records, "decoding in strips", "device", "side", "cut"):
+        machine = entry["machine"]
+        assert isinstance(machine, dict)
+        peak = entry["peak_mib"]
+        rows.append((
+            str(machine.get("gpu", machine["cpu"])),
+            str(entry["side"]),
+            str(entry["cut"]),
+            f"{float(entry['median_ms']) / 1e3:.2f} ({entry['clock']})",  # type: ignore[arg-type]
+            f"{float(entry['difference']):.1e}",  # type: ignore[arg-type]
+            f"{float(entry['planned_mib']):.0f} / {'-' if peak is None else f'{peak:.0f}'}",  # type: ignore[arg-type]
+            f"{float(entry['moved_gb']):.1f}",  # type: ignore[arg-type]
+        ))  # fmt: skip
+    columns = ("machine", "side", "decoding", "seconds (clock)", "difference", "planned / measured peak, MiB", "moved, GB")
     return table(columns, rows)
 
 
@@ -133,6 +153,7 @@ SECTIONS: dict[str, Callable[[list[Record]], str]] = {
     "sensitivity": sensitivity,
     "memory": memory,
     "plans": plans,
+    "decoding": decoding,
 }
 
 

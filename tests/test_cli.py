@@ -17,7 +17,7 @@ import uso_engine.cli.configs
 import uso_engine.cli.evaluate
 import uso_engine.cli.generate
 import uso_engine.cli.info
-import uso_engine.cli.verify  # noqa: F401  each adds its commands
+import uso_engine.cli.verify
 from uso_engine.cli.app import app
 from uso_engine.config import list_configs
 
@@ -45,6 +45,10 @@ def test_help_does_not_import_torch() -> None:
         "assert not {'torch', 'transformers', 'diffusers'} & set(sys.modules), 'heavy imports'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)
+
+
+def test_version_is_the_packages() -> None:
+    assert run("--version") == (0, f"uso-engine {uso_engine.__version__}")
 
 
 def test_generate_writes_images_sheet_and_response(pictures: tuple[str, str], tmp_path: Path) -> None:

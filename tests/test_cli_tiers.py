@@ -127,3 +127,22 @@ def test_originals_are_needed_for_other_loras_only(tmp_path: Path) -> None:
         engine.set_loras([])
         assert engine.generate(prompt="x", seed=1, num_inference_steps=1).images[0].tobytes() == before
         assert without != before
+
+
+def test_compare_with_a_quantised_file_names_the_flag_that_helps(tmp_path: Path, repository: Path) -> None:
+    code, printed = run("quantize", "uso-tiny", "--tier", "int8", "--out", str(tmp_path))
+    assert code == 0, printed
+    text = (repository / "configs" / "uso-tiny.toml").read_text(encoding="utf-8")
+    text = text.replace('checkpoint = "embedded:uso-tiny/flux1-tiny.safetensors"', 'checkpoint = "uso-tiny-int8.safetensors"')
+    path = tmp_path / "quantised.toml"
+    path.write_text(f'{text}\n[precision]\ntier = "int8"\n', encoding="utf-8")
+    common = ("--out", str(tmp_path / "report"), "--device", "cpu")
+    code, printed = run("compare", "uso-tiny", str(path), *common)
+    assert (code, "give --no-floor" in printed, "running" in printed) == (2, True, False), printed
+    code, printed = run("compare", str(path), "uso-tiny", "--tier-a", "bf16", *common)
+    assert (code, "leave --tier-a out" in printed) == (2, True), printed
+    requests = tmp_path / "requests.jsonl"
+    request = {"prompt": "a cup", "seed": 3, "image_size": {"width": 64, "height": 64}, "num_inference_steps": 1}
+    requests.write_text(json.dumps(request), encoding="utf-8")
+    code, printed = run("compare", "uso-tiny", str(path), "--no-floor", "--requests", str(requests), *common)
+    assert code == 0, printed

@@ -7,18 +7,19 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from uso_engine.conditioning.prompt_tokenizer import Truncation
+from uso_engine.conditioning.prompt_tokenizer import Truncation, UnknownText
 from uso_engine.conditioning.style import StyleTokens
 from uso_engine.conditioning.text import TextEmbedding
 from uso_engine.errors import CheckpointError, MissingFileError, OutputError
 
 CUT = Truncation("T5", 32, 40, "by the séa", " and more “text”")
+UNKNOWN = UnknownText("T5", "猫 “")
 
 
 def embedding(width: int = 6) -> TextEmbedding:
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randn(5, width, generator=generator).to(torch.bfloat16)
-    return TextEmbedding(tokens, torch.randn(4, generator=generator), "hash", "encoder-a", (CUT,))
+    return TextEmbedding(tokens, torch.randn(4, generator=generator), "hash", "encoder-a", (CUT,), (UNKNOWN,))
 
 
 def style_tokens() -> StyleTokens:
@@ -32,7 +33,7 @@ def test_a_text_embedding_comes_back_as_it_was(tmp_path: Path) -> None:
     assert found.tokens.dtype == torch.bfloat16
     assert torch.equal(found.tokens, saved.tokens)
     assert torch.equal(found.pooled, saved.pooled)
-    assert (found.prompt_hash, found.encoder, found.truncated) == ("hash", "encoder-a", (CUT,))
+    assert (found.prompt_hash, found.encoder, found.truncated, found.unknown) == ("hash", "encoder-a", (CUT,), (UNKNOWN,))
     assert found.size_bytes == saved.size_bytes == 5 * 6 * 2 + 4 * 4
 
 

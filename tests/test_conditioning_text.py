@@ -1,5 +1,4 @@
 import json
-import logging
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,9 +77,8 @@ def test_refuses_half_a_surrogate_pair(encoders: TextEncoders) -> None:
         encoders.encode("ok\ud83d")
 
 
-def test_says_where_each_encoder_cut(encoders: TextEncoders, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "uso_engine.conditioning.text"):
-        found = encoders.encode(LONG)
+def test_says_where_each_encoder_cut(encoders: TextEncoders) -> None:
+    found = encoders.encode(LONG)
     t5, clip = found.truncated
     assert (t5.encoder, t5.limit, clip.encoder, clip.limit) == ("T5", 32, "CLIP", 77)
     assert t5.length > 200
@@ -92,12 +90,25 @@ def test_says_where_each_encoder_cut(encoders: TextEncoders, caplog: pytest.LogC
     # 31 pieces and the end: four repetitions of "a small house by the sea," are 28.
     assert t5.cut_after.endswith("by the sea, a small house")
     assert len(clip.lost) < len(t5.lost)
-    assert [record.getMessage() for record in caplog.records] == [str(t5), str(clip)]
-    assert "longer than the 32 that T5 takes: cut after '…" in caplog.text
+    first, second = found.warnings("the negative prompt")
+    assert first.startswith("T5 takes 32 tokens, the negative prompt has ")
+    assert first.endswith(f"for T5 cut after '…{t5.cut_after}'; CLIP read further, to a limit of its own")
+    assert second.startswith("CLIP takes 77 tokens, the negative prompt has ")
+    assert second.endswith(f"for CLIP cut after '…{clip.cut_after}'; no encoder read what follows")
 
 
 def test_only_the_encoder_that_cut_says_so(encoders: TextEncoders) -> None:
-    assert [cut.encoder for cut in encoders.encode("a small house by the sea, " * 5).truncated] == ["T5"]
+    found = encoders.encode("a small house by the sea, " * 5)
+    assert [cut.encoder for cut in found.truncated] == ["T5"]
+    (warning,) = found.warnings()
+    assert warning.startswith("T5 takes 32 tokens, the prompt has 36: for T5 cut after '…")
+    assert warning.endswith("'; CLIP read all of it")
+
+
+def test_what_t5_has_no_token_for_is_named_once(encoders: TextEncoders) -> None:
+    found = encoders.encode("a 猫 by the 椅子, a 猫")
+    assert [(entry.encoder, entry.text) for entry in found.unknown] == [("T5", "猫 椅子")]
+    assert encoders.encode("Ein Haus, a house!").unknown == ()
 
 
 @pytest.mark.parametrize(("words", "cut"), [(31, False), (32, True)])

@@ -1,6 +1,7 @@
 """The denoising loop: company, true CFG, stopping and changing a run."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -182,6 +183,47 @@ def test_on_step_may_keep_velocities() -> None:
         assert torch.allclose(change, velocity * (SIGMAS[i + 1] - SIGMAS[i]))
         moved = pack_latent(before[i + 1]) - pack_latent(before[i])
         assert torch.allclose(moved, change, atol=1e-5)
+
+
+def test_on_step_may_keep_latents() -> None:
+    transformer = small_transformer()
+    kept: list[torch.Tensor] = []
+    copies: list[torch.Tensor] = []
+
+    def collect(step: Step) -> None:
+        kept.append(step.latents[0])
+        copies.append(step.latents[0].clone())
+        if step.index:
+            kept[step.index - 1].zero_()  # That step is over: this changes what was kept, not the run.
+
+    denoiser = Denoiser(transformer, [job(transformer, 0)])
+    denoiser.run(collect)
+    assert len({copy.numpy().tobytes() for copy in copies}) == len(SIGMAS) - 1
+    assert torch.equal(kept[-1], copies[-1])
+    assert torch.equal(unpack_latent(kept[-1], (4, 4)), denoiser.latents()[0])
+    assert torch.equal(denoiser.latents()[0], latents(transformer, [job(transformer, 0)])[0])
+
+
+def test_on_step_may_put_other_latents_in_place() -> None:
+    transformer = small_transformer()
+
+    def write(step: Step) -> None:
+        step.latents[0].mul_(0.5)
+
+    def replace(step: Step) -> None:
+        step.latents = tuple(latent * 0.5 for latent in step.latents)
+
+    written, replaced = (Denoiser(transformer, [job(transformer, 0)]) for _ in range(2))
+    written.run(write)
+    replaced.run(replace)
+    assert torch.equal(written.latents()[0], replaced.latents()[0])
+    for wrong in ((), (torch.zeros(3, 64),), ([1.0],), None):
+
+        def spoil(step: Step, wrong: Any = wrong) -> None:
+            step.latents = wrong
+
+        with pytest.raises(ValueError, match=r"on_step must leave tensors of shapes \[\(16, 64\)\] in step.latents, got \["):
+            Denoiser(transformer, [job(transformer, 0)]).run(spoil)
 
 
 def test_estimate_at_the_last_step_is_the_result() -> None:

@@ -22,9 +22,10 @@ LAYERS = (
     {"errors", "process_state"},
     {"model"},
     {"imaging", "conditioning", "sampling", "weights", "quantization", "safety"},
-    {"config", "request", "request_fields", "request_messages", "response", "result"},
+    {"config", "request", "request_fields", "request_messages", "request_type", "response", "result"},
     {"transformer_loading", "memory_budget", "placement", "assembly", "pipeline", "generation", "research"}
-    | {"diffusers_call", "engine", "download", "turn", "lora_choice", "presence"},
+    | {"diffusers_call", "engine", "download", "progress", "call_arguments", "turn", "provenance", "stopwatch"}
+    | {"lora_choice", "presence"},
     {"verification", "evaluation", "comparison", "embedded", "serving"},
     {"cli", "__init__"},
 )

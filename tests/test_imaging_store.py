@@ -43,3 +43,13 @@ def test_data_uris_there_and_back() -> None:
     uri = encode_data_uri(data, "image/png")
     assert uri == "data:image/png;base64," + base64.b64encode(data).decode()
     assert decode_data_uri(uri, max_bytes=len(data), label="x") == data
+
+
+def test_a_folder_may_be_text_and_is_never_something_else(tmp_path: Path) -> None:
+    store = FileStore(str(tmp_path / "files"), "https://host/files/")
+    assert store.put("a.png", b"data", "image/png") == "https://host/files/a.png"
+    assert (tmp_path / "files" / "a.png").read_bytes() == b"data"
+    with pytest.raises(ValueError, match="folder must be a path, got int"):
+        FileStore(3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="base_url must be a URL as text, got bytes"):
+        FileStore(tmp_path, b"https://host")  # type: ignore[arg-type]

@@ -1,19 +1,17 @@
 """Memory plans: sizes from meta tensors, phases against counted bytes, and layers that are streamed."""
 
-import weakref
+from dataclasses import replace
 
 import pytest
 import torch
+from live_bytes import LiveBytes
 from random_models import SMALL, drawn_conditions, drawn_sequence, small_transformer
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from uso_engine.model.packing import PackedBatch
 from uso_engine.model.params import TransformerParams
+from uso_engine.quantization.autoencoder_sizes import FLUX_DECODER, FLUX_ENCODER
 from uso_engine.quantization.engine_sizes import (
-    AUTOENCODER_DECODE_BYTES_PER_PIXEL,
-    AUTOENCODER_ENCODE_BYTES_PER_PIXEL,
     ROW_WIDTHS,
     EngineSizes,
     PublicModels,
@@ -23,36 +21,10 @@ from uso_engine.quantization.engine_sizes import (
     transformer_sizes,
 )
 from uso_engine.quantization.layer_kinds import RULES, QuantizedTier, layer_kinds
-from uso_engine.quantization.memory_phases import GIB
+from uso_engine.quantization.memory_phases import GIB, Choice, moved_bytes_of, repeated_bytes_of
 from uso_engine.quantization.memory_plan import describe_plans, plan_memory
 
 FLUX = TransformerParams()
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors that operations have made and that are still alive."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.alive = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        result = function(*args, **(kwargs or {}))
-        given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
-        for tensor in tree_leaves(result):
-            if not isinstance(tensor, Tensor) or tensor.untyped_storage()._cdata in given | self._known:
-                continue
-            storage = tensor.untyped_storage()
-            self._known.add(storage._cdata)
-            self.alive += storage.nbytes()
-            self.peak = max(self.peak, self.alive)
-            weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
-        return result
-
-    def _forget(self, storage: int, size_bytes: int) -> None:
-        self._known.discard(storage)
-        self.alive -= size_bytes
 
 
 @pytest.mark.parametrize("sequences", [1, 3])
@@ -84,10 +56,10 @@ def test_autoencoder_activations_per_pixel() -> None:
     assert sum(parameter.numel() for parameter in module.parameters()) == PublicModels().autoencoder
     with torch.no_grad(), LiveBytes() as decoding:
         module.decode(torch.empty(1, 16, 128, 128, device="meta"))
-    assert decoding.peak / 1024**2 == pytest.approx(AUTOENCODER_DECODE_BYTES_PER_PIXEL, rel=0.02)
+    assert decoding.peak / 1024**2 == pytest.approx(FLUX_DECODER.whole, rel=0.02)
     with torch.no_grad(), LiveBytes() as encoding:
         module.encode(torch.empty(1, 3, 512, 512, device="meta"))
-    assert encoding.peak / 512**2 == pytest.approx(AUTOENCODER_ENCODE_BYTES_PER_PIXEL, rel=0.02)
+    assert encoding.peak / 512**2 == pytest.approx(FLUX_ENCODER.whole, rel=0.02)
 
 
 def test_sizes_of_the_public_models() -> None:
@@ -172,7 +144,38 @@ def test_plans_get_better_with_the_budget() -> None:
     streamed = [len(plan.streamed_single_blocks) + len(plan.streamed_double_blocks) for plan in plans]
     assert streamed == sorted(streamed, reverse=True)
     assert plans[-1].streamed == {}
-    assert (plans[-1].moved_bytes, plans[-1].tile_side) == (0, None)
+    assert (plans[-1].moved_bytes, plans[-1].decoding) == (0, "whole")
+
+
+def test_strips_come_after_what_moves_once_and_before_what_moves_at_every_step() -> None:
+    sizes, work = flux("int4"), Workload()
+    found = {budget: plan_memory(budget * GIB, sizes) for budget in (12, 8)}
+    assert (found[12].decoding, found[8].decoding) == ("whole", "strips")
+    assert "T5" in found[12].streamed
+    assert not any(plan.streamed_single_blocks or plan.streamed_double_blocks for plan in found.values())
+    assert "autoencoder decodes in strips; pictures differ by rounding" in str(found[8])
+    # What strips on the host move is weighed against what blocks move.
+    host = Choice(frozenset(), decoding="host strips")
+    assert repeated_bytes_of(host, sizes, work) == sizes.decoder.moved_bytes("host strips", 1024**2) > 0
+    assert moved_bytes_of(host, sizes, replace(work, images=2)) == 2 * moved_bytes_of(host, sizes, work)
+
+
+def test_a_plan_decodes_other_sizes_as_they_need_it() -> None:
+    sizes = flux("fp8")
+    plan = plan_memory(16 * GIB, sizes)
+    works = [Workload(width=side, height=side) for side in (512, 1024, 1536, 2048)]
+    assert [plan.decoding_for(sizes, work) for work in works] == ["whole", "whole", "strips", "host strips"]
+    for work in works:
+        assert plan.peak_for(sizes, work).peak_bytes <= plan.budget_bytes
+        # Whether an image is cut, which its rounding depends on, is decided for one, however many there are.
+        for images in (2, 4, 400):
+            many = plan.decoding_for(sizes, replace(work, images=images))
+            assert (many == "whole") == (plan.decoding_for(sizes, work) == "whole")
+    assert plan.decoding_for(sizes, replace(works[2], images=100)) == "host strips"
+    # A configuration that asks for strips gets them where there is room for the whole.
+    asked = replace(sizes, strip_pixels=256**2)
+    assert plan_memory(80 * GIB, asked).decoding == "strips"
+    assert plan.decoding_for(asked, works[0]) == "strips"
 
 
 def test_transfers_are_counted_per_step_and_per_style_image() -> None:

@@ -136,7 +136,7 @@ def test_a_budget_too_small_is_an_error_before_anything_is_read(tmp_path: Path) 
 
 
 def test_a_request_over_the_budget_is_refused_before_it_runs(pictures: dict[str, Any]) -> None:
-    with USOEngine.from_config("uso-tiny", device="cpu", memory_budget_gib=1.2) as engine:
+    with USOEngine.from_config("uso-tiny", device="cpu", memory_budget_gib=1.05) as engine:
         large = {**REQUEST, **pictures, "image_size": {"width": 512, "height": 512}}
         with pytest.raises(MemoryBudgetError, match=r"1 x 512x512 with 1 content and 1 style images needs .*smaller size"):
             engine.generate(**large)
@@ -144,8 +144,10 @@ def test_a_request_over_the_budget_is_refused_before_it_runs(pictures: dict[str,
             engine.generate(**REQUEST, **pictures, content_long_side=1024)
         assert engine.cache_statistics()["prompt"].misses == 0
         placement = placement_of(engine)
+        # With room to decode it whole.
+        plan = replace(placement.plan, budget_bytes=4 * GIB)
         one, four = (
-            placement.plan.peak_for(placement.sizes, replace(placement.usual, width=256, height=256, images=count)).peak_bytes
+            plan.peak_for(placement.sizes, replace(placement.usual, width=256, height=256, images=count)).peak_bytes
             for count in (1, 4)
         )
     assert one < four
@@ -154,6 +156,25 @@ def test_a_request_over_the_budget_is_refused_before_it_runs(pictures: dict[str,
         with pytest.raises(MemoryBudgetError, match=r"4 x 256x256 .* \(decoding\), .*; [123] at a time would fit"):
             engine.generate(**many, num_images=4)
         assert len(engine.generate(**many).images) == 1
+
+
+def test_larger_images_are_decoded_in_strips_and_the_same_alone_and_among_others() -> None:
+    latents = torch.randn(2, 16, 64, 64, generator=torch.Generator().manual_seed(6))
+    with USOEngine.from_config("uso-tiny", device="cpu", memory_budget_gib=1.121) as engine:
+        pipeline, placement = engine.pipeline, placement_of(engine)
+        assert placement.plan.decoding == "whole"
+        # What one image leaves between layers on the device has to go to the host where two are made.
+        assert [pipeline.decoding(given) for given in (latents[:1], latents)] == ["strips", "host strips"]
+        assert placement.moved_bytes == 0
+        alone, together = pipeline.decode(latents[:1]), pipeline.decode(latents)
+        whole = pipeline.autoencoder.decode(latents)
+        work = replace(placement.usual, width=512, height=512, images=2)
+        moved = moved_bytes_of(Choice(frozenset(), decoding="host strips"), placement.sizes, work)
+        assert 0 < placement.moved_bytes <= moved
+        # A small picture is not cut, whatever a plan says.
+        assert pipeline.decoding(latents[:, :, :16, :16]) == "whole"
+    assert torch.equal(alone, together[:1])
+    assert 0 < float((together - whole).abs().max()) < 5e-6 * float(whole.abs().max())
 
 
 def test_the_configuration_may_set_the_budget() -> None:
@@ -223,7 +244,7 @@ def test_plans_count_what_research_options_bring(pictures: dict[str, Any], tmp_p
     assert work.text_tokens == 3 * 20 + 2 * len(long.tokens)
 
 
-def test_plans_know_the_tiles_of_the_configuration() -> None:
+def test_plans_know_the_strips_of_the_configuration() -> None:
     loaded = load_config("uso-tiny")
     assert loaded.autoencoder is not None
     autoencoder = loaded.autoencoder.model_copy(update={"tile_side": 64})
@@ -232,9 +253,13 @@ def test_plans_know_the_tiles_of_the_configuration() -> None:
         with USOEngine.from_config(config, device="cpu", memory_budget_gib=4) as engine:
             placement = placement_of(engine)
             large = replace(placement.usual, width=512, height=512, content_side=512)
-            peaks.append(placement.plan.peak_for(placement.sizes, large))
-    assert [peak.name for peak in peaks] == ["decoding", "denoising"]
-    assert peaks[1].peak_bytes < peaks[0].peak_bytes
+            phases = placement.plan.peak_for(placement.sizes, large)
+            encoding = placement.plan.peak_for(placement.sizes, replace(large, width=64, height=64))
+            assert (phases.name, encoding.name) == ("decoding", "content")
+            peaks.append((phases.peak_bytes, encoding.peak_bytes))
+            assert engine.pipeline.decoding(torch.zeros(1, 16, 64, 64)) == ("strips" if peaks[1:] else "whole")
+    for whole, cut in zip(*peaks, strict=True):
+        assert cut - GIB < 0.6 * (whole - GIB)
 
 
 def test_quantised_text_encoders_need_scratch() -> None:

@@ -1,8 +1,10 @@
 """The README's Python and its commands, run as they are written."""
 
+import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -15,6 +17,7 @@ import uso_engine.cli.info
 import uso_engine.cli.quantize
 import uso_engine.cli.verify  # noqa: F401  each adds its commands
 from uso_engine.cli.app import app
+from uso_engine.errors import GenerationCancelled
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +34,30 @@ def blocks(text: str, language: str) -> list[str]:
 def test_the_ten_lines_run(
     readme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (code,) = blocks(readme, "python")
+    code, _ = blocks(readme, "python")
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})  # noqa: S102  our own README
     with Image.open(tmp_path / "out.png") as image:
         assert image.size == (128, 128)
     assert "(7, 8)" in capsys.readouterr().out
+
+
+def test_the_lines_for_a_service_run(
+    readme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, code = blocks(readme, "python")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), names)  # noqa: S102  our own README
+    answer = json.loads(capsys.readouterr().out)
+    written = sorted(path.name for path in (tmp_path / "files").iterdir())
+    assert sorted(image["url"] for image in answer["images"]) == [f"https://host.example/files/{name}" for name in written]
+    assert [(image["width"], image["height"]) for image in answer["images"]] == [(128, 96)] * 2
+    assert names["HostedRequest"].model_json_schema()["required"] == ["model", "prompt", "image_urls"]
+    names["gone"].set()
+    with pytest.raises(GenerationCancelled, match="the client has gone"):
+        names["cancel"](None)
 
 
 def test_every_command_runs(readme: str, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

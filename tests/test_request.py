@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from uso_engine.errors import ImageError
 from uso_engine.imaging.sizes import ImageSize, SizeLimits
+from uso_engine.imaging.source import EXPECTED_SOURCE
 from uso_engine.request import GenerationRequest, RequestDefaults, request_model
 from uso_engine.request_messages import validation_messages
 
@@ -131,10 +132,12 @@ def test_python_takes_pictures_in_every_form(tmp_path: Path) -> None:
     request = GenerationRequest.model_validate({"prompt": "", "images": [None, picture, "b.png"]})
     assert request.content_image is None
     assert request.style_images == (picture, "b.png")
-    for wrong in (5, object(), np.zeros((2, 2, 3))):
+    for wrong in (5, object(), {"url": "a.png"}):
         (message,) = refusals(GenerationRequest, {"prompt": "", "images": [wrong]})
-        assert message.startswith("image_urls[0] must be a path, URL, data URI, bytes, binary file or PIL image, got ")
+        assert message.startswith(f"image_urls[0] must be {EXPECTED_SOURCE}, got ")
         assert "0x" not in message
+        (message,) = refusals(GenerationRequest, {"prompt": "", "images": wrong})
+        assert message.startswith(f"image_urls must be a list of at most 3 pictures, or one picture ({EXPECTED_SOURCE}), got ")
     both = refusals(GenerationRequest, {"prompt": "", "images": [], "image_urls": []})
     assert both == ["images and image_urls are the same field; give one of them"]
 
@@ -198,6 +201,12 @@ def test_requests_made_elsewhere_are_fitted() -> None:
     ("make", "says"),
     [
         (lambda: request_model(SizeLimits(64, 128, 128 * 128)), "defaults outside the limits: image_size.width must be"),
+        (lambda: request_model(defaults=RequestDefaults(steps=0)), "limits: num_inference_steps must be a whole number from 1"),
+        (
+            lambda: request_model(defaults=RequestDefaults(width=512.5)),  # type: ignore[arg-type]
+            "limits: image_size.width must be a whole number",
+        ),
+        (lambda: request_model(5), "expected SizeLimits, RequestDefaults and True or False, got int"),  # type: ignore[arg-type]
         (lambda: SizeLimits(512, 256, 10**6), "expected 16 <= min_side <= max_side, got 512 and 256"),
         (lambda: SizeLimits(256, 512, 10), "max_pixels 10 is less than the smallest image has, 65536"),
     ],

@@ -61,6 +61,7 @@ def refusals(kind: type[GenerationRequest], data: object) -> list[str]:
             "image_size.width must be from 256 to 2048, got 1; image_size.height must be from 256 to 2048, got 9999",
         ),
         ({"image_size": {"width": 512, "height": 512, "depth": 3}}, "image_size.depth is not a field; known: width, height"),
+        ({"negative_prompt": "天" * 4001}, "negative_prompt must have at most 4000 characters, got 4001"),
         ({"negative_prompt": 3}, "negative_prompt must be a string, got 3"),
         ({"num_inference_steps": 0}, "num_inference_steps must be a whole number from 1 to 50, got 0"),
         ({"num_inference_steps": 51}, "num_inference_steps must be a whole number from 1 to 50, got 51"),
@@ -96,6 +97,10 @@ def refusals(kind: type[GenerationRequest], data: object) -> list[str]:
         ({"content_long_side": 1025}, "content_long_side must be a whole number from 64 to 1024, got 1025"),
         ({"num_image": 2}, "'num_image' is not a field of a request; did you mean 'num_images'?"),
         ({"steps": 4}, "'steps' is not a field of a request; did you mean 'num_inference_steps'?"),
+        (
+            {"width": 512},
+            "'width' is not a field of a request; did you mean 'image_size'? It takes a name or {'width': …, 'height': …}",
+        ),
         ({"images": [URL]}, "'images' is not a field of a request; did you mean 'image_urls'?"),
         (
             {"image_urls": [None, URL], "keep_size": True},
@@ -148,6 +153,7 @@ def test_invalid_json_is_said() -> None:
         {"prompt": ""},
         {"prompt": "x" * 4000},
         {"prompt": "天" * 4000},
+        {"negative_prompt": "天" * 4000},
         {"image_urls": []},
         {"image_urls": [None]},
         {"image_urls": ["", URL, URL]},

@@ -41,7 +41,7 @@ def test_the_schema_says_the_contract() -> None:
             "items": uri,
             "maxItems": 3,
         },
-        "negative_prompt": {"type": "string", "default": ""},
+        "negative_prompt": {"type": "string", "maxLength": 4000, "default": ""},
         "num_inference_steps": {"type": "integer", "minimum": 1, "maximum": 50, "default": 28},
         "guidance_scale": {"type": "number", "minimum": 1, "maximum": 20, "default": 4.0},
         "keep_size": {"type": "boolean", "default": False},

@@ -1,10 +1,16 @@
-"""One request at a time, and none from inside another."""
+"""One request at a time, none from inside another, and no interrupt that keeps the turn."""
 
+from __future__ import annotations
+
+import sys
 import threading
 from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 import pytest
 
+import uso_engine.turn
 from uso_engine import USOEngine
 from uso_engine.sampling.denoiser import Step
 from uso_engine.turn import Turn
@@ -35,21 +41,77 @@ def test_an_engine_called_from_on_step_says_so_instead_of_waiting_for_itself() -
 
 def test_others_wait_for_their_turn() -> None:
     turn, order = Turn(), list[str]()
+    waiting = threading.Thread(target=turn.take, args=(lambda: order.append("second"),))
 
-    def wait() -> None:
-        with turn:
-            order.append("second")
-
-    with turn:
-        thread = threading.Thread(target=wait)
-        thread.start()
-        thread.join(0.05)
-        assert thread.is_alive()
+    def first() -> None:
+        waiting.start()
+        waiting.join(0.05)
+        assert waiting.is_alive()
         order.append("first")
-    thread.join(5)
+
+    turn.take(first)
+    waiting.join(5)
     assert order == ["first", "second"]
-    # An error hands the turn on, too.
-    with pytest.raises(KeyError), turn:
+
+    def fail() -> None:
         raise KeyError
-    with turn:
-        order.append("third")
+
+    # An error hands the turn on, too.
+    with pytest.raises(KeyError):
+        turn.take(fail)
+    assert turn.take(lambda: "third") == "third"
+
+
+def interrupted_at(position: int, turn: Turn) -> tuple[bool, list[str]]:
+    """Take a turn and raise KeyboardInterrupt before the instruction of that number in turn.py.
+
+    In a thread of its own: raising from a trace function while an exception is handled leaves traces in the thread's state.
+
+    Returns:
+        Whether there was such an instruction, and whether the work was done.
+    """
+    done: list[str] = []
+    interrupted: list[str] = []
+    seen = 0
+
+    def trace(frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
+        nonlocal seen
+        if frame.f_code.co_filename != uso_engine.turn.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            seen += 1
+            if seen == position:
+                raise KeyboardInterrupt
+        return trace
+
+    def work() -> None:
+        sys.settrace(trace)
+        try:
+            turn.take(lambda: done.append("work"))
+        except KeyboardInterrupt:
+            interrupted.append("here")
+        finally:
+            sys.settrace(None)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    return bool(interrupted), done
+
+
+def test_an_interrupt_at_any_instruction_leaves_the_turn_free() -> None:
+    turn = Turn()
+    position, interrupted, outcomes = 0, True, set[bool]()
+    while interrupted:
+        position += 1
+        interrupted, done = interrupted_at(position, turn)
+        outcomes.add(bool(done))
+        got: list[str] = []
+        other = threading.Thread(target=turn.take, args=(lambda got=got: got.append("turn"),), daemon=True)
+        other.start()
+        other.join(5)
+        assert got == ["turn"], f"held after an interrupt at instruction {position}"
+    # There were instructions before the work and after it.
+    assert outcomes == {False, True}
+    assert position > 30

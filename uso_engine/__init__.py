@@ -11,14 +11,16 @@ import torch.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
+# typing's constant under its own name: importing typing would be most of the time in which Ctrl-C meets no handler yet.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .config import EngineConfig, list_configs, load_config
     from .engine import USOEngine
-    from .errors import USOError
+    from .errors import GenerationCancelled, USOError
     from .imaging.open import ImageLimits
-    from .request import GenerationRequest
+    from .imaging.store import FileStore
+    from .request import GenerationRequest, request_model
     from .research import ResearchOptions
     from .result import GenerationResult
     from .sampling.denoiser import Step
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "EngineConfig",
+    "FileStore",
+    "GenerationCancelled",
     "GenerationRequest",
     "GenerationResult",
     "ImageLimits",
@@ -36,15 +40,19 @@ __all__ = [
     "__version__",
     "list_configs",
     "load_config",
+    "request_model",
 ]
 _HOMES = {
     "EngineConfig": "config",
     "list_configs": "config",
     "load_config": "config",
     "USOEngine": "engine",
+    "GenerationCancelled": "errors",
     "USOError": "errors",
+    "FileStore": "imaging.store",
     "GenerationRequest": "request",
     "ImageLimits": "imaging.open",
+    "request_model": "request",
     "ResearchOptions": "research",
     "GenerationResult": "result",
     "Step": "sampling.denoiser",

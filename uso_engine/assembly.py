@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .conditioning.cache import MIB, CacheLimits
 from .conditioning.content import Autoencoder
 from .conditioning.movable_part import MovablePart
 from .conditioning.style import StyleEncoder
@@ -17,7 +18,7 @@ from .config import AutoencoderConfig, EngineConfig, Tier
 from .errors import BackendError, CheckpointError, ConfigError
 from .memory_budget import MemoryBudget
 from .model.projector import StyleProjector
-from .pipeline import MIB, CacheLimits, Pipeline
+from .pipeline import Pipeline
 from .placement import place
 from .presence import require_parts
 from .quantization.text_encoder import quantize_text_encoder
@@ -182,7 +183,8 @@ def load_pipeline(
     limits = CacheLimits(
         *(int(size * MIB) for size in (config.cache.prompt_mib, config.cache.style_mib, config.cache.content_mib))
     )
-    return Pipeline(loaded, text=text, style=style, autoencoder=autoencoder, limits=limits, placement=placement)
+    loras = [(entry.path, entry.weight) for entry in config.loras]
+    return Pipeline(loaded, text=text, style=style, autoencoder=autoencoder, limits=limits, loras=loras, placement=placement)
 
 
 def check_text_widths(text: TextEncoders, config: EngineConfig) -> None:

@@ -83,8 +83,9 @@ class TextEncoderConfig(Section):
 class AutoencoderConfig(Section):
     """The autoencoder's checkpoint or diffusers folder.
 
-    `tile_side` cuts larger images into overlapping tiles of so many pixels; `decode_dtype` "bf16" decodes in bfloat16
-    (channels last), which is lossy: the encoder stays in float32 as the authors run it.
+    `tile_side` computes images of more pixels than a square with this side in strips of so many, to the same result but for
+    rounding; `decode_dtype` "bf16" decodes in bfloat16 (channels last), which is lossy: the encoder stays in float32 as the
+    authors run it.
     """
 
     checkpoint: str

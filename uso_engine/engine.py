@@ -5,32 +5,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, overload
 
 import torch
 
-from . import generation
+from . import call_arguments, generation
 from .assembly import check_device, load_parts
 from .conditioning.cache import CacheStatistics
 from .conditioning.style import StyleTokens
 from .conditioning.text import TextEmbedding
 from .config import EngineConfig, Tier, load_config
-from .diffusers_call import request_from_diffusers
-from .errors import EngineClosedError, SafetyError
-from .generation import Stopwatch
+from .diffusers_call import PromptResults, call_like_diffusers
+from .errors import EngineClosedError
 from .imaging.open import Alpha, ImageLimits, ImageSource, open_image
 from .imaging.pixels import to_pixels
 from .imaging.resize import resize_content
-from .imaging.sizes import SizeLimits
 from .lora_choice import LoRAChoice, read_chosen_loras
 from .memory_budget import find_budget
 from .pipeline import Pipeline
 from .placement import release_cached_memory
 from .process_state import clean_process_state
-from .request import GenerationRequest, RequestDefaults, request_model
+from .progress import StepProgress
+from .provenance import log_warnings, result_of
+from .request import GenerationRequest
+from .request_fields import image_seeds
+from .request_type import request_type_of
 from .research import ResearchOptions
 from .result import GenerationResult
 from .sampling.denoiser import OnStep, Step
+from .stopwatch import Stopwatch
 from .transformer_loading import LoadProgress
 from .turn import Turn
 
@@ -70,11 +73,7 @@ class USOEngine:
         self._safety = safety
         self._image_limits = image_limits if image_limits is not None else ImageLimits()
         self._turn = Turn()
-        limits, defaults = config.limits, config.defaults
-        self.request_type: type[GenerationRequest] = request_model(
-            SizeLimits(limits.min_side, limits.max_side, limits.max_pixels),
-            RequestDefaults(defaults.width, defaults.height, defaults.steps, defaults.guidance, config.content.long_side),
-        )
+        self.request_type = request_type_of(config)
 
     @classmethod
     @clean_process_state()
@@ -82,7 +81,7 @@ class USOEngine:
         cls,
         config: str | Path | EngineConfig,
         *,
-        device: str | None = None,
+        device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         attention: str = "auto",
         memory_budget_gib: float | None = None,
@@ -107,14 +106,11 @@ class USOEngine:
             CheckpointError: weights that do not fit.
             BackendError: this machine cannot run what was asked for.
             MemoryBudgetError: the budget is too small; says for what.
-            ValueError: another dtype, or a budget that is not positive.
+            ValueError: another dtype, a budget that is not positive, or an argument of another type.
         """
+        call_arguments.check_loading(config, device, dtype, attention, image_limits, progress)
         if not isinstance(config, EngineConfig):
             config = load_config(config)
-        if dtype is not None and dtype not in DTYPE_TIERS:
-            raise ValueError(
-                f"dtype must be torch.float32 or torch.bfloat16, got {dtype}; other tiers are set in the configuration"
-            )
         place = check_device(device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu"))
         tier = None if dtype is None else DTYPE_TIERS[dtype]
         asked = config.memory_budget_gib if memory_budget_gib is None else memory_budget_gib
@@ -141,96 +137,93 @@ class USOEngine:
 
     def generate(
         self,
-        request: GenerationRequest | None = None,
+        request: GenerationRequest | str | None = None,
         *,
         on_step: OnStep | None = None,
         research: ResearchOptions | None = None,
+        progress: bool = False,
         **fields: object,
     ) -> GenerationResult:
         """Make the images of a request.
 
         Args:
-            request: what to make; or give its fields as keywords: ``prompt="…", images=[…], seed=7``.
+            request: what to make, or its prompt; or give its fields as keywords: ``prompt="…", images=[…], seed=7``.
             on_step: called after each denoising step; may look, change the latents, stop, or cancel by raising.
             research: additions that no request schema offers.
+            progress: show a bar over the steps on standard error.
             fields: of `GenerationRequest`.
 
         Returns:
             The images and what they cost.
 
         Raises:
-            ValueError: a request outside the schema or this engine's limits; the message names field, limit and value.
+            ValueError: a request outside the schema or this engine's limits, or another type; names field, limit and value.
             ImageError, FetchError, MissingFileError: an input image that cannot be used.
             SafetyError: the safety checker was asked for and could not run; the images are withheld.
             MemoryBudgetError: it needs more than the memory that was set as a budget.
             EngineClosedError: the engine was closed.
         """
         _ = self.pipeline  # A closed engine says so before anything else.
-        if request is not None and fields:
-            raise ValueError(f"give a request or its fields, not both; got a request and {', '.join(sorted(fields))}")
-        checked = self.request_type.model_validate(fields) if request is None else request.fitted_to(self.request_type)
-        checked = checked.with_seed()
+        checked = call_arguments.request_of(request, fields, self.request_type).with_seed()
         assert checked.seed is not None
-        self._check_safety(checked)
-        options = generation.load_saved(self.pipeline, research if research is not None else ResearchOptions())
-        seeds = tuple(checked.seed + j for j in range(checked.num_images))
+        call_arguments.check_safety(checked, self.config.safety, has_checker=self._safety is not None)
+        on_step = call_arguments.checked_on_step(on_step)
+        options = generation.load_saved(self.pipeline, call_arguments.checked_options(research))
+        if call_arguments.checked_switch("progress", progress):
+            with StepProgress() as bar:
+                return self.generate(checked, on_step=bar.beside(on_step), research=options)
+        seeds = image_seeds(checked.seed, checked.num_images)
         watch = Stopwatch(self.device)
         pictures, size = generation.open_pictures(self.pipeline, checked, options, self._image_limits, watch)
-        with self._turn, clean_process_state():
-            made = generation.run(self.pipeline, checked, options, pictures, size, seeds, watch, on_step=on_step)
+
+        @clean_process_state()
+        def work() -> GenerationResult:
+            pipeline = self.pipeline
+            made = generation.run(pipeline, checked, options, pictures, size, seeds, watch, on_step=on_step)
             images, flags = made.images, (False,) * len(made.images)
             if checked.enable_safety_checker and self._safety is not None:
                 with watch.stage("safety"):
                     images, flags = self._safety.screen(made.images)
-        width, height = made.size
-        return GenerationResult(
-            images=tuple(images),
-            seed=checked.seed,
-            seeds=seeds,
-            has_nsfw_concepts=tuple(flags),
-            prompt=checked.prompt,
-            width=width,
-            height=height,
-            timings=watch.seconds,
-            tokens_used=made.denoised.tokens,
-            parameters=checked.parameters(seed=checked.seed, width=width, height=height),
-            output_format=checked.output_format,
-            model=self.config.model_name,
-            attention=made.denoised.attention,
-            warnings=tuple(str(entry) for entry in made.text.truncated),
-            latents=None if any(flags) else made.denoised.latents,
-        )
+            return result_of(
+                self.config, pipeline, checked, options, made, seeds=seeds, images=images, flags=flags, seconds=watch.seconds
+            )
 
-    def __call__(self, prompt: str = "", **arguments: object) -> GenerationResult:
+        return self._turn.take(work)
+
+    @overload
+    def __call__(self, prompt: str = "", **arguments: object) -> GenerationResult: ...
+
+    @overload
+    def __call__(self, prompt: list[str] | tuple[str, ...], **arguments: object) -> PromptResults: ...
+
+    def __call__(self, prompt: str | list[str] | tuple[str, ...] = "", **arguments: object) -> GenerationResult | PromptResults:
         """Generate the way diffusers' pipelines are called: ``engine(prompt, image=…, width=…).images``.
 
         Args:
-            prompt: what to make.
+            prompt: what to make; of a list, one after the other: the results together have all ``images``.
             arguments: diffusers' names, see `uso_engine.diffusers_call`.
 
         Raises:
             ValueError: an argument that has no meaning here.
         """
-        fields, on_step = request_from_diffusers(prompt, arguments)
-        return self.generate(self.request_type.model_validate(fields), on_step=on_step)
+        return call_like_diffusers(self.generate, self.request_type, prompt, arguments)
 
     def encode_prompt(self, prompt: str) -> TextEmbedding:
         """Embed a prompt, to be saved or passed in later."""
-        with self._turn:
-            return self.pipeline.encode_prompt(prompt)
+        made = self._turn.take(lambda: self.pipeline.encode_prompt(call_arguments.checked_prompt(prompt)))
+        log_warnings(made.warnings())
+        return made
 
     def encode_style(self, image: ImageSource, *, alpha: Alpha = "white") -> StyleTokens:
         """Turn a style image into tokens, to be saved or passed in later; ``alpha`` as in `ResearchOptions`."""
-        pixels = self.pipeline.style.preprocess(open_image(image, limits=self._image_limits, name="style image", alpha=alpha))
-        with self._turn:
-            return self.pipeline.encode_style(pixels)
+        pixels = self.pipeline.style.preprocess(self._opened(image, "style image", alpha))
+        return self._turn.take(lambda: self.pipeline.encode_style(pixels))
 
     def encode_content(self, image: ImageSource, *, alpha: Alpha = "white") -> Tensor:
         """Turn a content image into its latent [16, h / 8, w / 8]; ``alpha`` as in `ResearchOptions`."""
-        picture = open_image(image, limits=self._image_limits, name="content image", alpha=alpha)
+        picture = self._opened(image, "content image", alpha)
         pixels = to_pixels(resize_content(picture, long_side=self.config.content.long_side))
-        with self._turn:
-            return self.pipeline.encode_content(pixels)
+        return self._turn.take(lambda: self.pipeline.encode_content(pixels))
 
     def preview(self, step: Step, image: int = 0) -> Image:
         """Show where a run is heading, cheaply; from ``on_step``, while the engine is taken. Memory plans do not count it.
@@ -242,6 +235,7 @@ class USOEngine:
         Returns:
             A small picture.
         """
+        call_arguments.check_step(step, image)
         return generation.preview(self.pipeline, step.estimated_clean(image))
 
     def set_loras(self, loras: Sequence[LoRAChoice], *, keep_configured: bool = True) -> None:
@@ -257,8 +251,7 @@ class USOEngine:
             LoRAError: a file that does not fit; the weights stay as they were.
         """
         read = read_chosen_loras(loras, self.config)
-        with self._turn:
-            self.pipeline.set_loras(read, keep_configured=keep_configured)
+        self._turn.take(lambda: self.pipeline.set_loras(read, keep_configured=keep_configured))
 
     def cache_statistics(self) -> dict[str, CacheStatistics]:
         """Hits, misses and sizes of the condition caches."""
@@ -270,11 +263,7 @@ class USOEngine:
 
     def close(self) -> None:
         """Let go of weights and files; waits for a running request. A second call does nothing."""
-        with self._turn:
-            if self._pipeline is not None:
-                self._pipeline.close()
-                self._pipeline = None
-                self._safety = None
+        self._turn.take(self._let_go)
         if self.device.type == "cuda":
             release_cached_memory()
 
@@ -284,14 +273,11 @@ class USOEngine:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _check_safety(self, request: GenerationRequest) -> None:
-        """Refuse before anything runs what could only be withheld afterwards."""
-        settings = self.config.safety
-        if request.enable_safety_checker:
-            if self._safety is None:
-                raise SafetyError(
-                    "enable_safety_checker is true, but this configuration names no [safety] checker; "
-                    "add one, or set enable_safety_checker to false"
-                )
-        elif settings is not None and settings.forbid_disabling:
-            raise ValueError("enable_safety_checker must be true: this engine's configuration forbids switching it off")
+    def _opened(self, image: ImageSource, name: str, alpha: Alpha) -> Image:
+        return open_image(call_arguments.checked_picture(name, image), limits=self._image_limits, name=name, alpha=alpha)
+
+    def _let_go(self) -> None:
+        if self._pipeline is not None:
+            self._pipeline.close()
+            self._pipeline = None
+            self._safety = None

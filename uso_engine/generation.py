@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from PIL import ImageOps
+from PIL.Image import Resampling
 from torch import Tensor
 
 from .conditioning.style import StyleTokens
@@ -23,28 +22,13 @@ from .request import GenerationRequest
 from .research import ResearchOptions
 from .sampling.admission import Conditions
 from .sampling.denoiser import OnStep
+from .sampling.schedule import check_sigmas, schedule
+from .sampling.strength import last_steps, noised
+from .sampling.watched_steps import WatchedSteps
+from .stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-
-@dataclass
-class Stopwatch:
-    """Seconds of each stage, in order."""
-
-    device: torch.device
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str, *, on_device: bool = True) -> Iterator[None]:
-        """Time a stage to its end on the device, or one that the device has no part in."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            if on_device and self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 @dataclass(frozen=True)
@@ -54,10 +38,12 @@ class Pictures:
     Args:
         contents: RGB images at the request's content long side.
         styles: the style encoder's pixels, [1, 3, s, s] each.
+        start: what the run starts from instead of noise, at the size of the output.
     """
 
     contents: tuple[Image, ...]
     styles: tuple[Tensor, ...]
+    start: Image | None = None
 
 
 def open_pictures(
@@ -88,8 +74,22 @@ def open_pictures(
             first = image if first is None else first
             resized.append(resize_content(image, long_side=request.content_long_side))
         size = request.resolved_size(None if first is None else first.size)
+        start = starting_picture(options, first, size)
         pixels = tuple(pipeline.style.preprocess(opened(source, name)) for source, name in styles)
-    return Pictures(tuple(resized), pixels), size
+    return Pictures(tuple(resized), pixels, start), size
+
+
+def starting_picture(options: ResearchOptions, content: Image | None, size: tuple[int, int]) -> Image | None:
+    """The content image at the output's size, scaled to cover it and cut at the centre; None where the run starts from noise.
+
+    Raises:
+        ValueError: a strength, and no content image.
+    """
+    if options.strength is None:
+        return None
+    if content is None:
+        raise ValueError("research.strength starts from the content image, the first of images, but there is none")
+    return ImageOps.fit(content, size, Resampling.LANCZOS)
 
 
 def load_saved(pipeline: Pipeline, options: ResearchOptions) -> ResearchOptions:
@@ -118,13 +118,27 @@ def open_saved(pipeline: Pipeline, options: ResearchOptions) -> tuple[TextEmbedd
     return text, tuple(styles)
 
 
-def encode_conditions(
-    pipeline: Pipeline, request: GenerationRequest, options: ResearchOptions, pictures: Pictures
-) -> tuple[Conditions, Conditions | None, TextEmbedding]:
-    """Encode text, style and content.
+@dataclass(frozen=True)
+class Encoded:
+    """What a request's inputs became.
 
-    Returns:
-        The conditions, those of the negative prompt if it is used (same references, its text), and the prompt's embedding.
+    Args:
+        conditions: of every image.
+        negative: those of the negative prompt if it is used: same references, its text.
+        text: the prompt's embedding, which knows whether the prompt was cut.
+        negative_text: the negative prompt's, if it is used.
+        saved_styles: the style tokens that were handed in.
+    """
+
+    conditions: Conditions
+    negative: Conditions | None
+    text: TextEmbedding
+    negative_text: TextEmbedding | None
+    saved_styles: tuple[StyleTokens, ...]
+
+
+def encode_conditions(pipeline: Pipeline, request: GenerationRequest, options: ResearchOptions, pictures: Pictures) -> Encoded:
+    """Encode text, style and content.
 
     Raises:
         BackendError: the engine lacks an encoder that the request needs.
@@ -134,26 +148,35 @@ def encode_conditions(
     styles = [*(pipeline.encode_style(pixels) for pixels in pictures.styles), *saved_styles]
     contents = [pipeline.encode_content(to_pixels(image), sample_seed=options.posterior_seed) for image in pictures.contents]
     conditions = pipeline.conditions(text, styles, contents, style_scale=request.style_scale)
-    negative = None
+    negative = against = None
     # A scale of 1 is the prompt's velocity alone: the second sequence would be computed and multiplied by zero.
     if request.negative_prompt and request.true_cfg_scale != 1:
         against = pipeline.encode_prompt(request.negative_prompt)
         negative = pipeline.conditions(against, styles, contents, style_scale=request.style_scale)
-    return conditions, negative, text
+    return Encoded(conditions, negative, text, against, saved_styles)
 
 
 def denoise_settings(
-    request: GenerationRequest, options: ResearchOptions, size: tuple[int, int], seeds: tuple[int, ...]
+    request: GenerationRequest,
+    options: ResearchOptions,
+    size: tuple[int, int],
+    seeds: tuple[int, ...],
+    start: Tensor | None = None,
 ) -> DenoiseSettings:
-    """The settings of a request's run."""
+    """The settings of a request's run; `start` is the latent of the picture that it starts from, if it does."""
+    sigmas, latents = None if options.sigmas is None else tuple(options.sigmas), options.latents
+    if start is not None and options.strength is not None:
+        whole = schedule(request.num_inference_steps, *size) if sigmas is None else check_sigmas(sigmas)
+        sigmas = last_steps(whole, options.strength)
+        latents = noised(start, sigmas[0], seeds)
     return DenoiseSettings(
         width=size[0],
         height=size[1],
         seeds=seeds,
         steps=request.num_inference_steps,
         guidance=request.guidance_scale,
-        sigmas=options.sigmas,
-        latents=options.latents,
+        sigmas=sigmas,
+        latents=latents,
         true_cfg_scale=request.true_cfg_scale,
         reference_numerics=options.reference_numerics,
     )
@@ -167,13 +190,23 @@ class Generated:
         images: one per seed.
         denoised: the latents and what they cost.
         size: width and height in pixels.
+        pictures: the opened input images.
         text: the prompt's embedding, which knows whether the prompt was cut.
+        negative_text: the negative prompt's, if it was used.
+        saved_styles: the style tokens that were handed in.
+        loras: names and strengths of the LoRAs that were in the weights.
+        latents_changed: whether `on_step` changed latents.
     """
 
     images: list[Image]
     denoised: Denoised
     size: tuple[int, int]
+    pictures: Pictures
     text: TextEmbedding
+    negative_text: TextEmbedding | None = None
+    saved_styles: tuple[StyleTokens, ...] = ()
+    loras: tuple[tuple[str, float], ...] = ()
+    latents_changed: bool = False
 
 
 def run(
@@ -191,13 +224,27 @@ def run(
     if pipeline.placement is not None:
         pipeline.placement.require(workload(pipeline, request, options, pictures, size))
     with watch.stage("encode"):
-        conditions, negative, text = encode_conditions(pipeline, request, options, pictures)
+        encoded = encode_conditions(pipeline, request, options, pictures)
+        start = None
+        if pictures.start is not None:
+            start = pipeline.encode_content(to_pixels(pictures.start), sample_seed=options.posterior_seed)
+    steps = None if on_step is None else WatchedSteps(on_step)
     with watch.stage("denoise"):
-        settings = denoise_settings(request, options, size, seeds)
-        denoised = pipeline.denoise(conditions, settings, negative=negative, on_step=on_step)
+        settings = denoise_settings(request, options, size, seeds, start)
+        denoised = pipeline.denoise(encoded.conditions, settings, negative=encoded.negative, on_step=steps)
     with watch.stage("decode"):
         images = from_pixels(pipeline.decode(denoised.latents))
-    return Generated(images, denoised, size, text)
+    return Generated(
+        images,
+        denoised,
+        size,
+        pictures,
+        encoded.text,
+        negative_text=encoded.negative_text,
+        saved_styles=encoded.saved_styles,
+        loras=pipeline.loras,
+        latents_changed=steps is not None and steps.changed,
+    )
 
 
 def workload(
@@ -217,6 +264,7 @@ def workload(
         steps=request.num_inference_steps if options.sigmas is None else len(options.sigmas) - 1,
         contents=len(pictures.contents),
         content_side=request.content_long_side,
+        start_pixels=0 if pictures.start is None else size[0] * size[1],
         styles=len(pictures.styles),
         negative=bool(request.negative_prompt) and request.true_cfg_scale != 1,
     )

@@ -8,6 +8,7 @@ import torch
 
 from .config import EngineConfig, Tier
 from .errors import MemoryBudgetError
+from .quantization.autoencoder_sizes import CoderSizes
 from .quantization.engine_sizes import EngineSizes, TransformerSizes, Workload, engine_sizes, transformer_sizes
 from .quantization.layer_kinds import Kind
 from .quantization.memory_phases import GIB, RESERVE_BYTES
@@ -59,7 +60,7 @@ def find_budget(config: EngineConfig, tier: Tier, device: torch.device, asked_gi
         budget = budget_bytes(asked_gib, "memory_budget_gib")
         _require_room(budget, device)
         # Known without loading anything; the parts around the transformer are measured once they are loaded.
-        alone = EngineSizes(transformer_sizes_of(config, tier), {}, 0, 0)
+        alone = EngineSizes(transformer_sizes_of(config, tier), {}, CoderSizes(), CoderSizes())
         require_fit(plan_memory(budget, alone, usual_workload(config)), config)
         return MemoryBudget(budget, binding=True)
     if device.type != "cuda":
@@ -68,7 +69,7 @@ def find_budget(config: EngineConfig, tier: Tier, device: torch.device, asked_gi
     public = public_sizes(config, tier)
     plan = plan_memory(free, public, usual_workload(config))
     everything_stays = not plan.streamed and not plan.streamed_double_blocks and not plan.streamed_single_blocks
-    return None if plan.fits and everything_stays and plan.tile_side is None else MemoryBudget(free, binding=False)
+    return None if plan.fits and everything_stays and plan.decoding == "whole" else MemoryBudget(free, binding=False)
 
 
 def usual_workload(config: EngineConfig) -> Workload:

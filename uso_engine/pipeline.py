@@ -14,15 +14,16 @@ from torch import Tensor
 
 from uso_kernels.attention import BackendUnavailable
 
-from .conditioning.cache import ByteCache, CacheStatistics, tensor_bytes
+from .conditioning.cache import ByteCache, CacheLimits, CacheStatistics, tensor_bytes
 from .conditioning.content import Autoencoder
 from .conditioning.style import StyleEncoder, StyleTokens, scale_style
 from .conditioning.text import TextEmbedding, TextEncoders
 from .errors import BackendError
 from .model.rope import PositionOffset
 from .model.transformer import Observer, Transformer
-from .placement import Placement
+from .placement import Placement, decoding_of, strips_of
 from .process_state import clean_process_state
+from .quantization.autoencoder_sizes import Cut
 from .quantization.loaded_quantized import LoadedQuantizedTransformer
 from .sampling.admission import Conditions, admit
 from .sampling.denoiser import Denoiser, ImageJob, OnStep
@@ -34,17 +35,7 @@ from .weights.low_rank import LoRASet
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MIB = 1 << 20
 Part = TypeVar("Part")
-
-
-@dataclass(frozen=True)
-class CacheLimits:
-    """Bounds of the three condition caches in bytes."""
-
-    prompt_bytes: int = 256 * MIB
-    style_bytes: int = 64 * MIB
-    content_bytes: int = 64 * MIB
 
 
 @dataclass(frozen=True)
@@ -102,6 +93,7 @@ class Pipeline:
         style: the style encoder, if there is one.
         autoencoder: if there is one.
         limits: bounds of the caches.
+        loras: names and strengths of the configured LoRAs.
         placement: what brings the parts to the GPU, where not all of them stay there; cached conditions then stay on the host.
     """
 
@@ -113,12 +105,16 @@ class Pipeline:
         style: StyleEncoder | None = None,
         autoencoder: Autoencoder | None = None,
         limits: CacheLimits | None = None,
+        loras: Sequence[tuple[str, float]] = (),
         placement: Placement | None = None,
     ) -> None:
         limits = limits if limits is not None else CacheLimits()
         self.loaded = loaded
         self.placement = placement
         self.transformer: Transformer = loaded.module
+        self._configured_loras = tuple(loras)
+        self.loras = self._configured_loras
+        """Names and strengths of the LoRAs that are in the weights."""
         self._text, self._style, self._autoencoder = text, style, autoencoder
         self._prompts: ByteCache[TextEmbedding] = ByteCache(limits.prompt_bytes, lambda value: value.size_bytes)
         self._styles: ByteCache[StyleTokens] = ByteCache(limits.style_bytes, lambda value: value.size_bytes)
@@ -254,13 +250,19 @@ class Pipeline:
     @clean_process_state()
     def decode(self, latents: Tensor) -> Tensor:
         """Turn latents [n, 16, h / 8, w / 8] into pixels [n, 3, h, w] around -1..1."""
-        return self.autoencoder.decode(latents)
+        return self.autoencoder.decode(latents, strips_of(self.decoding(latents), self.autoencoder))
+
+    def decoding(self, latents: Tensor) -> Cut:
+        """How `decode` does it: whole, or in strips, whose results differ by rounding."""
+        return decoding_of(latents, self.autoencoder, self.placement)
 
     @clean_process_state()
     def set_loras(self, loras: LoRASet, *, keep_configured: bool = True) -> None:
         """Merge other LoRAs into the transformer, wherever its weights are."""
         try:
             self.loaded.set_loras(loras, keep_configured=keep_configured)
+            kept = self._configured_loras if keep_configured else ()
+            self.loras = (*kept, *((lora.name, strength) for lora, strength in loras))
         finally:
             # Also after a failure: the weights have then been computed back.
             if self.placement is not None:

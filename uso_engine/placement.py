@@ -8,20 +8,17 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from .conditioning.content import Autoencoder
 from .conditioning.movable_part import MovablePart
+from .conditioning.strips import Strips
 from .config import EngineConfig, Tier
 from .errors import MemoryBudgetError
 from .memory_budget import MemoryBudget, require_fit, transformer_sizes_of, usual_workload
 from .model.transformer import Transformer
-from .quantization.engine_sizes import (
-    AUTOENCODER_DECODE_BYTES_PER_PIXEL,
-    AUTOENCODER_ENCODE_BYTES_PER_PIXEL,
-    ComponentSizes,
-    EngineSizes,
-    Workload,
-)
+from .quantization.autoencoder_sizes import FLUX_DECODER, FLUX_ENCODER, STRIP_PIXELS, Cut
+from .quantization.engine_sizes import ComponentSizes, EngineSizes, Workload
 from .quantization.hosted_part import HostedPart
 from .quantization.layer_stream import place_transformer
 from .quantization.memory_phases import GIB
@@ -47,7 +44,7 @@ class Placement:
         budget: what the plan keeps within.
         transformer: on the host, with its weights.
         parts: on the host; what the plan streams gets a new `running`.
-        autoencoder: which decodes in the plan's tiles, or in smaller ones that the configuration names.
+        autoencoder: if there is one; what it moves while it decodes is counted too.
         device: where they run.
     """
 
@@ -75,14 +72,18 @@ class Placement:
             else:
                 for module in part.modules:
                     module.to(device)
-        if autoencoder is not None and plan.tile_side is not None:
-            autoencoder.decode_in_tiles(plan.tile_side)
+        self._autoencoder = autoencoder
 
     @property
     def moved_bytes(self) -> int:
-        """Bytes brought to the device so far."""
+        """Bytes moved between host and device so far."""
         streams = sum(stream.moved_bytes for stream in self._streams.values())
-        return streams + sum(hosted.moved_bytes for hosted in self._hosted)
+        decoding = 0 if self._autoencoder is None else self._autoencoder.moved_bytes
+        return streams + decoding + sum(hosted.moved_bytes for hosted in self._hosted)
+
+    def decoding(self, width: int, height: int, images: int) -> Cut:
+        """How images of a size are to be decoded."""
+        return self.plan.decoding_for(self.sizes, replace(self.usual, width=width, height=height, images=images))
 
     def require(self, work: Workload) -> None:
         """Check that a request stays within the budget, before anything of it runs.
@@ -157,9 +158,9 @@ def place(
     sizes = EngineSizes(
         transformer_sizes_of(config, tier),
         {part.name: _component_sizes(part) for part in parts},
-        encoder * AUTOENCODER_ENCODE_BYTES_PER_PIXEL,
-        decoder * AUTOENCODER_DECODE_BYTES_PER_PIXEL,
-        None if autoencoder is None else autoencoder.tile_side,
+        FLUX_ENCODER.scaled(encoder),
+        FLUX_DECODER.scaled(decoder),
+        None if autoencoder is None else autoencoder.strip_pixels,
     )
     usual = usual_workload(config)
     plan = plan_memory(budget.size_bytes, sizes, usual)
@@ -168,6 +169,21 @@ def place(
     return Placement(
         plan, usual, sizes, budget=budget, transformer=transformer, parts=parts, autoencoder=autoencoder, device=device
     )
+
+
+def decoding_of(latents: Tensor, autoencoder: Autoencoder, placement: Placement | None) -> Cut:
+    """How latents [n, 16, h / 8, w / 8] are decoded: as the placement or else the configuration says; small ones whole."""
+    height, width = (autoencoder.downscale * side for side in latents.shape[-2:])
+    if width * height <= (autoencoder.strip_pixels or STRIP_PIXELS):
+        return "whole"
+    if placement is not None:
+        return placement.decoding(width, height, len(latents))
+    return "whole" if autoencoder.strip_pixels is None else "strips"
+
+
+def strips_of(cut: Cut, autoencoder: Autoencoder) -> Strips | None:
+    """The strips that a way of decoding means; None for the whole."""
+    return None if cut == "whole" else Strips(autoencoder.strip_pixels or STRIP_PIXELS, on_host=cut == "host strips")
 
 
 def _component_sizes(part: MovablePart) -> ComponentSizes:

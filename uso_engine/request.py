@@ -9,10 +9,9 @@ subclass whose JSON schema shows them. Importing this needs no torch.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 from pydantic import (
     BaseModel,
@@ -29,10 +28,11 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from uso_engine.imaging.resize import keep_size
-from uso_engine.imaging.sizes import PRESETS, ImageSize, SizeLimits, SizePreset, preset_of, preset_size
+from uso_engine.imaging.sizes import ImageSize, SizeLimits, SizePreset, preset_of, preset_size
 from uso_engine.imaging.source import ImageSource, describe_source
 from uso_engine.request_fields import (
-    MAX_IMAGES,
+    ANY_SIZE,
+    MAX_PROMPT,
     MODEL,
     ContentLongSide,
     Count,
@@ -44,47 +44,40 @@ from uso_engine.request_fields import (
     Steps,
     StyleScale,
     TrueCfgScale,
-    image_problem,
-    own_size,
+    checked_images,
+    checked_size,
 )
-from uso_engine.request_messages import explained, refusal, shown
+from uso_engine.request_fields import (
+    RequestDefaults as RequestDefaults,
+)
+from uso_engine.request_messages import explained, refusal, validation_messages
+
+HOSTED_LIMITS = SizeLimits()
+"""The hosted API's limits on sizes."""
 
 
-@dataclass(frozen=True)
-class RequestDefaults:
-    """What a request gets that does not say; the defaults are the hosted API's.
-
-    Args:
-        width: of the output, in pixels.
-        height: of the output, in pixels.
-        steps: denoising steps.
-        guidance: guidance scale.
-        content_long_side: long side that content images are resized to; ``keep_size`` gives an output twice as large.
-    """
-
-    width: int = 1024
-    height: int = 1024
-    steps: int = 28
-    guidance: float = 4.0
-    content_long_side: int = 512
+PictureArgument: TypeAlias = ImageSource | Sequence[ImageSource | None]
 
 
 class GenerationRequest(BaseModel):
     """One to four images from a prompt, a content image and style images.
 
-    Frozen and checked when made; what is wrong is a pydantic ``ValidationError`` (a ``ValueError``) that lists everything.
+    Frozen and checked when made; what is wrong is a pydantic ``ValidationError`` (a ``ValueError``) that lists everything. This
+    class takes every size that some engine takes; an engine's own limits decide when the request is fitted to it.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True)
-    limits: ClassVar[SizeLimits] = SizeLimits()
+    limits: ClassVar[SizeLimits] = ANY_SIZE
     defaults: ClassVar[RequestDefaults] = RequestDefaults()
     wire: ClassVar[bool] = False
 
     model: ModelName = MODEL
-    prompt: str = Field(max_length=4000, description="What to make; empty for stylisation that preserves the layout.")
+    prompt: str = Field(max_length=MAX_PROMPT, description="What to make; empty for stylisation that preserves the layout.")
     image_urls: Images = ()
     image_size: Size = "square_hd"
-    negative_prompt: str = Field("", description="What to stay away from; costs a second sequence for each image.")
+    negative_prompt: str = Field(
+        "", max_length=MAX_PROMPT, description="What to stay away from; costs a second sequence for each image."
+    )
     num_inference_steps: Steps = 28
     guidance_scale: Guidance = 4.0
     keep_size: bool = Field(
@@ -99,6 +92,30 @@ class GenerationRequest(BaseModel):
     true_cfg_scale: TrueCfgScale = 2.0
     style_scale: StyleScale = 1.0
     content_long_side: ContentLongSide = 512
+
+    if TYPE_CHECKING:
+        # What type checkers see, with or without pydantic's plugin: defaults, ``images``, and sizes as plain objects.
+        def __init__(
+            self,
+            *,
+            prompt: str,
+            model: str = ...,
+            images: PictureArgument = ...,
+            image_urls: PictureArgument = ...,
+            image_size: SizePreset | ImageSize | Mapping[str, int] = ...,
+            negative_prompt: str = ...,
+            num_inference_steps: int = ...,
+            guidance_scale: float = ...,
+            keep_size: bool = ...,
+            num_images: int = ...,
+            seed: int | None = ...,
+            sync_mode: bool = ...,
+            enable_safety_checker: bool = ...,
+            output_format: Literal["png", "jpeg"] = ...,
+            true_cfg_scale: float = ...,
+            style_scale: float = ...,
+            content_long_side: int = ...,
+        ) -> None: ...
 
     @property
     def content_image(self) -> ImageSource | None:
@@ -198,29 +215,12 @@ class GenerationRequest(BaseModel):
     @field_validator("image_urls", mode="plain")
     @classmethod
     def _check_images(cls, value: object) -> tuple[ImageSource | None, ...]:
-        if not isinstance(value, (list, tuple)):
-            raise refusal(f"image_urls must be a list of at most {MAX_IMAGES}, got {shown(value)}")
-        if len(value) > MAX_IMAGES:
-            raise refusal(f"image_urls must have at most {MAX_IMAGES} images, got {len(value)}")
-        problems = [problem for place, image in enumerate(value) if (problem := image_problem(place, image, wire=cls.wire))]
-        if problems:
-            raise refusal("; ".join(problems))
-        return tuple(None if isinstance(image, str) and not image else image for image in value)
+        return checked_images(value, wire=cls.wire)
 
     @field_validator("image_size", mode="plain")
     @classmethod
     def _check_size(cls, value: object) -> SizePreset | ImageSize:
-        for preset in PRESETS:
-            if value == preset:
-                problems = cls.limits.preset_problems(preset)
-                if problems:
-                    raise refusal("; ".join(problems))
-                return preset
-        size, problems = own_size(value)
-        problems = problems or cls.limits.problems(size)
-        if problems:
-            raise refusal("; ".join(problems))
-        return size
+        return checked_size(value, cls.limits)
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -232,9 +232,20 @@ class GenerationRequest(BaseModel):
         return schema
 
 
-@cache
+class _ConfiguredRequest(GenerationRequest):
+    """A request of a class that was made by `request_model`; pickle finds the class by what it was made from."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _unfilled, (self.limits, self.defaults, self.wire), self.__getstate__()
+
+
+def _unfilled(limits: SizeLimits, defaults: RequestDefaults, wire: bool) -> GenerationRequest:
+    kind = _configured(limits, defaults, wire)
+    return kind.__new__(kind)
+
+
 def request_model(
-    limits: SizeLimits = GenerationRequest.limits, defaults: RequestDefaults = GenerationRequest.defaults, *, wire: bool = False
+    limits: SizeLimits = HOSTED_LIMITS, defaults: RequestDefaults = GenerationRequest.defaults, *, wire: bool = False
 ) -> type[GenerationRequest]:
     """The request class of one configuration, and of HTTP.
 
@@ -249,20 +260,29 @@ def request_model(
     Raises:
         ValueError: defaults outside the limits.
     """
+    if not isinstance(limits, SizeLimits) or not isinstance(defaults, RequestDefaults) or not isinstance(wire, bool):
+        found = ", ".join(type(value).__name__ for value in (limits, defaults, wire))
+        raise ValueError(f"expected SizeLimits, RequestDefaults and True or False, got {found}")
+    return _configured(limits, defaults, wire)
+
+
+@cache
+def _configured(limits: SizeLimits, defaults: RequestDefaults, wire: bool) -> type[GenerationRequest]:
     size = ImageSize(defaults.width, defaults.height)
-    problems = limits.problems(size)
-    if problems:
-        raise ValueError(f"defaults outside the limits: {'; '.join(problems)}")
+    fields: dict[str, tuple[object, object]] = {
+        "image_size": (Size, preset_of(size) or size),
+        "num_inference_steps": (Steps, defaults.steps),
+        "guidance_scale": (Guidance, defaults.guidance),
+        "content_long_side": (ContentLongSide, defaults.content_long_side),
+    }
     required: dict[str, object] = {"model": (ModelName, ...), "image_urls": (Images, ...)}
     kind: type[GenerationRequest] = create_model(  # type: ignore[call-overload]
-        "GenerationRequest",
-        __base__=GenerationRequest,
-        __module__=__name__,
-        image_size=(Size, preset_of(size) or size),
-        num_inference_steps=(Steps, defaults.steps),
-        guidance_scale=(Guidance, defaults.guidance),
-        content_long_side=(ContentLongSide, defaults.content_long_side),
-        **(required if wire else {}),
+        "GenerationRequest", __base__=_ConfiguredRequest, __module__=__name__, **fields, **(required if wire else {})
     )
     kind.limits, kind.defaults, kind.wire = limits, defaults, wire
+    own = {name: size if name == "image_size" else default for name, (_, default) in fields.items()}
+    try:
+        kind.model_validate({"model": MODEL, "prompt": "", "image_urls": [], **own})
+    except ValidationError as error:
+        raise ValueError(f"defaults outside the limits: {'; '.join(validation_messages(error))}") from error
     return kind

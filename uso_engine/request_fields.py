@@ -1,26 +1,57 @@
-"""The fields of a request: their types, bounds and descriptions, and the checks that bounds cannot say."""
+"""The fields of a request: their types, bounds, defaults and descriptions, and the checks that bounds cannot say."""
 
 from __future__ import annotations
 
 import numbers
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, Literal, TypeAlias
 
-from PIL.Image import Image
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
-from uso_engine.imaging.sizes import PRESETS, ImageSize, SizePreset
-from uso_engine.imaging.source import ImageSource
-from uso_engine.request_messages import shown
+from uso_engine.imaging.sizes import PRESETS, ImageSize, SizeLimits, SizePreset
+from uso_engine.imaging.source import EXPECTED_SOURCE, ImageSource, describe_source, is_image_source
+from uso_engine.request_messages import refusal, shown
 
 MODEL: Final = "bytedance/uso"
 MAX_SEED = 2**53 - 1
-"""The largest whole number that JSON carries safely; image j uses seed + j."""
+"""The largest whole number that JSON carries safely."""
 MAX_IMAGES = 3
+MAX_PROMPT = 4000
+"""Characters of a prompt, and of a negative one."""
+ANY_SIZE = SizeLimits(min_side=16, max_side=65_535, max_pixels=65_535**2)
+"""What some engine may take, for requests made without one; longer sides no JPEG holds."""
 
 _WIRE_URL = re.compile(r"https?://[^\s/\\]|data:[^,]*,", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class RequestDefaults:
+    """What a request gets that does not say; the defaults are the hosted API's.
+
+    Args:
+        width: of the output, in pixels.
+        height: of the output, in pixels.
+        steps: denoising steps.
+        guidance: guidance scale.
+        content_long_side: long side that content images are resized to; ``keep_size`` gives an output twice as large.
+    """
+
+    width: int = 1024
+    height: int = 1024
+    steps: int = 28
+    guidance: float = 4.0
+    content_long_side: int = 512
+
+
+def image_seeds(seed: int, count: int) -> tuple[int, ...]:
+    """The seed of each image of a request: ``seed``, the next one and so on; after the last legal seed comes 1.
+
+    So a request with any legal seed can ask for several images, and every seed that is reported gives that image alone.
+    """
+    return tuple(1 + (seed - 1 + j) % MAX_SEED for j in range(count))
 
 
 def plain_whole(value: object) -> object:
@@ -41,6 +72,23 @@ def plain_real(value: object) -> object:
 WHOLE = BeforeValidator(plain_whole)
 REAL = BeforeValidator(plain_real)
 
+
+def images_as_json(images: Sequence[ImageSource | None]) -> list[str | None]:
+    """The pictures of a request that JSON can hold: URLs, data URIs and paths; ValueError for others."""
+    for place, image in enumerate(images):
+        if not isinstance(image, (str, Path, type(None))):
+            raise ValueError(
+                f"image_urls[{place}] is {describe_source(image)}; JSON holds URLs, data URIs and paths only, "
+                "so give it as a data URI"
+            )
+    return [None if image is None else str(image) for image in images]
+
+
+def size_as_plain(size: SizePreset | ImageSize) -> str | dict[str, int]:
+    """A name, or width and height, as JSON has them."""
+    return size if isinstance(size, str) else {"width": size.width, "height": size.height}
+
+
 ModelName: TypeAlias = Annotated[Literal["bytedance/uso"], Field(description="The model's name.")]
 Images: TypeAlias = Annotated[
     Sequence[ImageSource | None],
@@ -52,6 +100,7 @@ Images: TypeAlias = Annotated[
             "maxItems": MAX_IMAGES,
         }
     ),
+    PlainSerializer(images_as_json, when_used="json"),
     Field(
         description="The content image, then up to two style references: http(s) URLs or data URIs. Extension: null or an "
         "empty string in the first place for style alone, an empty list for text alone."
@@ -59,12 +108,17 @@ Images: TypeAlias = Annotated[
 ]
 Size: TypeAlias = Annotated[
     SizePreset | ImageSize,
+    PlainSerializer(size_as_plain),
     WithJsonSchema({}),  # request limits decide: __get_pydantic_json_schema__
     Field(description="A name, or width and height; those are rounded down to multiples of 16."),
 ]
 Steps: TypeAlias = Annotated[int, Field(ge=1, le=50, description="Denoising steps."), WHOLE]
 Guidance: TypeAlias = Annotated[float, Field(ge=1, le=20, description="How strictly the prompt is followed."), REAL]
-Count: TypeAlias = Annotated[int, Field(ge=1, le=4, description="How many images; image j is made from seed + j."), WHOLE]
+Count: TypeAlias = Annotated[
+    int,
+    Field(ge=1, le=4, description="How many images; image j is made from seed + j (after the last seed comes 1)."),
+    WHOLE,
+]
 TrueCfgScale: TypeAlias = Annotated[
     float,
     Field(
@@ -86,24 +140,74 @@ ContentLongSide: TypeAlias = Annotated[
 ]
 
 
-def image_problem(place: int, image: object, *, wire: bool) -> str | None:
-    """What is wrong with one entry of ``image_urls``, or None.
+def image_problem(name: str, image: object, *, wire: bool = False) -> str | None:
+    """What is wrong with what was given as a picture, or None.
 
     Args:
-        place: its index; only the first may be left out.
+        name: what the message calls it.
         image: what was given.
         wire: whether it came over HTTP, where there are no paths or objects.
     """
-    expected = "an http(s) URL or a data URI" if wire else "a path, URL, data URI, bytes, binary file or PIL image"
-    if image is None or (isinstance(image, str) and not image):
-        if place == 0:
-            return None
-        return f"image_urls[{place}] must be {expected}, got {shown(image)}; only the first, the content image, may be left out"
     if isinstance(image, str):
-        usable = not wire or _WIRE_URL.match(image) is not None
+        usable = bool(image) and (not wire or _WIRE_URL.match(image) is not None)
     else:
-        usable = not wire and (isinstance(image, (Path, bytes, Image)) or callable(getattr(image, "read", None)))
-    return None if usable else f"image_urls[{place}] must be {expected}, got {shown(image)}"
+        usable = not wire and is_image_source(image)
+    expected = "an http(s) URL or a data URI" if wire else EXPECTED_SOURCE
+    return None if usable else f"{name} must be {expected}, got {shown(image)}"
+
+
+def checked_image(image: ImageSource) -> ImageSource:
+    """A picture as it is kept: of a buffer that the caller may write to again, its bytes now."""
+    return bytes(image) if isinstance(image, (bytearray, memoryview)) else image
+
+
+def checked_images(value: object, *, wire: bool) -> tuple[ImageSource | None, ...]:
+    """The pictures of a request.
+
+    Args:
+        value: a list or tuple; in Python also one picture.
+        wire: whether it came over HTTP.
+
+    Raises:
+        PydanticCustomError: something else; names the place.
+    """
+    if not isinstance(value, (list, tuple)):
+        if wire or value is None or image_problem("", value) is not None:
+            alone = "" if wire else f" pictures, or one picture ({EXPECTED_SOURCE})"
+            raise refusal(f"image_urls must be a list of at most {MAX_IMAGES}{alone}, got {shown(value)}")
+        value = (value,)
+    if len(value) > MAX_IMAGES:
+        raise refusal(f"image_urls must have at most {MAX_IMAGES} images, got {len(value)}")
+    problems, images = [], list[ImageSource | None]()
+    for place, image in enumerate(value):
+        missing = image is None or (isinstance(image, str) and not image)
+        problem = None if missing and place == 0 else image_problem(f"image_urls[{place}]", image, wire=wire)
+        if problem is not None:
+            problems.append(problem + ("; only the first, the content image, may be left out" if missing else ""))
+        images.append(None if missing else checked_image(image))
+    if problems:
+        raise refusal("; ".join(problems))
+    return tuple(images)
+
+
+def checked_size(value: object, limits: SizeLimits) -> SizePreset | ImageSize:
+    """An output size under limits.
+
+    Raises:
+        PydanticCustomError: another name, no size, or outside the limits.
+    """
+    for preset in PRESETS:
+        # Not ==: an array would compare each of its entries.
+        if isinstance(value, str) and value == preset:
+            problems = limits.preset_problems(preset)
+            if problems:
+                raise refusal("; ".join(problems))
+            return preset
+    size, problems = own_size(value)
+    problems = problems or limits.problems(size)
+    if problems:
+        raise refusal("; ".join(problems))
+    return size
 
 
 def own_size(value: object) -> tuple[ImageSize, list[str]]:

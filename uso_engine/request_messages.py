@@ -14,11 +14,38 @@ _BOUND_ERRORS = {"greater_than_equal", "less_than_equal"}
 _OTHER_NAMES = {
     "images": "image_urls",
     "image": "image_urls",
+    "image_url": "image_urls",
+    "content_image": "image_urls",
+    "style_image": "image_urls",
+    "style_images": "image_urls",
     "width": "image_size",
     "height": "image_size",
+    "size": "image_size",
     "steps": "num_inference_steps",
+    "num_steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+    "cfg": "guidance_scale",
+    "cfg_scale": "guidance_scale",
     "n": "num_images",
+    "num_images_per_prompt": "num_images",
+    "batch_size": "num_images",
+    "generator": "seed",
 }
+_HINTS = {"image_size": " It takes a name or {'width': …, 'height': …}"}
+
+
+def suggested(name: str, known: Sequence[str]) -> str | None:
+    """The field that a caller may have meant by another name, and how it is written where that is not plain.
+
+    Args:
+        name: what was given.
+        known: the names that are taken.
+    """
+    meant = _OTHER_NAMES.get(name, "")
+    near = [meant] if meant in known else difflib.get_close_matches(name, known, n=1)
+    if not near:
+        return None
+    return f"{near[0]!r}?" + _HINTS.get(near[0], "")
 
 
 def validation_messages(error: ValidationError) -> list[str]:
@@ -67,7 +94,7 @@ def shown(value: object) -> str:
         return str(value) if value.bit_length() < 200 else f"a number of {value.bit_length()} bits"
     if isinstance(value, float):
         return str(value) if math.isfinite(value) else {math.inf: "Infinity", -math.inf: "-Infinity"}.get(value, "NaN")
-    if isinstance(value, bytes):
+    if isinstance(value, (bytes, bytearray)):
         return f"{len(value)} bytes"
     if isinstance(value, Mapping):
         return f"an object with {', '.join(sorted(str(key)[:20] for key in value)[:5]) or 'nothing'}"
@@ -83,9 +110,9 @@ def _sentence(details: ErrorDetails, model: type[BaseModel], known: Sequence[str
     if kind == "missing":
         return f"{field} is required" + (" (it may be the empty string)" if field == "prompt" else "")
     if kind == "extra_forbidden":
-        near = [_OTHER_NAMES[field]] if field in _OTHER_NAMES else difflib.get_close_matches(field, known, n=1)
+        near = suggested(field, known)
         return f"{field[:60]!r} is not a field of a request; " + (
-            f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            f"did you mean {near}" if near else f"known: {', '.join(known)}"
         )
     if kind == "string_too_long":
         return f"{field} must have at most {context['max_length']} characters, got {len(str(details['input']))}"

@@ -29,15 +29,16 @@ class GenerationResult:
     Args:
         images: RGB, one per seed; black where the safety checker objected.
         seed: the request's seed, or the one that was drawn.
-        seeds: the seed of each image, ``seed + j``.
+        seeds: the seed of each image, ``seed + j``; after the last legal seed comes 1.
         has_nsfw_concepts: whether the safety checker objected, for each image.
         prompt: as it was given.
         width: of each image, in pixels.
         height: of each image, in pixels.
         timings: seconds for each stage, in order; they add up to the whole.
         tokens_used: transformer tokens, summed over steps.
-        parameters: what made the images, plain JSON.
+        parameters: what made the images, plain JSON; see `uso_engine.provenance`.
         output_format: what the request asked for.
+        sync_mode: whether the request asked for the images themselves in the response.
         model: name of the model, for the files' metadata.
         attention: the attention backends that computed it.
         warnings: what a caller should know, such as where the prompt was cut.
@@ -58,6 +59,7 @@ class GenerationResult:
     tokens_used: int
     parameters: Mapping[str, object] = field(repr=False)
     output_format: OutputFormat = "png"
+    sync_mode: bool = False
     model: str = "bytedance/uso"
     attention: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -102,7 +104,7 @@ class GenerationResult:
         self,
         store: ImageStore | None = None,
         *,
-        sync_mode: bool = False,
+        sync_mode: bool | None = None,
         output_format: OutputFormat | None = None,
         parameters: bool = False,
         encoder: Encoder | None = None,
@@ -111,7 +113,8 @@ class GenerationResult:
 
         Args:
             store: takes the images and gives their URLs; not needed in sync mode.
-            sync_mode: whether the response holds the images (data URI and base64) instead of URLs.
+            sync_mode: whether the response holds the images (data URI and base64) instead of URLs; as the request asked by
+                default.
             output_format: how they are encoded; as the request asked by default.
             parameters: whether the files say what made them.
             encoder: threads to encode in; some of its own by default.
@@ -123,6 +126,7 @@ class GenerationResult:
             ValueError: no store, and not in sync mode.
             OutputError: the store could not keep an image.
         """
+        sync_mode = self.sync_mode if sync_mode is None else sync_mode
         if store is None and not sync_mode:
             raise ValueError("URLs need a store to put the images in; give one, or set sync_mode")
         if encoder is None:

@@ -3,31 +3,54 @@
 from __future__ import annotations
 
 import threading
-from types import TracebackType
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
+
+Result = TypeVar("Result")
 
 
 class Turn:
-    """A lock that says so when its holder asks for it again, instead of waiting for itself for ever."""
+    """A lock that says so when its holder asks for it again, and that an interrupt (Ctrl-C) never leaves held.
+
+    Work is handed over as a function instead of a ``with`` statement: between a context manager's own methods and the
+    statement's body there are places where an interrupt would end the caller but not the turn.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._holder: int | None = None
+        # Reentrant for one reason: such a lock knows its holder, as part of taking it and giving it back.
+        self._lock = threading.RLock()
+        self._ownership = threading.Condition(self._lock)
 
-    def __enter__(self) -> None:
-        """Wait for the turn.
+    def take(self, work: Callable[[], Result]) -> Result:
+        """Wait for the turn, work, and hand it on.
+
+        Args:
+            work: what is done while nobody else does anything.
+
+        Returns:
+            What the work returns.
 
         Raises:
-            RuntimeError: this thread has it already.
+            RuntimeError: this thread has the turn already.
         """
-        if self._holder == threading.get_ident():
+        if self._is_held_here():
             raise RuntimeError(
                 "the engine is in the middle of a request of this thread: from on_step only engine.preview can be called; "
                 "to end the request, call step.stop() or raise"
             )
-        self._lock.acquire()
-        self._holder = threading.get_ident()
+        try:
+            with self._lock:
+                return work()
+        finally:
+            # An interrupt may come when the lock has just been taken and the statement does not cover it yet. The lock itself
+            # knows: it refuses where it is not held by this thread, as after every other ending.
+            with suppress(RuntimeError):
+                self._lock.release()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Hand it on."""
-        self._holder = None
-        self._lock.release()
+    def _is_held_here(self) -> bool:
+        try:
+            self._ownership.notify()  # Nobody ever waits on it; it refuses a thread that does not hold the lock.
+        except RuntimeError:
+            return False
+        return True

@@ -1,5 +1,21 @@
 """The command line. Starts without torch: each command imports what it needs when it runs."""
 
-from .app import main
+from __future__ import annotations
 
-__all__ = ["main"]
+import sys
+
+EXIT_INTERRUPTED = 130
+
+
+def main() -> None:
+    """Entry point of ``uso-engine``; Ctrl-C ends it with one line, also while it is still importing itself."""
+    try:
+        from .process import run
+
+        run()
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(EXIT_INTERRUPTED)
+
+
+__all__ = ["EXIT_INTERRUPTED", "main"]

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Annotated, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.text import Text
 
+import uso_engine
 from uso_engine.errors import GenerationCancelled, USOError
+
+from . import EXIT_INTERRUPTED
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILED, EXIT_USAGE = 1, 2
 
-console = Console()
-errors = Console(stderr=True)
+# What is printed is mostly paths and prompts: brackets, colons and numbers in them are theirs, not instructions to the console.
+console = Console(markup=False, emoji=False, highlight=False)
+errors = Console(stderr=True, markup=False, emoji=False, highlight=False)
 app = typer.Typer(
     name="uso-engine",
     help="Image generation with USO: a prompt, a content image and style images in; pictures out.",
@@ -30,10 +35,35 @@ app = typer.Typer(
 )
 
 
+@dataclass
+class Interrupts:
+    """Whether Ctrl-C was pressed: a library that is being imported may turn it into its own error, or pass over it."""
+
+    seen: bool = False
+
+    def check(self) -> None:
+        """Interrupt what has not noticed."""
+        if self.seen:
+            raise KeyboardInterrupt
+
+
+interrupts = Interrupts()
+
+
+def say(message: object, *, label: str = "", style: str = "", to: Console = console) -> None:
+    """Print one line as it is, however long, after a label in colour."""
+    to.print(Text.assemble((label, style), " " if label else "", str(message)), soft_wrap=True)
+
+
 def fail(message: str, code: int = EXIT_FAILED) -> typer.Exit:
     """Print an error and make the exception that ends the command."""
-    errors.print(f"[bold red]error:[/] {escaped(message)}", soft_wrap=True, highlight=False)
+    say(message, label="error:", style="bold red", to=errors)
     return typer.Exit(code)
+
+
+def warn(message: str, label: str = "warning:") -> None:
+    """Print a warning."""
+    say(message, label=label, style="yellow", to=errors)
 
 
 def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
@@ -44,14 +74,26 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except (KeyboardInterrupt, GenerationCancelled):
-            errors.print("[yellow]interrupted[/]; nothing half-written is left behind")
-            raise typer.Exit(EXIT_INTERRUPTED) from None
+            raise _interrupted() from None
         except USOError as error:
-            raise fail(str(error)) from error
+            raise (_interrupted() if interrupts.seen else fail(str(error))) from error
+        except OSError as error:
+            raise (_interrupted() if interrupts.seen else fail(said_by_the_system(error))) from error
         except ValueError as error:
-            raise fail(sentence(error), EXIT_USAGE) from error
+            raise (_interrupted() if interrupts.seen else fail(sentence(error), EXIT_USAGE)) from error
 
     return wrapped
+
+
+def _interrupted() -> typer.Exit:
+    say("nothing half-written is left behind", label="interrupted;", style="yellow", to=errors)
+    return typer.Exit(EXIT_INTERRUPTED)
+
+
+def said_by_the_system(error: OSError) -> str:
+    """An operating system's error in one line; one without a file's name comes from what the command prints."""
+    reason = error.strerror or str(error)
+    return f"cannot write the output: {reason}" if error.filename is None else f"{error.filename}: {reason}"
 
 
 def sentence(error: Exception) -> str:
@@ -68,22 +110,32 @@ def sentence(error: Exception) -> str:
     return "; ".join(problems)
 
 
-def escaped(text: str) -> str:
-    """Text that rich prints as it is."""
-    return text.replace("[", r"\[")
+def be_verbose() -> None:
+    """Say what is chosen and loaded, and what ran, from now on."""
+    logging.getLogger("uso_engine").setLevel(logging.INFO)
+
+
+def is_verbose() -> bool:
+    """Whether that was asked for."""
+    return logging.getLogger("uso_engine").isEnabledFor(logging.INFO)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        say(f"uso-engine {uso_engine.__version__}")
+        raise typer.Exit
 
 
 @app.callback()
-def _options(verbose: bool = typer.Option(False, "--verbose", "-v", help="Say what is chosen and loaded.")) -> None:
+def _options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what is chosen and loaded, and what ran.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
     handler = RichHandler(console=errors, show_time=False, show_path=False)
+    # A request's warnings are printed with its result.
+    handler.addFilter(lambda record: not getattr(record, "in_result", False))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s")
     if verbose:
-        logging.getLogger("uso_engine").setLevel(logging.INFO)
-
-
-def main() -> None:
-    """Entry point of ``uso-engine``."""
-    from . import compare, configs, evaluate, generate, info, quantize, verify  # noqa: F401  each adds its commands
-
-    app(prog_name="uso-engine")
-    sys.exit(0)
+        be_verbose()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from uso_engine.errors import MissingFileError, OutputError
+from uso_engine.errors import MissingFileError
 
 _SIZE = re.compile(r"(\d+)[x×](\d+)", re.IGNORECASE)
 
@@ -16,6 +16,11 @@ def parse_size(text: str) -> str | dict[str, int]:
     """A preset's name as it is, or WIDTHxHEIGHT as the request's object."""
     match = _SIZE.fullmatch(text.strip())
     return text if match is None else {"width": int(match[1]), "height": int(match[2])}
+
+
+def parse_images(names: Sequence[str]) -> list[str | None]:
+    """Pictures in order; the word none in the first place stands for no content image."""
+    return [None if place == 0 and name.lower() == "none" else name for place, name in enumerate(names)]
 
 
 def parse_lora(text: str) -> tuple[str, float]:
@@ -31,6 +36,17 @@ def parse_lora(text: str) -> tuple[str, float]:
         return path, float(weight)
     except ValueError:
         raise ValueError(f"--lora takes PATH or PATH=WEIGHT, got {text!r}: {weight!r} is not a number") from None
+
+
+def merged_line(given: Mapping[str, object], line: Mapping[str, object]) -> dict[str, object]:
+    """A line of a batch with what it leaves out taken from the command line's options.
+
+    Args:
+        given: fields that options gave, by the names that Python uses.
+        line: fields of the line; what it says counts, also where it says the same thing by another field.
+    """
+    said = {*line, *({"images"} if "image_urls" in line else ()), *({"keep_size"} if "image_size" in line else ())}
+    return {**{name: value for name, value in given.items() if name not in said}, **line}
 
 
 def read_batch(path: Path) -> list[dict[str, object]]:
@@ -60,22 +76,3 @@ def read_batch(path: Path) -> list[dict[str, object]]:
     if not requests:
         raise ValueError(f"{path} holds no requests")
     return requests
-
-
-def check_output(*paths: Path | None) -> None:
-    """Find out before minutes of work whether results can be written.
-
-    Raises:
-        ValueError: an ending other than .png, .jpg, .jpeg.
-        OutputError: a folder that is not there or not writable.
-    """
-    for path in paths:
-        if path is None:
-            continue
-        if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-            raise ValueError(f"{path}: expected a name that ends in .png, .jpg or .jpeg")
-        folder = path.parent
-        if not folder.is_dir():
-            raise OutputError(f"cannot write {path}: there is no folder {folder}")
-        if path.is_dir() or not os.access(folder, os.W_OK):
-            raise OutputError(f"cannot write {path}: {'it is a folder' if path.is_dir() else f'{folder} is not writable'}")

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .app import app, console, errors, reports_errors
+from .app import app, errors, reports_errors, say
 from .arguments import read_batch
+from .outputs import make_folder
 from .progress import LoadingProgress
+from .verify import TierName
+
+if TYPE_CHECKING:
+    from uso_engine.config import EngineConfig
 
 _PROMPT = "a house by the sea, at night"
 
@@ -21,8 +26,10 @@ def compare(
     b: Annotated[str, typer.Argument(help="Another; errors are relative to this one.")],
     out: Annotated[Path, typer.Option(help="Folder for comparison.json, .txt and .png.")] = Path("comparison"),
     requests: Annotated[Path | None, typer.Option(help="A file of requests, one JSON object per line.")] = None,
-    tier_a: Annotated[str | None, typer.Option(help="Precision tier of the first, instead of its configuration's.")] = None,
-    tier_b: Annotated[str | None, typer.Option(help="Precision tier of the second.")] = None,
+    tier_a: Annotated[
+        TierName | None, typer.Option(help="Precision tier of the first, instead of its configuration's.")
+    ] = None,
+    tier_b: Annotated[TierName | None, typer.Option(help="Precision tier of the second.")] = None,
     floor: Annotated[bool, typer.Option(help="Also run the second in bf16 and float32: the noise floor.")] = True,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
 ) -> None:
@@ -32,21 +39,44 @@ def compare(
         from uso_engine.comparison.compare import compare as hold_against
         from uso_engine.comparison.recording import Recording, record
         from uso_engine.comparison.report import table, write_report
-        from uso_engine.config import Tier, load_config
         from uso_engine.engine import USOEngine
 
-        def recorded(config: str, tier: Tier | str | None) -> Recording:
-            settings = load_config(config)
-            if tier is not None:
-                precision = type(settings.precision).model_validate({**settings.precision.model_dump(), "tier": tier})
-                settings = settings.model_copy(update={"precision": precision})
+        settings_a, settings_b = _in_tier(a, tier_a, "--tier-a"), _in_tier(b, tier_b, "--tier-b")
+        rounded = [_in_tier(b, tier, "--floor", "--no-floor") for tier in (TierName.BF16, TierName.FLOAT32)] if floor else []
+        make_folder(out)
+
+        def recorded(config: str, settings: EngineConfig) -> Recording:
             with USOEngine.from_config(settings, device=device, progress=progress) as engine:
                 progress(f"done; running {config} in {settings.precision.tier}", 0, 0)
                 return record(f"{config} in {settings.precision.tier}", engine, asked)
 
-        first, second = recorded(a, tier_a), recorded(b, tier_b)
-        beside = (recorded(b, "bf16"), recorded(b, "float32")) if floor else None
+        first, second = recorded(a, settings_a), recorded(b, settings_b)
+        beside = (recorded(b, rounded[0]), recorded(b, rounded[1])) if floor else None
     comparison = hold_against(first, second, floor=beside)
-    console.print(table(comparison), highlight=False, markup=False, soft_wrap=True)
+    say(table(comparison))
     for path in write_report(comparison, out):
-        console.print(path, highlight=False, soft_wrap=True)
+        say(path)
+
+
+def _in_tier(config: str, tier: TierName | None, flag: str, instead: str | None = None) -> EngineConfig:
+    """A configuration in another tier; refused before anything runs where its transformer is a file in one tier only.
+
+    Args:
+        config: its name.
+        tier: None for its own.
+        flag: what asks for it.
+        instead: the flag that helps; leaving `flag` out by default.
+    """
+    from uso_engine.config import load_config
+    from uso_engine.quantization.quantized_file import is_quantized_file
+    from uso_engine.transformer_loading import FLOAT_TIERS, resolve
+
+    settings = load_config(config)
+    if tier is None:
+        return settings
+    path = resolve(settings.transformer.checkpoint, "transformer checkpoint", settings)
+    if tier.value in FLOAT_TIERS and is_quantized_file(path):
+        help_ = f"give {instead}" if instead else f"leave {flag} out"
+        raise ValueError(f"{config}: {path} is quantised and cannot run in {tier.value}, which {flag} asks for; {help_}")
+    precision = type(settings.precision).model_validate({**settings.precision.model_dump(), "tier": tier.value})
+    return settings.model_copy(update={"precision": precision})

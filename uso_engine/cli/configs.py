@@ -12,7 +12,7 @@ from uso_engine.download import download as fetch
 from uso_engine.download import download_tokenizers as fetch_tokenizers
 from uso_engine.download import missing_parts
 
-from .app import app, console, reports_errors
+from .app import app, console, reports_errors, say, warn
 
 commands = typer.Typer(help="Configurations: list them, show one.", no_args_is_help=True)
 app.add_typer(commands, name="config")
@@ -26,8 +26,8 @@ def list_all() -> None:
         config = load_config(name)
         missing = missing_parts(config)
         state = "ready" if not missing else f"missing {len(missing)} parts: uso-engine download {name}"
-        console.print(f"{name:24} {config.description} ({state})", highlight=False, soft_wrap=True)
-    console.print(f"files in {config_folder()}", highlight=False, soft_wrap=True)
+        say(f"{name:24} {config.description} ({state})")
+    say(f"files in {config_folder()}")
 
 
 @commands.command()
@@ -50,17 +50,13 @@ def download(
     if tokenizers == (config is not None):
         raise ValueError("expected a configuration to download, or --tokenizers")
     if config is None:
-        fetch_tokenizers(token=token, report=_say)
+        fetch_tokenizers(token=token, report=say)
         return
     loaded = load_config(config)
-    fetch(loaded, token=token, report=_say)
+    fetch(loaded, token=token, report=say)
     missing = missing_parts(loaded)
     if missing:
         names = ", ".join(f"{part.what} ({part.text})" for part in missing)
-        console.print(f"[yellow]not on the hub, and not here:[/] {names}", highlight=False, soft_wrap=True)
+        warn(names, label="not on the hub, and not here:")
         raise typer.Exit(1)
-    console.print(f"{loaded.name} is complete", highlight=False)
-
-
-def _say(line: str) -> None:
-    console.print(line, highlight=False, soft_wrap=True)
+    say(f"{loaded.name} is complete")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .app import app, console, reports_errors
+from .app import app, console, reports_errors, say
+from .outputs import make_folder
 
 if TYPE_CHECKING:
     from uso_engine.engine import USOEngine
@@ -32,16 +33,12 @@ def evaluate(
     """
     from uso_engine.config import PrecisionConfig, load_config
     from uso_engine.engine import USOEngine
-    from uso_engine.errors import OutputError
     from uso_engine.evaluation.evaluate import draw_held_out, measure_autoencoder, standard_variations
     from uso_engine.evaluation.evaluate import evaluate as run
 
     draw_held_out(count, seed)
     if output is not None:
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"cannot write to {output}: {error.strerror}") from error
+        make_folder(output)
     loaded = load_config(config)
     engines: list[tuple[str, USOEngine]] = []
     try:
@@ -61,9 +58,9 @@ def evaluate(
         for _, engine in engines:
             engine.close()
     table = report.to_table()
-    console.print(table, highlight=False, soft_wrap=True, markup=False)
+    say(table)
     if output is not None:
         (output / "report.json").write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
         (output / "report.md").write_text(table + "\n", encoding="utf-8")
         report.to_grid().save(output / "grid.jpg", quality=90)
-        console.print(f"written to {output}", highlight=False, soft_wrap=True)
+        say(f"written to {output}")

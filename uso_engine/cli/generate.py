@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .app import app, console, errors, escaped, fail, reports_errors, sentence
-from .arguments import check_output, parse_lora, parse_size, read_batch
+from .app import app, be_verbose, errors, fail, is_verbose, reports_errors, say, sentence, warn
+from .arguments import merged_line, parse_images, parse_lora, parse_size, read_batch
+from .outputs import SUFFIXES, Outputs, check_outputs
 from .progress import GenerationProgress, LoadingProgress
 
 if TYPE_CHECKING:
+    from uso_engine.config import EngineConfig
     from uso_engine.engine import USOEngine
+    from uso_engine.imaging.contact_sheet import Captioned
+    from uso_engine.request import GenerationRequest
     from uso_engine.result import GenerationResult
 
 DEMONSTRATION = "uso-tiny"
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """Where a request's results go.
-
-    Args:
-        image: path of the image; several get -0, -1 … before the ending.
-        sheet: path of the contact sheet, if one is wanted.
-        response: whether the response as JSON is written beside the image.
-        parameters: whether the files say what made them.
-    """
-
-    image: Path
-    sheet: Path | None
-    response: bool
-    parameters: bool
 
 
 @app.command()
@@ -47,79 +34,99 @@ def generate(
         list[str] | None,
         typer.Option(help="Content image, then style images: paths or URLs. Repeat; 'none' first: style only."),
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write: .png or .jpg.")] = Path("out.png"),
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="Where to write: .png or .jpg; the lines of a batch and several images are numbered."
+        ),
+    ] = Path("out.png"),
     config: Annotated[
         str | None, typer.Option(help="A configuration's name or TOML file; default: the embedded demonstration.")
     ] = None,
     size: Annotated[str | None, typer.Option(help="square_hd, portrait_4_3, … or WIDTHxHEIGHT.")] = None,
-    keep_size: Annotated[bool, typer.Option("--keep-size", help="Keep the content image's shape.")] = False,
+    keep_size: Annotated[bool | None, typer.Option("--keep-size", help="Keep the content image's shape.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps, 1 to 50.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale, 1 to 20.")] = None,
-    num_images: Annotated[int, typer.Option(help="How many images, 1 to 4.")] = 1,
+    num_images: Annotated[int | None, typer.Option(help="How many images, 1 to 4.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same image; drawn and printed if left out.")] = None,
-    negative_prompt: Annotated[str, typer.Option(help="What to stay away from; doubles the work.")] = "",
+    negative_prompt: Annotated[str | None, typer.Option(help="What to stay away from; doubles the work.")] = None,
     true_cfg_scale: Annotated[float | None, typer.Option(help="Weight of the prompt against the negative prompt.")] = None,
     style_scale: Annotated[float | None, typer.Option(help="Strength of the style images; 1 is the reference's.")] = None,
     lora: Annotated[
         list[str] | None, typer.Option(help="PATH or PATH=WEIGHT of a LoRA to merge besides USO's. Repeat.")
     ] = None,
     batch: Annotated[
-        Path | None, typer.Option(help="A file of requests, one JSON object per line, instead of --prompt.")
+        Path | None,
+        typer.Option(
+            help="A file of requests, one JSON object per line, instead of --prompt. A line has the fields of a request; what "
+            "it leaves out is taken from the options given here, then from the configuration."
+        ),
     ] = None,
     contact_sheet: Annotated[Path | None, typer.Option(help="Write references and results in one picture.")] = None,
     response: Annotated[bool, typer.Option("--response", help="Write the response as JSON beside the image.")] = False,
     parameters: Annotated[bool, typer.Option("--parameters", help="Write prompt, seed and settings into the files.")] = False,
-    safety_checker: Annotated[bool, typer.Option(help="Replace unsafe images by black ones.")] = True,
+    safety_checker: Annotated[
+        bool | None,
+        typer.Option("--safety-checker/--no-safety-checker", help="Replace unsafe images by black ones; the default."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default: a GPU if there is one.")] = None,
     attention: Annotated[str, typer.Option(help="Attention backend; see `uso-engine info`.")] = "auto",
     memory_budget: Annotated[
         float | None, typer.Option(help="GPU memory in GiB that may be used; default: what the GPU has free.")
     ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what is chosen and loaded, and what ran.")] = False,
 ) -> None:
     """Make images from a prompt, a content image and style images."""
     if (prompt is None) == (batch is None):
         raise fail("give either --prompt or --batch", 2)
-    check_output(output, contact_sheet)
+    if keep_size and size is not None:
+        raise fail("give --size or --keep-size, not both", 2)
+    if verbose:
+        be_verbose()
+    fields: dict[str, object] = {
+        "prompt": prompt,
+        "images": None if image is None else parse_images(image),
+        "image_size": None if size is None else parse_size(size),
+        "keep_size": keep_size,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "num_images": num_images,
+        "seed": seed,
+        "negative_prompt": negative_prompt,
+        "true_cfg_scale": true_cfg_scale,
+        "style_scale": style_scale,
+        "enable_safety_checker": safety_checker,
+        "output_format": SUFFIXES.get(output.suffix.lower()),
+    }
+    given = {name: value for name, value in fields.items() if value is not None}
+    outputs = Outputs(output, contact_sheet, response, parameters)
+    requests: list[tuple[Outputs, Mapping[str, object]]] = [(outputs, given)]
     if batch is not None:
-        requests = read_batch(batch)
-    else:
-        sources: list[str | None] = [None if name.lower() == "none" and i == 0 else name for i, name in enumerate(image or [])]
-        fields: dict[str, object] = {
-            "prompt": prompt,
-            "images": sources,
-            "image_size": None if size is None else parse_size(size),
-            "keep_size": keep_size,
-            "num_inference_steps": steps,
-            "guidance_scale": guidance,
-            "num_images": num_images,
-            "seed": seed,
-            "negative_prompt": negative_prompt,
-            "true_cfg_scale": true_cfg_scale,
-            "style_scale": style_scale,
-            "enable_safety_checker": safety_checker,
-            "output_format": "png" if output.suffix.lower() == ".png" else "jpeg",
-        }
-        requests = [{name: value for name, value in fields.items() if value is not None}]
+        lines = [merged_line(given, line) for line in read_batch(batch)]
+        requests = [(outputs.of_line(i, line.get("output_format")), line) for i, line in enumerate(lines)]
+    check_outputs(outputs, requests, read=batch)
+    from uso_engine.config import load_config
+    from uso_engine.request_type import request_type_of
+
     loras = [parse_lora(text) for text in lora or []]
-    engine = _load(config, device, attention, memory_budget)
-    with engine:
+    settings = load_config(config if config is not None else DEMONSTRATION)
+    if batch is None:
+        # Before minutes of loading; in a batch one wrong line does not keep the others from being made.
+        request_type_of(settings).model_validate(given)
+    with _load(settings, device, attention, memory_budget) as engine:
         if loras:
             engine.set_loras(loras)
-        failed = _run_all(engine, requests, Outputs(output, contact_sheet, response, parameters), is_batch=batch is not None)
+        failed = _run_all(engine, requests, is_batch=batch is not None)
     if failed:
         raise fail(f"{failed} of {len(requests)} requests failed; the images of the others were written")
 
 
-def _load(config: str | None, device: str | None, attention: str, memory_budget: float | None) -> USOEngine:
-    from uso_engine.config import load_config
-
-    settings = load_config(config if config is not None else DEMONSTRATION)
+def _load(settings: EngineConfig, device: str | None, attention: str, memory_budget: float | None) -> USOEngine:
     if settings.demonstration:
-        errors.print(
-            f"[yellow]{settings.name} is a demonstration model:[/] it shows that everything runs, not what USO can do. "
+        warn(
+            "it shows that everything runs, not what USO can do. "
             "For the real one: uso-engine download uso-flux-dev, then --config uso-flux-dev",
-            highlight=False,
-            soft_wrap=True,
+            label=f"{settings.name} is a demonstration model:",
         )
     with LoadingProgress(errors) as progress:
         from uso_engine.engine import USOEngine
@@ -128,59 +135,66 @@ def _load(config: str | None, device: str | None, attention: str, memory_budget:
             settings, device=device, attention=attention, memory_budget_gib=memory_budget, progress=progress
         )
     if engine.memory_plan is not None:
-        errors.print(str(engine.memory_plan), highlight=False, markup=False, soft_wrap=True)
+        say(engine.memory_plan, to=errors)
     return engine
 
 
-def _run_all(engine: USOEngine, requests: list[dict[str, object]], outputs: Outputs, *, is_batch: bool) -> int:
+def _run_all(engine: USOEngine, requests: Sequence[tuple[Outputs, Mapping[str, object]]], *, is_batch: bool) -> int:
     """Run every request; returns how many failed. A single request's error is raised."""
     from uso_engine.errors import USOError
 
     failed = 0
-    for number, fields in enumerate(requests):
-        target = outputs
-        if is_batch:
-            stem = f"{outputs.image.stem}-{number + 1:04d}"
-            sheet = None if outputs.sheet is None else outputs.sheet.with_stem(f"{outputs.sheet.stem}-{number + 1:04d}")
-            target = Outputs(outputs.image.with_stem(stem), sheet, outputs.response, outputs.parameters)
+    for number, (outputs, fields) in enumerate(requests):
         try:
-            _run(engine, fields, target)
+            _run(engine, fields, outputs)
         except (USOError, ValueError) as error:
             if not is_batch:
                 raise
             failed += 1
-            errors.print(f"[bold red]request {number + 1}:[/] {escaped(sentence(error))}", highlight=False, soft_wrap=True)
+            say(sentence(error), label=f"request {number + 1}:", style="bold red", to=errors)
     return failed
 
 
-def _run(engine: USOEngine, fields: dict[str, object], outputs: Outputs) -> None:
+def _run(engine: USOEngine, fields: Mapping[str, object], outputs: Outputs) -> None:
     request = engine.request_type.model_validate(fields)
+    # Before anything is written: a result may take the place of its own content image.
+    references = [] if outputs.sheet is None else _open_references(request)
     with GenerationProgress(errors) as progress:
         result = engine.generate(request, on_step=progress.on_step)
     for warning in result.warnings:
-        errors.print(f"[yellow]warning:[/] {escaped(warning)}", highlight=False, soft_wrap=True)
+        warn(warning)
     paths = result.save(outputs.image, parameters=outputs.parameters)
     if outputs.response:
-        _write_response(result, outputs.image, paths)
+        _write_response(result, outputs.response_path, paths)
     if outputs.sheet is not None:
-        _write_sheet(engine, fields, result, outputs.sheet)
+        _write_sheet(references, result, outputs.sheet)
         paths = [*paths, outputs.sheet]
-    stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result.timings.items())
     for path, flagged in zip(paths, [*result.has_nsfw_concepts, False], strict=False):
-        note = " [yellow](withheld by the safety checker)[/]" if flagged else ""
-        console.print(f"{path}{note}", highlight=False, soft_wrap=True)
-    errors.print(
-        f"seed {result.seed}, {result.width}x{result.height}, attention {'+'.join(result.attention)}; {stages}",
-        highlight=False,
-        soft_wrap=True,
+        say(f"{path} (withheld by the safety checker)" if flagged else path)
+    stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in result.timings.items())
+    say(f"seed {result.seed}, {result.width}x{result.height}, attention {'+'.join(result.attention)}; {stages}", to=errors)
+    if is_verbose():
+        say(_what_ran(engine, result), label="ran:", style="bold", to=errors)
+
+
+def _what_ran(engine: USOEngine, result: GenerationResult) -> str:
+    """Configuration, tier, kernels, LoRAs, steps and memory plan, from the record that the result keeps."""
+    ran = result.parameters
+    loras = ", ".join(f"{entry['path']}={entry['weight']:g}" for entry in ran["loras"])  # type: ignore[attr-defined]
+    plan = "everything stays in place" if engine.memory_plan is None else " ".join(str(engine.memory_plan).split())
+    seconds = sum(result.timings.values())
+    return (
+        f"{ran['config']} in {ran['tier']} on {engine.device}; kernels {ran['kernels']}; "
+        f"attention {'+'.join(result.attention)}; {ran['steps_taken']} steps; LoRAs {loras or 'none'}; memory plan: {plan}; "
+        f"{result.tokens_used} tokens in {seconds:.2f} s"
     )
 
 
-def _write_response(result: GenerationResult, image: Path, paths: list[Path]) -> None:
+def _write_response(result: GenerationResult, path: Path, images: list[Path]) -> None:
     """The hosted API's JSON beside the images, with the paths just written as URLs."""
     from uso_engine.imaging.atomic import write_atomically
 
-    written = iter(paths)
+    written = iter(images)
 
     class WrittenFiles:
         """A store whose images are on disk already."""
@@ -189,19 +203,22 @@ def _write_response(result: GenerationResult, image: Path, paths: list[Path]) ->
             return next(written).resolve().as_uri()
 
     body = result.to_response(WrittenFiles())
-    write_atomically(image.with_suffix(".json"), json.dumps(body.model_dump(), indent=1).encode())
+    write_atomically(path, json.dumps(body.model_dump(), indent=1).encode())
 
 
-def _write_sheet(engine: USOEngine, fields: dict[str, object], result: GenerationResult, path: Path) -> None:
-    from uso_engine.imaging.contact_sheet import Captioned, contact_sheet
-    from uso_engine.imaging.encode import ImageMetadata, save_image
+def _open_references(request: GenerationRequest) -> list[Captioned]:
+    """The request's pictures with their captions."""
     from uso_engine.imaging.open import open_image
 
-    request = engine.request_type.model_validate(fields)
-    references: list[Captioned] = []
-    if request.content_image is not None:
-        references.append(("content", open_image(request.content_image)))
-    references += [(f"style {i + 1}", open_image(source)) for i, source in enumerate(request.style_images)]
+    sources = [("content", request.content_image)] if request.content_image is not None else []
+    sources += [(f"style {i + 1}", source) for i, source in enumerate(request.style_images)]
+    return [(caption, open_image(source, name=caption)) for caption, source in sources]
+
+
+def _write_sheet(references: list[Captioned], result: GenerationResult, path: Path) -> None:
+    from uso_engine.imaging.contact_sheet import contact_sheet
+    from uso_engine.imaging.encode import ImageMetadata, save_image
+
     results = [(f"seed {seed}", picture) for picture, seed in zip(result.images, result.seeds, strict=True)]
     sheet = contact_sheet(references, results, title=result.prompt or "(no prompt)")
     save_image(sheet, path, ImageMetadata(result.model))

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from .app import app, console, reports_errors
+from .app import app, console, reports_errors, say
 
 _PACKAGES = (
     "uso-engine",
@@ -89,8 +89,8 @@ def _plans(config: str, budgets: list[float], size: tuple[int, int, int]) -> Non
     workload = replace(usual_workload(settings), width=size[0], height=size[1], images=size[2])
     tier = settings.precision.tier
     sizes = public_sizes(settings, tier)
-    console.print(f"{settings.name}, tier {tier}, {size[2]} x {size[0]}x{size[1]}", highlight=False)
-    console.print(describe_plans(sizes, budgets, workload), highlight=False, markup=False, soft_wrap=True)
+    say(f"{settings.name}, tier {tier}, {size[2]} x {size[0]}x{size[1]}")
+    say(describe_plans(sizes, budgets, workload))
 
 
 def _version(package: str) -> str:

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from .app import app, console, errors, fail, reports_errors
+from .app import app, errors, fail, reports_errors, say
+from .outputs import make_folder
 from .progress import LoadingProgress
 
 
@@ -29,7 +30,6 @@ def quantize(
 ) -> None:
     """Merge a configuration's LoRAs, quantise its transformer one layer at a time, and write it to one file."""
     from uso_engine.config import config_folder, list_configs, load_config
-    from uso_engine.errors import OutputError
 
     toml = config_folder() / f"{config}.toml" if config in list_configs() else Path(config)
 
@@ -37,18 +37,13 @@ def quantize(
     with LoadingProgress(errors) as progress:
         from uso_engine.transformer_loading import save_quantized_transformer
 
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"cannot make the folder {out}: {error.strerror}") from error
+        make_folder(out)
         path = out / f"{settings.name}-{tier.value}.safetensors"
         if path.exists():
             raise fail(f"{path} is there already; remove it, or name another folder")
         save_quantized_transformer(settings, tier.value, path, progress=progress)
-    console.print(f"{path}  {path.stat().st_size / 1e9:.3f} GB", highlight=False, soft_wrap=True)
-    console.print(
-        f'To use it, write checkpoint = "{path.resolve()}" under \\[transformer] and tier = "{tier.value}" under \\[precision] '
-        f"of a copy of {toml}, and give that copy as --config.",
-        highlight=False,
-        soft_wrap=True,
+    say(f"{path}  {path.stat().st_size / 1e9:.3f} GB")
+    say(
+        f'To use it, write checkpoint = "{path.resolve()}" under [transformer] and tier = "{tier.value}" under [precision] '
+        f"of a copy of {toml}, and give that copy as --config."
     )

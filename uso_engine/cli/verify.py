@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from .app import app, console, fail, reports_errors
+from .app import app, fail, reports_errors, say
 
 
 class TierName(StrEnum):
@@ -60,11 +60,11 @@ def verify(
         checked += 1
         failed += not check.is_within
         bound = "no bound" if check.bound is None else f"<= {check.bound:.1e}"
-        verdict = "[green]ok  [/]" if check.is_within else "[bold red]FAIL[/]"
+        verdict, style = ("ok  ", "green") if check.is_within else ("FAIL", "bold red")
         note = f"  {check.note}" if check.note else ""
-        console.print(f"{verdict} {check.case}  {check.name}  {check.error:.2e} {bound}{note}", highlight=False, soft_wrap=True)
+        say(f"{check.case}  {check.name}  {check.error:.2e} {bound}{note}", label=verdict, style=style)
     if checked == 0:
         raise fail(f"no case in {folder} can be checked with tier {tier.value if tier else 'float32'}")
-    console.print(f"{checked} tensors compared, {failed} over their bound", highlight=False)
+    say(f"{checked} tensors compared, {failed} over their bound")
     if failed:
         raise typer.Exit(1)

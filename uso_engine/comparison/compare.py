@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from PIL import Image
 from torch import Tensor
 
+from uso_engine.request_fields import image_seeds
+
 from .image_metrics import psnr, ssim
 from .recording import RecordedRequest, Recording
 
@@ -107,12 +109,13 @@ def _compare_request(number: int, a: RecordedRequest, b: RecordedRequest) -> lis
     shapes = [(r.prompt, r.seed, len(r.latents), tuple(image.size for image in r.images)) for r in (a, b)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"request {number} differs: prompt, seed, steps and sizes are {shapes[0]} and {shapes[1]}")
+    seeds = image_seeds(a.seed, len(a.images))
     return [
         ImageComparison(
             request=number,
             image=j,
             prompt=a.prompt,
-            seed=a.seed + j,
+            seed=seeds[j],
             latent_errors=tuple(_relative_error(x[j], y[j]) for x, y in zip(a.latents, b.latents, strict=True)),
             psnr_db=psnr(a.images[j], b.images[j]),
             ssim=ssim(a.images[j], b.images[j]),

@@ -17,6 +17,17 @@ if TYPE_CHECKING:
 
 V = TypeVar("V")
 
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class CacheLimits:
+    """Bounds of the three condition caches in bytes."""
+
+    prompt_bytes: int = 256 * MIB
+    style_bytes: int = 64 * MIB
+    content_bytes: int = 64 * MIB
+
 
 @dataclass(frozen=True)
 class CacheStatistics:

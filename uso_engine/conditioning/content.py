@@ -10,9 +10,12 @@ from torch import Tensor, nn
 from uso_engine.conditioning.cache import hash_tensor
 from uso_engine.conditioning.movable_part import MovablePart
 from uso_engine.conditioning.pretrained import fingerprint
+from uso_engine.conditioning.strips import Strips, decode_in_strips, encode_in_strips
+from uso_engine.sampling.noise import draw_normal
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 # Pixels are -1..1; an image that was merely never scaled from 0..255 must not pass, rounding may.
 _LARGEST_PIXEL = 1.001
@@ -30,11 +33,11 @@ class Autoencoder:
         device: where it runs.
         encode_dtype: of the encoder's weights and compute.
         decode_dtype: of the decoder's weights and compute.
-        tile_side: encode and decode images with a longer side in overlapping tiles of this many pixels, which bounds memory and
-            changes the result at the seams; None never does.
+        tile_side: compute images of more pixels than a square with this side in strips of so many, which bounds memory;
+            results differ by rounding. None never does.
 
     Raises:
-        ValueError: a tile side that is not a positive multiple of four latent cells (32 pixels).
+        ValueError: a tile side that is less than two latent cells (16 pixels).
     """
 
     def __init__(
@@ -64,8 +67,11 @@ class Autoencoder:
         # 16-bit convolutions run on tensor cores in this layout; in float32 it would change the order of sums for nothing.
         self._decode_layout = torch.contiguous_format if decode_dtype == torch.float32 else torch.channels_last
         self._module.decoder.to(memory_format=self._decode_layout)
-        self._check_tiles(tile_side)
-        self._encode_tile = self._decode_tile = tile_side
+        if tile_side is not None and tile_side < self.multiple:
+            raise ValueError(f"tile_side must be at least {self.multiple}, got {tile_side}")
+        self.strip_pixels = None if tile_side is None else tile_side**2
+        self.moved_bytes = 0
+        """Copied between host and device while decoding in strips that wait on the host, so far."""
         settings = f"{scale_factor} {shift_factor} {encode_dtype} {tile_side}"
         self.identity = fingerprint([module.encoder], settings)
         self._part = MovablePart("autoencoder", [module])
@@ -74,11 +80,6 @@ class Autoencoder:
     def parts(self) -> tuple[MovablePart, ...]:
         """Encoder and decoder as one, for whoever moves them."""
         return (self._part,)
-
-    @property
-    def tile_side(self) -> int | None:
-        """The tiles that it was made with; a plan may decode in smaller ones."""
-        return self._encode_tile
 
     @property
     def relative_working_size(self) -> tuple[float, float]:
@@ -92,15 +93,6 @@ class Autoencoder:
         module.to(device)
         return self
 
-    def decode_in_tiles(self, tile_side: int) -> None:
-        """Decode larger images in tiles of at most so many pixels from now on; how images are encoded does not change.
-
-        Raises:
-            ValueError: not a positive multiple of four latent cells (32 pixels).
-        """
-        self._check_tiles(tile_side)
-        self._decode_tile = tile_side if self._decode_tile is None else min(tile_side, self._decode_tile)
-
     def hash_pixels(self, pixels: Tensor, sample_seed: int | None = None) -> str:
         """Hash pixels as read by this encoder: the cache's key."""
         return hash_tensor(pixels, f"{self.identity} {sample_seed}")
@@ -111,8 +103,7 @@ class Autoencoder:
 
         Args:
             pixels: [1, 3, h, w] in -1..1, sides multiples of 16.
-            sample_seed: draw from the posterior with this seed instead of taking its mean; the noise comes from a CPU
-                generator, so that a seed means the same on every device.
+            sample_seed: draw from the posterior with this seed (`uso_engine.sampling.noise`) instead of taking its mean.
 
         Returns:
             (z - shift) * scale, [16, h/8, w/8], float32 on the autoencoder's device.
@@ -121,22 +112,21 @@ class Autoencoder:
             ValueError: pixels of another shape or range.
         """
         self._check_pixels(pixels)
-        self._use_tiles(self._encode_tile)
         with self._part.running():
             device = next(self._module.encoder.parameters()).device
-            posterior = self._module.encode(pixels.to(device, self._encode_dtype), return_dict=True).latent_dist
+            posterior = self._encode(pixels.to(device, self._encode_dtype))
         latent: Tensor = posterior.mean[0].float()
         if sample_seed is not None:
-            noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(sample_seed), dtype=torch.float32)
-            latent = latent + posterior.std[0].float() * noise.to(device)
+            latent = latent + posterior.std[0].float() * draw_normal(latent.shape, sample_seed).to(device)
         return (latent - self.shift_factor) * self.scale_factor
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, strips: Strips | None = None) -> Tensor:
         """Turn latents into pictures, one by one: a picture does not depend on its neighbours, nor memory on their number.
 
         Args:
             latents: [n, 16, h/8, w/8], scaled and shifted.
+            strips: decode pictures of more pixels than a strip in strips; None for what the autoencoder was made with.
 
         Returns:
             Pixels [n, 3, h, w], float32, around -1..1 and not clipped.
@@ -146,15 +136,36 @@ class Autoencoder:
         """
         if latents.ndim != 4 or latents.shape[1] != self.latent_channels or 0 in latents.shape:
             raise ValueError(f"latents must have shape [n, {self.latent_channels}, h/8, w/8], got {list(latents.shape)}")
-        self._use_tiles(self._decode_tile)
+        if strips is None and self.strip_pixels is not None:
+            strips = Strips(self.strip_pixels)
         pictures = []
         with self._part.running():
             device = next(self._module.decoder.parameters()).device
             for latent in latents.to(device).unbind():
                 z = (latent[None].float() / self.scale_factor + self.shift_factor).to(self._decode_dtype)
                 z = z.contiguous(memory_format=self._decode_layout)
-                pictures.append(self._module.decode(z, return_dict=True).sample.float())
+                pictures.append(self._decode(z, strips).float())
         return torch.cat(pictures)
+
+    def _encode(self, pixels: Tensor) -> DiagonalGaussianDistribution:
+        if self.strip_pixels is None or pixels.shape[2] * pixels.shape[3] <= self.strip_pixels:
+            return self._module.encode(pixels, return_dict=True).latent_dist
+        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+        moments, _ = encode_in_strips(self._module.encoder, pixels, Strips(self.strip_pixels), torch.contiguous_format)
+        if self._module.quant_conv is not None:
+            moments = self._module.quant_conv(moments)
+        return DiagonalGaussianDistribution(moments)
+
+    def _decode(self, z: Tensor, strips: Strips | None) -> Tensor:
+        if strips is None or z.shape[2] * z.shape[3] * self.downscale**2 <= strips.pixels:
+            whole: Tensor = self._module.decode(z, return_dict=True).sample
+            return whole
+        if self._module.post_quant_conv is not None:
+            z = self._module.post_quant_conv(z)
+        picture, moved = decode_in_strips(self._module.decoder, z, strips, self._decode_layout)
+        self.moved_bytes += moved
+        return picture
 
     def _check_pixels(self, pixels: Tensor) -> None:
         if pixels.ndim != 4 or pixels.shape[:2] != (1, self.image_channels):
@@ -166,15 +177,3 @@ class Autoencoder:
         largest = float(pixels.abs().amax())
         if not largest <= _LARGEST_PIXEL:
             raise ValueError(f"pixels must lie in -1..1, the largest magnitude is {largest:g}")
-
-    def _check_tiles(self, tile_side: int | None) -> None:
-        # Tiles overlap by a quarter, which has to fall on whole latent cells.
-        step = 4 * self.downscale
-        if tile_side is not None and (tile_side < step or tile_side % step):
-            raise ValueError(f"tile_side must be a positive multiple of {step}, got {tile_side}")
-
-    def _use_tiles(self, tile_side: int | None) -> None:
-        self._module.use_tiling = tile_side is not None
-        if tile_side is not None:
-            self._module.tile_sample_min_size = tile_side
-            self._module.tile_latent_min_size = tile_side // self.downscale

@@ -38,11 +38,18 @@ class Truncation:
     cut_after: str
     lost: str
 
-    def __str__(self) -> str:
-        return (
-            f"a prompt of {self.length} tokens is longer than the {self.limit} that {self.encoder} takes: "
-            f"cut after '…{self.cut_after}'"
-        )
+
+@dataclass(frozen=True)
+class UnknownText:
+    """What an encoder has no token for, and reads "unknown" in its place.
+
+    Args:
+        encoder: "T5" or "CLIP".
+        text: the letters or words, in order, each once, with spaces between.
+    """
+
+    encoder: str
+    text: str
 
 
 class PromptTokenizer:
@@ -80,14 +87,14 @@ class PromptTokenizer:
         """The id that ends a text."""
         return int(self._tokenizer.eos_token_id)
 
-    def tokenize(self, prompt: str) -> tuple[Tensor, Truncation | None]:
+    def tokenize(self, prompt: str) -> tuple[Tensor, Truncation | None, UnknownText | None]:
         """Turn a prompt into ids.
 
         Args:
             prompt: any text that is valid Unicode.
 
         Returns:
-            Ids [1, limit], padded, and what was cut, if anything was.
+            Ids [1, limit], padded; what was cut, if anything was; and what the encoder does not know, of what it read.
         """
         with self._lock:
             length = len(self._tokenizer(prompt, truncation=False, verbose=False)["input_ids"])
@@ -100,11 +107,20 @@ class PromptTokenizer:
                 return_tensors="pt",
             )
         ids: Tensor = kept["input_ids"]
+        unknown = self._unknown(prompt, ids[0], kept["offset_mapping"][0])
         if length <= self.limit:
-            return ids, None
+            return ids, None, unknown
         # Markers and padding have the offsets (0, 0).
         end = int(kept["offset_mapping"].max())
-        return ids, Truncation(self._encoder, self.limit, length, prompt[:end][-40:], prompt[end:])
+        return ids, Truncation(self._encoder, self.limit, length, prompt[:end][-40:], prompt[end:]), unknown
+
+    def _unknown(self, prompt: str, ids: Tensor, offsets: Tensor) -> UnknownText | None:
+        """What was read as unknown; CLIP spells every text in bytes, and its "unknown" is the mark that ends a text."""
+        if self._tokenizer.unk_token_id in (self._tokenizer.eos_token_id, self._tokenizer.pad_token_id):
+            return None
+        spans = offsets[ids == self._tokenizer.unk_token_id].tolist()
+        text = " ".join(dict.fromkeys(prompt[start:end] for start, end in spans))
+        return UnknownText(self._encoder, text) if spans else None
 
 
 def load_t5_tokenizer(folder: Path) -> T5Tokenizer:

@@ -13,11 +13,17 @@ from torch import Tensor, nn
 
 from uso_engine.conditioning.cache import hash_text, tensor_bytes
 from uso_engine.conditioning.movable_part import MovablePart, attention_working_bytes
-from uso_engine.conditioning.pretrained import fingerprint, load_pretrained
-from uso_engine.conditioning.prompt_tokenizer import PromptTokenizer, Truncation, load_clip_tokenizer, load_t5_tokenizer
-from uso_engine.conditioning.single_file import load_clip_file, load_t5_file
+from uso_engine.conditioning.pretrained import fingerprint
+from uso_engine.conditioning.prompt_tokenizer import (
+    PromptTokenizer,
+    Truncation,
+    UnknownText,
+    load_clip_tokenizer,
+    load_t5_tokenizer,
+)
+from uso_engine.conditioning.prompt_warnings import prompt_warnings
 from uso_engine.conditioning.storage import load_conditioning, save_conditioning
-from uso_engine.conditioning.tokenizer_folders import find_tokenizer
+from uso_engine.conditioning.text_models import load_clip, load_t5, tokenizer_folder
 from uso_engine.errors import CheckpointError, PromptError
 
 if TYPE_CHECKING:
@@ -26,17 +32,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _KIND = "text embedding"
-# A whole T5 has a decoder and its output layer beside the encoder, a whole CLIP the other tower and the projections to the
-# space that both share; older files keep position ids, which are counted now.
-_BESIDE_T5 = ("decoder.", "lm_head.weight")
-_BESIDE_CLIP = (
-    "vision_model.",
-    "visual_projection.weight",
-    "text_projection.weight",
-    "logit_scale",
-    "text_model.embeddings.position_ids",
-    "embeddings.position_ids",
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +44,7 @@ class TextEmbedding:
         prompt_hash: hash of the prompt and of the encoders that read it.
         encoder: identity of those encoders.
         truncated: one entry for each encoder that could not take the whole prompt.
+        unknown: one entry for each encoder that has no token for some of what it read.
     """
 
     tokens: Tensor
@@ -56,6 +52,11 @@ class TextEmbedding:
     prompt_hash: str
     encoder: str
     truncated: tuple[Truncation, ...] = ()
+    unknown: tuple[UnknownText, ...] = ()
+
+    def warnings(self, what: str = "the prompt") -> tuple[str, ...]:
+        """What did not reach the encoders, one sentence each; `what` is what the text is called."""
+        return prompt_warnings(self.truncated, self.unknown, what)
 
     @property
     def size_bytes(self) -> int:
@@ -72,6 +73,7 @@ class TextEmbedding:
             "prompt_hash": self.prompt_hash,
             "encoder": self.encoder,
             "truncated": json.dumps([asdict(entry) for entry in self.truncated]),
+            "unknown": json.dumps([asdict(entry) for entry in self.unknown]),
         }
         save_conditioning(Path(path), _KIND, {"tokens": self.tokens, "pooled": self.pooled}, metadata)
 
@@ -103,9 +105,10 @@ class TextEmbedding:
             logger.warning("%s was made by other text encoders (%s) than the ones in use (%s)", path, made_by, encoder)
         try:
             truncated = tuple(Truncation(**entry) for entry in json.loads(metadata.get("truncated", "[]")))
+            unknown = tuple(UnknownText(**entry) for entry in json.loads(metadata.get("unknown", "[]")))
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"{path} has an unreadable record of what was cut: {error}") from error
-        return cls(tokens, pooled, metadata.get("prompt_hash", ""), made_by, truncated)
+        return cls(tokens, pooled, metadata.get("prompt_hash", ""), made_by, truncated, unknown)
 
 
 class TextEncoders:
@@ -187,9 +190,9 @@ class TextEncoders:
             CheckpointError: files that are not what the configuration says they are.
         """
         t5, clip = Path(t5), Path(clip)
-        t5_words = load_t5_tokenizer(_tokenizer_folder("T5", t5, t5_tokenizer))
-        clip_words = load_clip_tokenizer(_tokenizer_folder("CLIP", clip, clip_tokenizer))
-        t5_model, clip_model = _load_t5(t5, dtype, device), _load_clip(clip, dtype, device)
+        t5_words = load_t5_tokenizer(tokenizer_folder("T5", t5, t5_tokenizer))
+        clip_words = load_clip_tokenizer(tokenizer_folder("CLIP", clip, clip_tokenizer))
+        t5_model, clip_model = load_t5(t5, dtype, device), load_clip(clip, dtype, device)
         return cls(t5_model, t5_words, clip_model, clip_words, t5_max_length=t5_max_length, clip_max_length=clip_max_length)
 
     @property
@@ -232,7 +235,7 @@ class TextEncoders:
             prompt: any text; the empty string is legal.
 
         Returns:
-            The embedding, on the encoders' device in their dtype. ``truncated`` and the log say where a prompt was cut.
+            The embedding, on the encoders' device in their dtype. It says itself where the prompt was cut and what is unknown.
 
         Raises:
             PromptError: not a string, or text that is not valid Unicode.
@@ -242,42 +245,15 @@ class TextEncoders:
             prompt.encode("utf-8")
         except UnicodeEncodeError as error:
             raise PromptError(f"the prompt is not valid Unicode: half a surrogate pair at character {error.start}") from error
-        t5_ids, t5_cut = self._t5_words.tokenize(prompt)
-        clip_ids, clip_cut = self._clip_words.tokenize(prompt)
-        truncated = tuple(cut for cut in (t5_cut, clip_cut) if cut is not None)
-        for cut in truncated:
-            logger.warning("%s", cut)
+        t5_ids, *t5_lost = self._t5_words.tokenize(prompt)
+        clip_ids, *clip_lost = self._clip_words.tokenize(prompt)
+        truncated = tuple(entry for entry in (*t5_lost, *clip_lost) if isinstance(entry, Truncation))
+        unknown = tuple(entry for entry in (*t5_lost, *clip_lost) if isinstance(entry, UnknownText))
         with self._t5_part.running():
             tokens = self._t5(input_ids=t5_ids.to(self._t5.device), attention_mask=None).last_hidden_state[0]
         with self._clip_part.running():
             pooled = self._clip(input_ids=clip_ids.to(self._clip.device), attention_mask=None).pooler_output[0]
-        return TextEmbedding(tokens, pooled, prompt_hash, self.identity, truncated)
-
-
-def _tokenizer_folder(encoder: str, model: Path, own: str | Path | None) -> Path:
-    if own is not None:
-        return Path(own)
-    return find_tokenizer(encoder, model) if model.is_file() else model
-
-
-def _load_t5(path: Path, dtype: torch.dtype, device: torch.device | str) -> T5EncoderModel:
-    from transformers import T5EncoderModel
-
-    if path.is_file():
-        return load_t5_file(path, harmless=_BESIDE_T5, dtype=dtype, device=device)
-    what = "T5 text encoder"
-    return load_pretrained(
-        T5EncoderModel, path, what=what, model_types=("t5",), harmless=_BESIDE_T5, dtype=dtype, device=device
-    )
-
-
-def _load_clip(path: Path, dtype: torch.dtype, device: torch.device | str) -> CLIPTextModel:
-    from transformers import CLIPTextModel
-
-    if path.is_file():
-        return load_clip_file(path, harmless=_BESIDE_CLIP, dtype=dtype, device=device)
-    what, types = "CLIP text encoder", ("clip_text_model", "clip")
-    return load_pretrained(CLIPTextModel, path, what=what, model_types=types, harmless=_BESIDE_CLIP, dtype=dtype, device=device)
+        return TextEmbedding(tokens, pooled, prompt_hash, self.identity, truncated, unknown)
 
 
 def _t5_working_bytes(t5: T5EncoderModel, tokens: int) -> int:

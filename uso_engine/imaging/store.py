@@ -36,10 +36,17 @@ class FileStore:
     Args:
         folder: where to; made with the first file.
         base_url: what the folder is called from outside, e.g. ``https://host/files``; by default ``file://`` URLs are given.
+
+    Raises:
+        ValueError: no path, or a base URL that is no text.
     """
 
-    def __init__(self, folder: Path, base_url: str | None = None) -> None:
-        self._folder = folder.absolute()
+    def __init__(self, folder: str | Path, base_url: str | None = None) -> None:
+        if not isinstance(folder, (str, Path)):
+            raise ValueError(f"folder must be a path, got {type(folder).__name__}")
+        if not isinstance(base_url, (str, type(None))):
+            raise ValueError(f"base_url must be a URL as text, got {type(base_url).__name__}")
+        self._folder = Path(folder).absolute()
         self._base_url = (self._folder.as_uri() if base_url is None else base_url).rstrip("/")
 
     def put(self, name: str, data: bytes, content_type: str) -> str:

@@ -12,6 +12,7 @@ from uso_engine.model.params import TransformerParams
 from uso_engine.model.projector import StyleProjector
 from uso_kernels.ragged import round_up_to_tile
 
+from .autoencoder_sizes import CUTS, FLUX_DECODER, FLUX_ENCODER, CoderSizes, Cut
 from .layer_kinds import Kind, is_modulation, linears, quantized_transformer
 
 TextPrecision = Literal["bf16", "int8", "fp8"]
@@ -21,10 +22,6 @@ ROW_WIDTHS = 25
 """Activations alive at once in a block, in units of [T, C]: a single block's streams, [T, 7C] projection, q, k, v, attention,
 GELU and the joined [T, 5C], and the temporaries of one kernel. Measured with every live tensor counted
 (tests/test_memory_plan.py)."""
-
-AUTOENCODER_DECODE_BYTES_PER_PIXEL = 3073
-AUTOENCODER_ENCODE_BYTES_PER_PIXEL = 2572
-"""Live tensors of FLUX's autoencoder in float32 per pixel of the image or tile, counted on the meta device."""
 
 
 @dataclass(frozen=True)
@@ -88,16 +85,26 @@ class EngineSizes:
     Args:
         transformer: its sizes.
         components: "T5", "CLIP", "SigLIP and projector", "autoencoder", "safety classifier".
-        encode_bytes_per_pixel: live tensors of the autoencoder's encoder.
-        decode_bytes_per_pixel: those of its decoder.
-        tile_side: of the tiles that the configuration asks for in both, in pixels.
+        encoder: live tensors of the autoencoder's encoder.
+        decoder: those of its decoder.
+        strip_pixels: of the strips that the configuration asks for in both; None where it asks for none.
     """
 
     transformer: TransformerSizes
     components: Mapping[str, ComponentSizes]
-    encode_bytes_per_pixel: float = AUTOENCODER_ENCODE_BYTES_PER_PIXEL
-    decode_bytes_per_pixel: float = AUTOENCODER_DECODE_BYTES_PER_PIXEL
-    tile_side: int | None = None
+    encoder: CoderSizes = FLUX_ENCODER
+    decoder: CoderSizes = FLUX_DECODER
+    strip_pixels: int | None = None
+
+    @property
+    def cuts(self) -> tuple[Cut, ...]:
+        """The ways in which pictures may be decoded, from the fastest to the smallest."""
+        return CUTS if self.strip_pixels is None else CUTS[1:]
+
+    @property
+    def encoding(self) -> Cut:
+        """How content images are encoded: they are small, and cut only where the configuration says so."""
+        return self.cuts[0]
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,7 @@ class Workload:
         text_tokens: of the prompt.
         contents: content images, taken as square.
         content_side: their long side in pixels.
+        start_pixels: of the picture that the run starts from, where it does not start from noise.
         styles: style images.
         style_tokens: tokens of each.
         negative: whether a negative prompt is computed beside the prompt.
@@ -124,6 +132,7 @@ class Workload:
     text_tokens: int = 512
     contents: int = 1
     content_side: int = 512
+    start_pixels: int = 0
     styles: int = 1
     style_tokens: int = 192
     negative: bool = False

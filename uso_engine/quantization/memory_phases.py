@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .autoencoder_sizes import STRIP_PIXELS, Cut
 from .engine_sizes import ROW_WIDTHS, EngineSizes, TransformerSizes, Workload
 
 GIB = 1 << 30
@@ -40,7 +41,7 @@ class Choice:
     streamed: frozenset[str]
     double_blocks: tuple[int, ...] = ()
     single_blocks: tuple[int, ...] = ()
-    tile_side: int | None = None
+    decoding: Cut = "whole"
 
 
 def _streamed_blocks(choice: Choice, transformer: TransformerSizes) -> list[int]:
@@ -77,14 +78,10 @@ def phases_of(choice: Choice, sizes: EngineSizes, work: Workload) -> list[Phase]
     prompts = 2 if work.negative else 1
     table = (prompts * work.steps + work.sequences) * transformer.vectors * width
     activations = ROW_WIDTHS * work.rows * width + transformer.scratch
-    pixels, content_pixels = work.width * work.height, work.content_side**2
-    if choice.tile_side is not None:
-        pixels = min(pixels, choice.tile_side**2)
-    if sizes.tile_side is not None:
-        pixels, content_pixels = min(pixels, sizes.tile_side**2), min(content_pixels, sizes.tile_side**2)
-    # A whole image is decoded one at a time; the finished ones wait in float32.
-    decoding = int(sizes.decode_bytes_per_pixel * pixels) + 12 * work.images * work.width * work.height
-    encoding = int(sizes.encode_bytes_per_pixel * content_pixels)
+    pixels, strip_pixels = work.width * work.height, sizes.strip_pixels or STRIP_PIXELS
+    # One image is decoded at a time; the finished ones wait in float32.
+    decoding = sizes.decoder.peak_bytes(choice.decoding, pixels, strip_pixels) + 12 * work.images * pixels
+    encoding = sizes.encoder.peak_bytes(sizes.encoding, max(work.content_side**2, work.start_pixels), strip_pixels)
     loads = {
         "text": max(running("T5"), running("CLIP")),
         "style": running("SigLIP and projector") if work.styles else 0,
@@ -112,8 +109,15 @@ def resident_of(choice: Choice, sizes: EngineSizes) -> dict[str, int]:
     return resident
 
 
+def repeated_bytes_of(choice: Choice, sizes: EngineSizes, work: Workload) -> int:
+    """Bytes moved over and over in a request: blocks at every step, and what decoding keeps on the host."""
+    pixels, strip_pixels = work.width * work.height, sizes.strip_pixels or STRIP_PIXELS
+    decoding = work.images * sizes.decoder.moved_bytes(choice.decoding, pixels, strip_pixels)
+    return work.steps * block_bytes(choice, sizes.transformer) + decoding
+
+
 def moved_bytes_of(choice: Choice, sizes: EngineSizes, work: Workload) -> int:
-    """Bytes brought to the GPU per request when nothing is cached."""
+    """Bytes moved between host and GPU per request when nothing is cached."""
     prompts = 2 if work.negative else 1
     uses = {
         "T5": prompts,
@@ -125,4 +129,4 @@ def moved_bytes_of(choice: Choice, sizes: EngineSizes, work: Workload) -> int:
     moved = sum(part.weight_bytes * uses.get(name, 1) for name, part in sizes.components.items() if name in choice.streamed)
     if MODULATION in choice.streamed:
         moved += prompts * sum(sizes.transformer.modulation)
-    return moved + work.steps * block_bytes(choice, sizes.transformer)
+    return moved + repeated_bytes_of(choice, sizes, work)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
+from .autoencoder_sizes import Cut
 from .engine_sizes import EngineSizes, TransformerSizes, Workload
 from .memory_phases import (
     GIB,
@@ -19,11 +20,9 @@ from .memory_phases import (
     moved_bytes_of,
     peak_of,
     phases_of,
+    repeated_bytes_of,
     resident_of,
 )
-
-TILE_SIDES = (None, 512, 256)
-"""Sides of the tiles, in pixels, that the autoencoder may decode in; None: the whole image at once."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +35,9 @@ class MemoryPlan:
         streamed: parts that are brought in when they run, with their bytes.
         streamed_double_blocks: double blocks brought in at every step.
         streamed_single_blocks: single blocks brought in at every step.
-        tile_side: side in pixels of the tiles that the autoencoder decodes in; None for the whole image.
+        decoding: how the planned images are decoded.
         phases: peaks, in the order of a request.
-        moved_bytes: brought to the GPU per request when nothing is cached.
+        moved_bytes: between host and GPU per request when nothing is cached.
         transfer_s: how long that takes at the assumed rate; partly hidden behind computing.
         problems: why the budget is too small; empty if it is not.
     """
@@ -48,7 +47,7 @@ class MemoryPlan:
     streamed: dict[str, int]
     streamed_double_blocks: tuple[int, ...]
     streamed_single_blocks: tuple[int, ...]
-    tile_side: int | None
+    decoding: Cut
     phases: tuple[Phase, ...]
     moved_bytes: int
     transfer_s: float
@@ -66,9 +65,27 @@ class MemoryPlan:
 
     def peak_for(self, sizes: EngineSizes, work: Workload) -> Phase:
         """The highest phase of another request under this plan, with what is kept free."""
-        choice = Choice(frozenset(self.streamed), self.streamed_double_blocks, self.streamed_single_blocks, self.tile_side)
-        highest = max(phases_of(choice, sizes, work), key=lambda phase: phase.peak_bytes)
+        phases = self._phases_with(self.decoding_for(sizes, work), sizes, work)
+        highest = max(phases, key=lambda phase: phase.peak_bytes)
         return Phase(highest.name, highest.peak_bytes + RESERVE_BYTES)
+
+    def decoding_for(self, sizes: EngineSizes, work: Workload) -> Cut:
+        """How a request's images are decoded: the fastest way that keeps within the budget, or else the smallest.
+
+        Whether images are cut does not depend on their number: an image has the same bits alone and among others.
+        """
+
+        def fits(cut: Cut, images: int) -> bool:
+            phases = {phase.name: phase for phase in self._phases_with(cut, sizes, replace(work, images=images))}
+            return phases["decoding"].peak_bytes + RESERVE_BYTES <= self.budget_bytes
+
+        uncut = [cut for cut in sizes.cuts if cut == "whole" and fits(cut, images=1)]
+        others = [cut for cut in sizes.cuts if cut != "whole"]
+        return next((cut for cut in [*uncut, *(cut for cut in others if fits(cut, work.images))]), others[-1])
+
+    def _phases_with(self, decoding: Cut, sizes: EngineSizes, work: Workload) -> list[Phase]:
+        choice = Choice(frozenset(self.streamed), self.streamed_double_blocks, self.streamed_single_blocks, decoding)
+        return phases_of(choice, sizes, work)
 
     def __str__(self) -> str:
         verdict = "fits" if self.fits else "too small"
@@ -84,8 +101,9 @@ class MemoryPlan:
         blocks = len(self.streamed_double_blocks) + len(self.streamed_single_blocks)
         if blocks:
             lines.append(f"  {blocks} blocks from the host at every step")
-        if self.tile_side is not None:
-            lines.append(f"  autoencoder decodes in tiles of {self.tile_side} pixels")
+        if self.decoding != "whole":
+            kept = ", with what lies between layers on the host" if self.decoding == "host strips" else ""
+            lines.append(f"  autoencoder decodes in strips{kept}; pictures differ by rounding")
         lines.append(
             f"  {self.moved_bytes / 1e9:.1f} GB moved per request: {self.transfer_s:.1f} s at {PCIE_BYTES_PER_S / 1e9:.0f} GB/s"
         )
@@ -130,12 +148,12 @@ def plan_memory(
 
 
 def _choices(sizes: EngineSizes, work: Workload, usable: int) -> Iterator[Choice]:
-    """Every set of streamed parts and every tile, each with as few streamed blocks as fit."""
+    """Every set of streamed parts and every way to decode, each with as few streamed blocks as fit."""
     names = [MODULATION, *sizes.components]
     for count in range(len(names) + 1):
         for streamed in combinations(names, count):
-            for tile_side in TILE_SIDES:
-                choice = Choice(frozenset(streamed), tile_side=tile_side)
+            for cut in sizes.cuts:
+                choice = Choice(frozenset(streamed), decoding=cut)
                 excess = peak_of(choice, sizes, work) - usable
                 yield choice if excess <= 0 else _with_streamed_blocks(choice, sizes.transformer, excess)
 
@@ -149,7 +167,7 @@ def _with_streamed_blocks(choice: Choice, transformer: TransformerSizes, excess:
     for count in range(1, singles + len(transformer.double_blocks) + 1):
         chosen_singles = _spread(min(count, singles), singles)
         chosen_doubles = _spread(max(0, count - singles), len(transformer.double_blocks))
-        candidate = Choice(choice.streamed, chosen_doubles, chosen_singles, choice.tile_side)
+        candidate = Choice(choice.streamed, chosen_doubles, chosen_singles, choice.decoding)
         if block_bytes(candidate, transformer) - block_buffers(candidate, transformer) >= excess:
             return candidate
     return candidate
@@ -166,14 +184,17 @@ def _smallest(sizes: EngineSizes) -> Choice:
         frozenset({MODULATION, *sizes.components}),
         tuple(range(len(transformer.double_blocks))),
         tuple(range(len(transformer.single_blocks) - 1)),
-        min(side for side in TILE_SIDES if side is not None),
+        sizes.cuts[-1],
     )
 
 
-def _cost(choice: Choice, sizes: EngineSizes, work: Workload) -> tuple[int, bool, int, int]:
-    """What makes a choice worse, the worst first: blocks moved at every step, tiles (they change the picture), transfers."""
-    tile = choice.tile_side
-    return block_bytes(choice, sizes.transformer), tile is not None, -(tile or 0), moved_bytes_of(choice, sizes, work)
+def _cost(choice: Choice, sizes: EngineSizes, work: Workload) -> tuple[int, int, int]:
+    """What makes a choice worse, the worst first.
+
+    What moves over and over, blocks or strips; then strips, which round otherwise than the whole; then what moves once.
+    """
+    cut = sizes.cuts.index(choice.decoding)
+    return repeated_bytes_of(choice, sizes, work), cut, moved_bytes_of(choice, sizes, work)
 
 
 def _plan(choice: Choice, sizes: EngineSizes, work: Workload, budget_bytes: int, rate: float) -> MemoryPlan:
@@ -188,7 +209,7 @@ def _plan(choice: Choice, sizes: EngineSizes, work: Workload, budget_bytes: int,
         streamed=streamed,
         streamed_double_blocks=choice.double_blocks,
         streamed_single_blocks=choice.single_blocks,
-        tile_side=choice.tile_side,
+        decoding=choice.decoding,
         phases=tuple(phases_of(choice, sizes, work)),
         moved_bytes=moved,
         transfer_s=moved / rate,

@@ -47,16 +47,19 @@ class ImageJob:
 
 @dataclass
 class Step:
-    """What `on_step` sees after each step; it may change latents in place, or stop.
+    """What `on_step` sees after each step; it may change latents, or stop, and keep whatever it is given.
+
+    What `Denoiser.step` returns is the same without copies: its latents are the running ones, and its velocities lie in memory
+    that the next step overwrites.
 
     Args:
         index: of the step just taken, from 0.
         steps: how many there are.
         sigmas: sigma before this step, one per image.
         next_sigmas: sigma after it, one per image.
-        latents: each image's packed latent [L_img, 64] after the step, float32, a view: writing to it changes the run.
-        velocities: each image's velocity [L_img, 64], after true CFG. `on_step` may keep them; what `Denoiser.step` returns
-            lies in memory that the next step overwrites.
+        latents: each image's packed latent [L_img, 64] after the step, float32. The run goes on from what stands here when
+            `on_step` returns, whether it was written to or another tensor was put in its place; later steps do not change it.
+        velocities: each image's velocity [L_img, 64], after true CFG.
         grids: rows and columns of tokens of each image.
     """
 
@@ -201,9 +204,12 @@ class Denoiser:
         while self.index < self.steps:
             report = self.step(observer if self.index == 0 else None)
             if on_step is not None:
+                running = report.latents
                 # A caller who collects them must not find the last step's everywhere.
+                report.latents = tuple(latent.clone() for latent in running)
                 report.velocities = tuple(velocity.clone() for velocity in report.velocities)
                 on_step(report)
+                _take_over(report.latents, running)
                 if report.stopped:
                     return
 
@@ -237,6 +243,18 @@ class Denoiser:
             velocities=tuple(velocity[span] for span in spans),
             grids=tuple(job.sequence.grid for job in self._jobs),
         )
+
+
+@torch.no_grad()
+def _take_over(latents: object, running: Sequences[Tensor]) -> None:
+    """Go on from what `on_step` left in `Step.latents`; copying without a comparison costs less than asking the device."""
+    expected = [tuple(latent.shape) for latent in running]
+    left = latents if isinstance(latents, (list, tuple)) else [latents]
+    found = [tuple(latent.shape) if isinstance(latent, Tensor) else type(latent).__name__ for latent in left]
+    if found != expected:
+        raise ValueError(f"on_step must leave tensors of shapes {expected} in step.latents, got {found}")
+    for target, latent in zip(running, left, strict=True):
+        target.copy_(latent)
 
 
 def _check_jobs(jobs: Sequences[ImageJob]) -> None:

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from uso_engine.model.rope import Grid
 
+from .noise import draw_normal
+
 LATENT_CHANNELS = 16
 PIXELS_PER_TOKEN = 16
 
@@ -30,15 +32,14 @@ def draw_noise(width: int, height: int, seed: int, dtype: torch.dtype = torch.fl
     Args:
         width: in pixels, a multiple of 16.
         height: in pixels, a multiple of 16.
-        seed: of the generator.
+        seed: see `uso_engine.sampling.noise`.
         dtype: the result is rounded to it.
 
     Returns:
         [16, height / 8, width / 8] on the CPU.
     """
     rows, columns = token_grid(width, height)
-    generator = torch.Generator("cpu").manual_seed(seed)
-    return torch.randn(LATENT_CHANNELS, 2 * rows, 2 * columns, generator=generator, dtype=torch.float32).to(dtype)
+    return draw_normal((LATENT_CHANNELS, 2 * rows, 2 * columns), seed).to(dtype)
 
 
 def pack_latent(latent: Tensor) -> Tensor:

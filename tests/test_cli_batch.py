@@ -1,0 +1,147 @@
+"""Files of requests and names of results: what options mean for a batch, and names that would be written twice."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import uso_engine.cli.generate  # noqa: F401  adds its command
+from uso_engine import USOEngine
+from uso_engine.cli.app import app
+from uso_engine.cli.arguments import merged_line
+from uso_engine.imaging.contact_sheet import contact_sheet
+
+SMALL = ["--size", "64x64", "--steps", "1", "--device", "cpu"]
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    """Exit code and everything printed, line breaks as spaces."""
+    result = CliRunner().invoke(app, ["generate", *arguments])
+    return result.exit_code, " ".join((result.stdout + result.stderr).split())
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Image.linear_gradient("L").convert("RGB").resize((96, 64)).save("content.png")
+    return tmp_path
+
+
+def write_lines(*lines: dict[str, object]) -> str:
+    Path("lines.jsonl").write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+    return "lines.jsonl"
+
+
+def parameters(path: str) -> dict[str, Any]:
+    """What a file says that made its picture."""
+    with Image.open(path) as image:
+        found: dict[str, Any] = json.loads(str(image.getexif()[0x010E]))
+    return found
+
+
+def test_options_are_the_defaults_of_every_line(folder: Path) -> None:
+    own: dict[str, object] = {
+        "prompt": "b", "seed": 9, "num_images": 1, "image_urls": [], "negative_prompt": "", "guidance_scale": 2,
+        "num_inference_steps": 2, "image_size": {"width": 80, "height": 64}, "style_scale": 1, "enable_safety_checker": True,
+    }  # fmt: skip
+    code, printed = run(
+        "--batch", write_lines({"prompt": "a"}, own), *SMALL, "--seed", "5", "--num-images", "2", "--image", "content.png",
+        "--negative-prompt", "blue", "--true-cfg-scale", "3", "--guidance", "7", "--style-scale", "0.5", "--no-safety-checker",
+        "--parameters",
+    )  # fmt: skip
+    assert code == 0, printed
+    assert sorted(path.name for path in folder.glob("out*")) == ["out-0001-0.png", "out-0001-1.png", "out-0002.png"]
+    first, second = parameters("out-0001-1.png"), parameters("out-0002.png")
+    for name, given, own_value in (
+        ("seed", 6, 9),
+        ("num_images", 2, 1),
+        ("negative_prompt", "blue", None),
+        ("true_cfg_scale", 3, None),
+        ("guidance_scale", 7, 2),
+        ("num_inference_steps", 1, 2),
+        ("width", 64, 80),
+        ("style_scale", 0.5, 1),
+        ("enable_safety_checker", False, True),
+    ):
+        assert (first[name], second.get(name)) == (given, own_value), name
+    assert (len(first["images"]["content"]), len(second["images"]["content"])) == (1, 0)
+
+
+def test_what_a_line_says_by_another_field_counts_too() -> None:
+    given = {"images": ["a.png"], "keep_size": True, "seed": 3}
+    assert merged_line(given, {"image_urls": []}) == {"image_urls": [], "keep_size": True, "seed": 3}
+    assert merged_line(given, {"image_size": "square"}) == {"images": ["a.png"], "image_size": "square", "seed": 3}
+
+
+def test_a_lines_format_decides_its_ending_and_its_response(folder: Path) -> None:
+    lines: tuple[dict[str, object], ...] = (
+        {"prompt": "a"},
+        {"prompt": "b", "output_format": "jpeg"},
+        {"prompt": "c", "output_format": "png", "sync_mode": True},
+    )
+    code, printed = run("--batch", write_lines(*lines), *SMALL, "-o", "x.png", "--response")
+    assert code == 0, printed
+    written = {"x-0001.png": "PNG", "x-0002.jpg": "JPEG", "x-0003.png": "PNG"}
+    for number, (name, kind) in enumerate(written.items(), 1):
+        with Image.open(name) as image:
+            assert image.format == kind
+        body = json.loads(Path(f"x-000{number}.json").read_text(encoding="utf-8"))["images"][0]
+        assert body["content_type"] == f"image/{kind.lower()}"
+        assert body["url"].startswith("data:" if number == 3 else "file:")
+        assert number == 3 or body["url"].endswith(name)
+    code, printed = run("--batch", write_lines({"prompt": "b", "output_format": "png"}), *SMALL, "-o", "y.jpeg")
+    assert (code, [path.name for path in folder.glob("y*")]) == (0, ["y-0001.png"]), printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (("--prompt", "x", "-o", "x.png", "--contact-sheet", "x.png"), "x.png"),
+        (("--prompt", "x", "-o", "x.png", "--contact-sheet", "sub/../x.png"), "x.png"),
+        (("--prompt", "x", "-o", "x.png", "--contact-sheet", "x-1.png", "--num-images", "2"), "x-1.png"),
+        (("--batch", "lines.jsonl", "-o", "x.png", "--contact-sheet", "x.png"), "x-0001.png"),
+        (("--batch", "x-0001.json", "-o", "x.png", "--response"), "x-0001.json"),
+        (("--batch", "two.jsonl", "-o", "x.png", "--contact-sheet", "x-0001-0.png"), None),
+    ],
+)
+def test_names_that_would_be_written_twice_are_refused(arguments: tuple[str, ...], name: str | None, folder: Path) -> None:
+    Path("sub").mkdir()
+    line = json.dumps({"prompt": "a", "image_size": {"width": 64, "height": 64}, "num_inference_steps": 1})
+    for file in ("lines.jsonl", "x-0001.json", "two.jsonl"):
+        Path(file).write_text(line, encoding="utf-8")
+    before = sorted(folder.iterdir())
+    code, printed = run(*arguments, "--device", "cpu")
+    if name is None:
+        assert code == 0, printed
+        return
+    assert (code, "more than one file would be named" in printed, name in printed) == (2, True, True), printed
+    assert sorted(folder.iterdir()) == before
+
+
+def test_a_sheet_shows_the_content_and_not_the_result_that_took_its_place(folder: Path) -> None:
+    with Image.open("content.png") as image:
+        content = image.convert("RGB")
+    code, printed = run(
+        "--prompt", "x", "--image", "content.png", "-o", "content.png", "--contact-sheet", "sheet.png", "--seed", "3", *SMALL
+    )
+    assert code == 0, printed
+    with Image.open("content.png") as result, Image.open("sheet.png") as sheet:
+        expected = contact_sheet([("content", content)], [("seed 3", result.convert("RGB"))], title="x")
+        assert sheet.convert("RGB").tobytes() == expected.tobytes()
+
+
+def test_requests_are_checked_before_anything_is_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(USOEngine, "from_config", load)
+    code, printed = run("--prompt", "x", "--steps", "77")
+    assert (code, "num_inference_steps must be" in printed) == (2, True), printed
+    code, printed = run("--prompt", "x", "--size", "64x64", "--keep-size")
+    assert (code, "--size or --keep-size" in printed) == (2, True), printed
+    Path("folder.json").mkdir()
+    code, printed = run("--prompt", "x", "-o", "folder.png", "--response")
+    assert (code, "it is a folder" in printed) == (1, True), printed

@@ -1,0 +1,16 @@
+"""The request class of a configuration: its sizes and its defaults. Needs no torch, so that a request can be checked first."""
+
+from __future__ import annotations
+
+from uso_engine.config import EngineConfig
+from uso_engine.imaging.sizes import SizeLimits
+from uso_engine.request import GenerationRequest, RequestDefaults, request_model
+
+
+def request_type_of(config: EngineConfig) -> type[GenerationRequest]:
+    """The requests that an engine of a configuration takes."""
+    limits, defaults = config.limits, config.defaults
+    return request_model(
+        SizeLimits(limits.min_side, limits.max_side, limits.max_pixels),
+        RequestDefaults(defaults.width, defaults.height, defaults.steps, defaults.guidance, config.content.long_side),
+    )
