@@ -19,7 +19,7 @@ import pytest
 
 # From the bottom up. A module may import what lies below it and, where that makes no circle, its neighbours.
 LAYERS = (
-    {"errors", "process_state"},
+    {"errors", "process_state", "local_names"},
     {"model"},
     {"imaging", "conditioning", "sampling", "weights", "quantization", "safety"},
     {"config", "request", "request_fields", "request_messages", "request_type", "response", "result"},

@@ -19,12 +19,17 @@ Call = tuple[str, str, tuple[Any, str | None]]
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     made: list[Call] = []
 
-    def one_file(repository: str, name: str, *, token: str | None) -> str:
-        made.append(("file", repository, (name, token)))
+    def at(repository: str, revision: str | None) -> str:
+        return repository if revision is None else f"{repository}@{revision}"
+
+    def one_file(repository: str, name: str, *, revision: str | None, token: str | None) -> str:
+        made.append(("file", at(repository, revision), (name, token)))
         return name
 
-    def snapshot(repository: str, *, token: str | None, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
-        made.append(("folder", repository, (tuple(allow_patterns), token)))
+    def snapshot(
+        repository: str, *, revision: str | None, token: str | None, allow_patterns: list[str], ignore_patterns: list[str]
+    ) -> str:
+        made.append(("folder", at(repository, revision), (tuple(allow_patterns), token)))
         return repository
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", one_file)
@@ -59,10 +64,17 @@ def test_a_path_that_looks_like_a_hub_id_is_left_alone(calls: list[Call], tmp_pa
     (tmp_path / "weights" / "flux").mkdir(parents=True)
     (tmp_path / "weights" / "flux" / "a.safetensors").touch()
     table = {"name": "x", "transformer": {"checkpoint": "weights/flux/a.safetensors"}, "base_folder": tmp_path}
-    loras = [{"path": "weights/absent.safetensors"}, {"path": "org/name/there.safetensors"}]
+    loras = [
+        {"path": "weights/absent.safetensors"},
+        {"path": "org/name/there.safetensors"},
+        {"path": "org/name@v2:b.safetensors"},
+    ]
     config = parse_config({**table, "loras": loras})
     download(config, token=None, report=lambda line: None)
-    assert [(repository, detail[0]) for _, repository, detail in calls] == [("org/name", "there.safetensors")]
+    assert [(repository, detail[0]) for _, repository, detail in calls] == [
+        ("org/name", "there.safetensors"),
+        ("org/name@v2", "b.safetensors"),
+    ]
 
 
 def test_what_is_missing_is_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

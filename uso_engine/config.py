@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import ConfigError, MissingFileError
+from .local_names import local_name
 from .model.params import TransformerParams
 from .weights.autoencoder_keys import AutoencoderParams
 from .weights.model_sizes import MOST_PROBLEMS, read_sizes, shown
@@ -40,12 +41,10 @@ class Section(BaseModel):
 
 
 class TransformerConfig(Section):
-    """The base model: a checkpoint file or a diffusers folder, and its sizes.
-
-    `family` "kontext" takes FLUX.1-Kontext-dev, for which USO was not trained and which no key tells from FLUX.1-dev.
-    """
+    """The base model: a checkpoint file or a diffusers folder, and its sizes."""
 
     checkpoint: str
+    # "kontext" takes FLUX.1-Kontext-dev, which no key tells from dev and for which USO was not trained.
     family: Literal["flux", "kontext"] = "flux"
     params: Annotated[TransformerParams, BeforeValidator(partial(read_sizes, TransformerParams))] = TransformerParams()
 
@@ -260,10 +259,10 @@ def _locate(name_or_path: str | Path) -> Path:
     if not isinstance(name_or_path, str | PathLike):
         raise ConfigError(f"expected a configuration's name or the path of a TOML file, got {type(name_or_path).__name__}")
     try:
-        path = Path(name_or_path).expanduser()
+        path = local_name(name_or_path) if isinstance(name_or_path, str) else Path(name_or_path).expanduser()
         if path.is_file():
             return path
-    except (OSError, RuntimeError) as error:  # RuntimeError: the home of a user whom nobody knows
+    except (OSError, ValueError, RuntimeError) as error:  # the home of a user whom nobody knows
         raise MissingFileError(f"configuration {shown(str(name_or_path))}: {error}") from error
     hint = _suggestion(str(name_or_path), known) or f"; known names: {', '.join(known)}"
     raise MissingFileError(f"no configuration named {shown(str(name_or_path))} and no such file{hint}")

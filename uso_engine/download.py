@@ -10,7 +10,7 @@ from pathlib import Path
 from .conditioning.tokenizer_folders import TOKENIZER_PATTERNS, TOKENIZERS
 from .config import EMBEDDED_PREFIX, EngineConfig
 from .errors import FetchError, MissingFileError
-from .weights.paths import local_path, resolve_path, split_hub_id
+from .weights.paths import HubId, local_path, resolve_path, split_hub_id
 
 # What the loaders read; repositories also hold the same weights in other formats, which nobody needs twice.
 _WANTED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model")
@@ -32,8 +32,8 @@ class Part:
     is_file: bool
 
     @property
-    def hub_id(self) -> tuple[str, str | None] | None:
-        """Repository and path inside, if it is a hub id rather than a path."""
+    def hub_id(self) -> HubId | None:
+        """Repository, revision and path inside, if it is a hub id rather than a path."""
         return None if self.text.startswith(EMBEDDED_PREFIX) else split_hub_id(self.text)
 
 
@@ -85,10 +85,11 @@ def download(config: EngineConfig, *, token: str | None, report: Callable[[str],
         # A path in the form of a hub id, `weights/model.safetensors`, is one if it is there.
         if part.hub_id is None or local_path(part.text, what=part.what, base_dir=config.base_folder).exists():
             continue
-        repository, inside = part.hub_id
-        report(f"{part.what}: {repository}{'' if inside is None else f', {inside}'}")
-        with _errors_of(part.what, repository):
-            _fetch(repository, inside, part.is_file, token)
+        hub = part.hub_id
+        revision, inside = "" if hub.revision is None else f"@{hub.revision}", "" if hub.inside is None else f", {hub.inside}"
+        report(f"{part.what}: {hub.repository}{revision}{inside}")
+        with _errors_of(part.what, hub.repository):
+            _fetch(hub, part.is_file, token)
 
 
 def download_tokenizers(*, token: str | None, report: Callable[[str], None]) -> None:
@@ -118,14 +119,16 @@ def _errors_of(what: str, repository: str) -> Iterator[None]:
         raise FetchError(f"{what}: {repository} cannot be downloaded: {reason}") from error
 
 
-def _fetch(repository: str, inside: str | None, is_file: bool, token: str | None) -> None:
+def _fetch(hub: HubId, is_file: bool, token: str | None) -> None:
     from huggingface_hub import hf_hub_download, snapshot_download
 
-    if is_file and inside is not None:
-        hf_hub_download(repository, inside, token=token)
+    if is_file and hub.inside is not None:
+        hf_hub_download(hub.repository, hub.inside, revision=hub.revision, token=token)
         return
-    wanted = list(_WANTED) if inside is None else [f"{inside}/{pattern}" for pattern in _WANTED]
-    snapshot_download(repository, token=token, allow_patterns=wanted, ignore_patterns=list(_UNWANTED))
+    wanted = list(_WANTED) if hub.inside is None else [f"{hub.inside}/{pattern}" for pattern in _WANTED]
+    snapshot_download(
+        hub.repository, revision=hub.revision, token=token, allow_patterns=wanted, ignore_patterns=list(_UNWANTED)
+    )
 
 
 def _is_file(text: str) -> bool:
