@@ -19,12 +19,12 @@ import pytest
 
 # From the bottom up. A module may import what lies below it and, where that makes no circle, its neighbours.
 LAYERS = (
-    {"errors", "process_state", "local_names"},
+    {"errors", "turn", "process_state", "local_names"},
     {"model"},
     {"imaging", "conditioning", "sampling", "weights", "quantization", "safety"},
     {"config", "request", "request_fields", "request_messages", "request_type", "response", "result"},
     {"transformer_loading", "memory_budget", "placement", "assembly", "pipeline", "generation", "research"}
-    | {"diffusers_call", "engine", "download", "progress", "call_arguments", "turn", "provenance", "stopwatch"}
+    | {"diffusers_call", "engine", "download", "progress", "call_arguments", "provenance", "stopwatch"}
     | {"lora_choice", "presence"},
     {"verification", "evaluation", "comparison", "embedded", "serving"},
     {"cli", "__init__"},

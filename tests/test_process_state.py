@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+import linecache
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from types import FrameType
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
-from uso_engine import USOEngine
+from uso_engine import USOEngine, process_state
 from uso_engine.process_state import clean_process_state
 from uso_engine.research import ResearchOptions
 
+TraceFunction = Callable[[FrameType, str, object], Any]
 PICTURE = Image.radial_gradient("L").convert("RGB").resize((64, 64))
 FIELDS: dict[str, Any] = {
     "prompt": "a house",
@@ -194,3 +199,44 @@ def test_callbacks_keep_the_callers_gradients() -> None:
     with USOEngine.from_config("uso-tiny", device="cpu") as engine:
         engine.generate(num_inference_steps=1, on_step=lambda step: seen.append(torch.is_grad_enabled()), **FIELDS)
     assert seen == [True]
+
+
+def test_an_interrupt_at_any_line_leaves_the_callers_state() -> None:
+    """Ctrl-C anywhere in entering and leaving."""
+    torch.set_default_dtype(torch.float16)
+    before = snapshot()
+    try:
+        for line in itertools.count(1):
+            if not interrupted(line):
+                break
+            assert snapshot() == before, f"after an interrupt at line {line}"
+        assert line > 100
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def interrupted(line: int) -> bool:
+    """Enter and leave with an interrupt before one of the lines that are run; whether it came to that."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, argument: object) -> TraceFunction | None:
+        nonlocal count
+        if frame.f_code.co_filename != process_state.__file__:
+            return None
+        # A line that says no more than "try" has no instruction at which Python would look for signals.
+        if event == "line" and linecache.getline(process_state.__file__, frame.f_lineno).strip() != "try:":
+            count += 1
+            if count == line:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return trace
+
+    try:
+        sys.settrace(trace)
+        with clean_process_state():
+            pass
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return False

@@ -11,13 +11,14 @@ and given back when the last one leaves, so other threads of the process see the
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
 import torch
+
+from .turn import Turn
 
 Value = TypeVar("Value")
 
@@ -113,32 +114,40 @@ class _ProcessSettings:
     """The settings of the process, replaced while at least one thread works."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._workers = 0
+        self._turn = Turn()
         self._settings = _settings()
         self._before: list[tuple[Setting, object]] = []
+        self._workers: set[object] = set()
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the engine's values until the last of those who asked has left."""
-        counted = False
+        """Hold the engine's values until the last of those who asked has left.
+
+        An interrupt (Ctrl-C) may come between any two of these lines: a setting is remembered before it is replaced, leaving is
+        the same whether entering was complete or not, and is done again where it was interrupted itself.
+        """
+        worker = object()
         try:
-            with self._lock:
-                self._workers += 1
-                counted = True
-                if self._workers == 1:
-                    for setting in self._settings:
-                        self._before.append((setting, setting.read()))
-                        setting.write(setting.value)
+            self._turn.take(lambda: self._enter(worker))
             yield
         finally:
-            if counted:
-                with self._lock:
-                    self._workers -= 1
-                    while self._workers == 0 and self._before:
-                        setting, value = self._before[-1]
-                        setting.write(value)
-                        self._before.pop()
+            try:
+                self._turn.take(lambda: self._leave(worker))
+            finally:
+                self._turn.take(lambda: self._leave(worker))
+
+    def _enter(self, worker: object) -> None:
+        self._workers.add(worker)
+        for setting in self._settings[len(self._before) :]:
+            self._before.append((setting, setting.read()))
+            setting.write(setting.value)
+
+    def _leave(self, worker: object) -> None:
+        self._workers.discard(worker)
+        while self._before and not self._workers:
+            setting, value = self._before[-1]
+            setting.write(value)
+            self._before.pop()
 
 
 _process = _ProcessSettings()
@@ -152,8 +161,7 @@ def clean_process_state() -> Iterator[None]:
     Deterministic mode is switched off, too: what the engine runs is deterministic without it, and the mode makes some of
     PyTorch's operations refuse on a GPU.
     """
-    with ExitStack() as stack:
-        stack.enter_context(_process.held())
+    with _process.held(), ExitStack() as stack:
         for device_type in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device_type):
                 stack.enter_context(torch.autocast(device_type, enabled=False))
