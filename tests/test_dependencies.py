@@ -18,13 +18,14 @@ from pathlib import Path
 import pytest
 
 # From the bottom up. A module may import what lies below it and, where that makes no circle, its neighbours.
+DIFFUSERS = ("diffusers_callback", "diffusers_results")
 LAYERS = (
     {"errors", "turn", "process_state", "local_names"},
     {"model"},
     {"imaging", "conditioning", "sampling", "weights", "quantization", "safety"},
     {"config", "request", "request_fields", "request_messages", "request_type", "response", "result"},
     {"transformer_loading", "memory_budget", "placement", "assembly", "pipeline", "generation", "research"}
-    | {"diffusers_call", "engine", "download", "progress", "call_arguments", "provenance", "stopwatch"}
+    | {"diffusers_call", *DIFFUSERS, "engine", "download", "progress", "call_arguments", "provenance", "stopwatch"}
     | {"lora_choice", "presence"},
     {"verification", "evaluation", "comparison", "embedded", "serving"},
     {"cli", "__init__"},
