@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -20,19 +21,32 @@ from uso_engine.errors import CheckpointError
 from uso_engine.weights.checkpoint_files import open_weights_file
 from uso_engine.weights.foreign_quantization import foreign_quantization
 from uso_engine.weights.gguf_file import GGUFSource
-from uso_engine.weights.key_report import short_reason, summarise_keys
+from uso_engine.weights.key_report import bulleted, compare_shapes, short_reason, summarise_keys
 from uso_engine.weights.loading import load_parameters
 from uso_engine.weights.stored_scales import with_scales
-from uso_engine.weights.tensor_source import RenamedSource, TensorSource, without_prefix
+from uso_engine.weights.tensor_source import RenamedSource, TensorSource, shapes_of, without_prefix
 
 if TYPE_CHECKING:
-    from transformers import CLIPTextModel, PretrainedConfig, PreTrainedModel, SiglipVisionModel, T5EncoderModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
-    M = TypeVar("M", bound=PreTrainedModel)
-
-_T5_KEY = "encoder.block.0.layer.0.SelfAttention.q.weight"
-_CLIP_KEY = "text_model.encoder.layers.0.self_attn.q_proj.weight"
-_SIGLIP_KEY = "vision_model.encoder.layers.0.self_attn.q_proj.weight"
+# A whole T5 has a decoder and its output layer beside the encoder, a whole CLIP the other tower and the projections to the
+# space that both share, a whole SigLIP the text tower; older files keep position ids, which are counted now.
+BESIDE_T5 = ("decoder.", "lm_head.weight")
+BESIDE_CLIP = (
+    "vision_model.",
+    "visual_projection.weight",
+    "text_projection.weight",
+    "logit_scale",
+    "text_model.embeddings.position_ids",
+    "embeddings.position_ids",
+)
+BESIDE_TOWER = (
+    "text_model.",
+    "logit_scale",
+    "logit_bias",
+    "vision_model.embeddings.position_ids",
+    "embeddings.position_ids",
+)
 _LLAMA_T5 = (
     (re.compile(r"^token_embd\."), "shared."),
     (re.compile(r"^enc\.output_norm\."), "encoder.final_layer_norm."),
@@ -47,12 +61,40 @@ _LLAMA_T5 = (
 )
 
 
-def load_t5_file(path: Path, *, harmless: Sequence[str], dtype: torch.dtype, device: torch.device | str) -> T5EncoderModel:
-    """Load a T5 encoder from one file.
+@dataclass(frozen=True)
+class EncoderKind:
+    """One kind of encoder in a single file.
 
     Args:
-        path: a safetensors or GGUF file, of T5 alone or of several components.
+        what: what messages call it.
+        key: a key that only this kind has.
+        configure: its configuration from the shapes of its weights.
+        class_name: of the transformers class.
         harmless: keys, and prefixes that end in a dot, which such files hold besides the encoder.
+    """
+
+    what: str
+    key: str
+    configure: Callable[[TensorSource], PretrainedConfig]
+    class_name: str
+    harmless: tuple[str, ...]
+
+
+T5 = EncoderKind("T5 text encoder", "encoder.block.0.layer.0.SelfAttention.q.weight", t5_config, "T5EncoderModel", BESIDE_T5)
+CLIP = EncoderKind(
+    "CLIP text encoder", "text_model.encoder.layers.0.self_attn.q_proj.weight", clip_config, "CLIPTextModel", BESIDE_CLIP
+)
+SIGLIP = EncoderKind(
+    "vision encoder", "vision_model.encoder.layers.0.self_attn.q_proj.weight", siglip_config, "SiglipVisionModel", BESIDE_TOWER
+)
+
+
+def load_encoder_file(kind: EncoderKind, path: Path, *, dtype: torch.dtype, device: torch.device | str) -> PreTrainedModel:
+    """Load an encoder from one file.
+
+    Args:
+        kind: `T5`, `CLIP` or `SIGLIP`.
+        path: a safetensors or GGUF file, of the encoder alone or of several components.
         dtype: of the parameters.
         device: where they end up.
 
@@ -61,76 +103,66 @@ def load_t5_file(path: Path, *, harmless: Sequence[str], dtype: torch.dtype, dev
 
     Raises:
         MissingFileError: there is no such file.
-        CheckpointError: no T5 in it, or weights that are missing, left over, of another shape or not numbers; all are named.
+        CheckpointError: no such encoder in it, or weights that are missing, left over, of another shape or not numbers; all are
+            named.
         BackendError: a GGUF file, and the gguf library is not installed.
     """
-    from transformers import T5EncoderModel
-
-    model = _load(
-        T5EncoderModel, path, t5_config, what="T5 text encoder", key=_T5_KEY, harmless=harmless, dtype=dtype, device=device
-    )
-    # One table under two names.
-    model.encoder.embed_tokens.weight = model.shared.weight
-    return model
-
-
-def load_clip_file(path: Path, *, harmless: Sequence[str], dtype: torch.dtype, device: torch.device | str) -> CLIPTextModel:
-    """Load a CLIP text model from one file; arguments and errors as for `load_t5_file`."""
-    from transformers import CLIPTextModel
-
-    return _load(
-        CLIPTextModel, path, clip_config, what="CLIP text encoder", key=_CLIP_KEY, harmless=harmless, dtype=dtype, device=device
-    )
-
-
-def load_vision_file(
-    path: Path, *, harmless: Sequence[str], dtype: torch.dtype, device: torch.device | str
-) -> SiglipVisionModel:
-    """Load a SigLIP vision tower from one file; arguments and errors as for `load_t5_file`."""
-    from transformers import SiglipVisionModel
-
-    return _load(
-        SiglipVisionModel,
-        path,
-        siglip_config,
-        what="vision encoder",
-        key=_SIGLIP_KEY,
-        harmless=harmless,
-        dtype=dtype,
-        device=device,
-    )
-
-
-def _load(
-    model_class: type[M],
-    path: Path,
-    configure: Callable[[TensorSource], PretrainedConfig],
-    *,
-    what: str,
-    key: str,
-    harmless: Sequence[str],
-    dtype: torch.dtype,
-    device: torch.device | str,
-) -> M:
     source = open_weights_file(path)
     try:
-        view = _component(_as_transformers(source), key, what)
-        if problems := foreign_quantization(view.keys(), reads_scales=True):
-            raise CheckpointError(f"{what}: {path} cannot be read: {'; '.join(problems)}")
-        plain = _with_shared(with_scales(view))
-        config = configure(plain)
-        try:
-            with torch.device("meta"):
-                model = model_class(config)
-        except (ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{what}: {path} has sizes that no such model has: {short_reason(error)}") from error
+        model, view = _prepared(kind, source)
         module: nn.Module = model
-        load_parameters(module, _named_for(module, plain, harmless), device=device, dtype=dtype)
+        load_parameters(module, view, device=device, dtype=dtype)
+        if kind is T5:
+            # One table under two names.
+            module.encoder.embed_tokens.weight = module.shared.weight  # type: ignore[union-attr]
         _fill_positions(module, device)
         module.eval().requires_grad_(False)
         return model
     finally:
         source.close()
+
+
+def check_encoder_file(kind: EncoderKind, path: Path) -> PreTrainedModel:
+    """Check keys, shapes and scales of an encoder in one file, without reading its weights.
+
+    Args:
+        kind: see `load_encoder_file`.
+        path: see `load_encoder_file`.
+
+    Returns:
+        The model on the meta device.
+
+    Raises:
+        MissingFileError, CheckpointError, BackendError: as for `load_encoder_file`.
+    """
+    source = open_weights_file(path)
+    try:
+        model, view = _prepared(kind, source)
+        module: nn.Module = model
+        expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+        if problems := compare_shapes(expected, shapes_of(view)):
+            raise CheckpointError(bulleted(f"{kind.what}: {path} does not fit", problems))
+        return model
+    finally:
+        source.close()
+
+
+def _prepared(kind: EncoderKind, source: TensorSource) -> tuple[PreTrainedModel, TensorSource]:
+    """The model on the meta device, and the file's weights under its names."""
+    import transformers
+
+    path = source.describe()
+    view = _component(_as_transformers(source), kind.key, kind.what)
+    if problems := foreign_quantization(view.keys(), reads_scales=True):
+        raise CheckpointError(f"{kind.what}: {path} cannot be read: {'; '.join(problems)}")
+    plain = _with_shared(with_scales(view))
+    config = kind.configure(plain)
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = getattr(transformers, kind.class_name)(config)
+    except (ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{kind.what}: {path} has sizes that no such model has: {short_reason(error)}") from error
+    return model, _named_for(model, plain, kind.harmless)
 
 
 def _as_transformers(source: TensorSource) -> TensorSource:

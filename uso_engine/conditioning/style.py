@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from uso_engine.conditioning.image_processor import check_processor
 from uso_engine.conditioning.model_folder import require_files
 from uso_engine.conditioning.movable_part import MovablePart, attention_working_bytes
 from uso_engine.conditioning.pretrained import fingerprint, load_pretrained
-from uso_engine.conditioning.single_file import load_vision_file
+from uso_engine.conditioning.single_file import SIGLIP, load_encoder_file
 from uso_engine.conditioning.storage import load_conditioning, save_conditioning
 from uso_engine.errors import CheckpointError
 from uso_engine.model.projector import StyleProjector
@@ -30,14 +30,6 @@ logger = logging.getLogger(__name__)
 _KIND = "style tokens"
 # Counted from the end of [embeddings, after layer 1, …, after the last layer]: the projector's high, mid and low level.
 LEVELS = (-2, -11, -20)
-# A whole SigLIP has the text tower and the scale of the two towers' product; older files keep position ids.
-_BESIDE_TOWER = (
-    "text_model.",
-    "logit_scale",
-    "logit_bias",
-    "vision_model.embeddings.position_ids",
-    "embeddings.position_ids",
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,7 +197,7 @@ class StyleEncoder:
 
         folder = Path(folder)
         if folder.is_file():
-            vision = load_vision_file(folder, harmless=_BESIDE_TOWER, dtype=torch.float32, device=device)
+            vision = cast("SiglipVisionModel", load_encoder_file(SIGLIP, folder, dtype=torch.float32, device=device))
             side = vision.config.image_size
             assert isinstance(side, int)  # siglip_config says so
             return cls(vision, projector, _built_in_processor(side))
@@ -215,7 +207,7 @@ class StyleEncoder:
             folder,
             what="vision encoder",
             model_types=("siglip_vision_model", "siglip"),
-            harmless=_BESIDE_TOWER,
+            harmless=SIGLIP.harmless,
             dtype=torch.float32,
             device=device,
         )
