@@ -26,7 +26,7 @@ LAYERS = (
     {"config", "request", "request_fields", "request_messages", "request_type", "response", "result"},
     {"transformer_loading", "memory_budget", "placement", "assembly", "pipeline", "generation", "research"}
     | {"diffusers_call", *DIFFUSERS, "engine", "download", "progress", "call_arguments", "provenance", "stopwatch"}
-    | {"lora_choice", "presence"},
+    | {"lora_choice", "presence", "examination", "comfyui_folder", "configuration_text"},
     {"verification", "evaluation", "comparison", "embedded", "serving"},
     {"cli", "__init__"},
 )
@@ -37,7 +37,13 @@ LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {}
 
 FORBIDDEN_NAMES = re.compile(r"(?:.*_)?(utils?|helpers?|common|managers?|misc|v\d+)")
-DISTRIBUTIONS = {"PIL": "pillow", "pydantic_core": "pydantic", "google": "protobuf", "optimum": "optimum-quanto"}
+DISTRIBUTIONS = {
+    "yaml": "pyyaml",
+    "PIL": "pillow",
+    "pydantic_core": "pydantic",
+    "google": "protobuf",
+    "optimum": "optimum-quanto",
+}
 XFORMERS = "kernels/uso_kernels/xformers_attention.py:"
 FILE_MODULES = {"os", "io", "pathlib", "shutil", "tempfile", "subprocess", "socket", "tomllib", "configparser", "mmap"}
 

@@ -108,7 +108,7 @@ def save_quantized_transformer(
     """
     params = config.transformer.params
     origin = resolve(config.transformer.checkpoint, "transformer checkpoint", config)
-    source = _open_originals(origin, config)
+    source = open_originals_of(origin, config)
     try:
         loras = read_loras([(entry.path, entry.weight) for entry in config.loras], config)
         recorded = [RecordedFile.of(resolve(entry.path, "LoRA", config), entry.weight) for entry in config.loras]
@@ -165,7 +165,7 @@ def _from_originals(
     path: Path, config: EngineConfig, tier: Tier, device: torch.device | str, progress: Callable[[int, int], None] | None
 ) -> AnyTransformer:
     params = config.transformer.params
-    source = _open_originals(path, config)
+    source = open_originals_of(path, config)
     try:
         loras = read_loras([(entry.path, entry.weight) for entry in config.loras], config)
         if tier == "float32" or tier == "bf16":
@@ -181,7 +181,8 @@ def _from_originals(
         raise
 
 
-def _open_originals(path: Path, config: EngineConfig) -> TensorSource:
+def open_originals_of(path: Path, config: EngineConfig) -> TensorSource:
+    """Open the pristine weights of a configuration's transformer; errors as for `open_transformer_checkpoint`."""
     entry = config.transformer
     return open_transformer_checkpoint(path, entry.params, accept_kontext=entry.family == "kontext")
 
