@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,9 +14,10 @@ from torch import Tensor
 from uso_engine.errors import LoRAError
 from uso_engine.model.params import TransformerParams
 from uso_engine.weights.loading import merged_tensor
-from uso_engine.weights.lora import LoRA, parse_lora
+from uso_engine.weights.lora import LoRA, parse_lora, read_lora
 from uso_engine.weights.lora_scaling import PeftScaling
 from uso_engine.weights.recipe import draw, recipe_source
+from uso_engine.weights.safetensors_file import write_safetensors
 from uso_engine.weights.tensor_source import MemorySource
 from uso_engine.weights.transformer_keys import transformer_shapes
 
@@ -101,6 +104,17 @@ def test_loha() -> None:
     _assert_merges_to(
         _parse(tensors | {f"{LAYER}.alpha": torch.tensor(2.0)}), {f"{PROJ}.weight": _pristine(f"{PROJ}.weight") + change}, -0.7
     )
+
+
+def test_pefts_lokr_and_loha_take_alpha_from_their_settings(tmp_path: Path) -> None:
+    whole = _tensors(LAYER, lokr_w1=(4, 8), lokr_w2=(8, 4))
+    change = torch.einsum("ab,cd->acbd", *(whole[f"{LAYER}.lokr_w{n}"].double() for n in (1, 2))).reshape(C, C)
+    loha = _tensors(LAYER, hada_w1_a=(C, 4), hada_w1_b=(4, C), hada_w2_a=(C, 4), hada_w2_b=(4, C))
+    a, b, c, d = (loha[f"{LAYER}.hada_{part}"].double() for part in ("w1_a", "w1_b", "w2_a", "w2_b"))
+    for kind, tensors, expected in (("LOKR", whole, change * (6 / 4)), ("LOHA", loha, (a @ b) * (c @ d) * (6 / 4))):
+        write_safetensors(tmp_path / "adapter_model.safetensors", tensors)
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": kind, "alpha": 6, "r": 4}))
+        _assert_merges_to(read_lora(tmp_path, PARAMS), {f"{PROJ}.weight": _pristine(f"{PROJ}.weight") + expected})
 
 
 @pytest.mark.parametrize("ending", ["dora_scale", "lora_magnitude_vector", "lora_magnitude_vector.default.weight"])

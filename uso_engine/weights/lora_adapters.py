@@ -103,6 +103,8 @@ def updates_of(
     scale = 1.0
     if rank is not None:
         scale = scaling.scale(name, rank) if alpha is None else alpha / rank
+    elif isinstance(product, KroneckerProduct) and alpha is None and scaling.rank is not None:
+        scale = scaling.scale(name, scaling.rank)
     if isinstance(product, LowRankProduct) and Part.MAGNITUDE not in tensors:
         found += [
             (part.key, LowRankUpdate(product.down, _rows(product.up, part), scale, row_start=part.row)) for part in target.parts
