@@ -144,7 +144,9 @@ class TextEncoders:
             raise ValueError(f"clip_max_length must be from 3 to {positions}, CLIP's positions, got {clip_max_length}")
         self._t5, self._clip = t5, clip
         self._t5_words = PromptTokenizer("T5", t5_tokenizer, t5_max_length, int(t5.config.vocab_size))
-        self._clip_words = PromptTokenizer("CLIP", clip_tokenizer, clip_max_length, int(clip.config.vocab_size))
+        self._clip_words = PromptTokenizer(
+            "CLIP", clip_tokenizer, clip_max_length, int(clip.config.vocab_size), repairs_text=True
+        )
         # 2 in an old CLIP configuration stands for "the highest id"; anything else has to be the id that the tokenizer writes,
         # or the pooled output would silently be that of the first token.
         if clip.config.eos_token_id not in (2, self._clip_words.end_id):
