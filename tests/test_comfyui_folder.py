@@ -104,11 +104,14 @@ def test_links_and_extra_paths_are_followed(comfyui: Path, tmp_path: Path) -> No
     (root / "models").mkdir(parents=True)
     (root / "models" / "checkpoints").symlink_to(comfyui / "models" / "checkpoints")
     (comfyui / "models" / "checkpoints" / "loop").symlink_to(comfyui / "models" / "checkpoints")
+    (root / "models" / "clip_vision").mkdir()
+    (root / "models" / "clip_vision" / "linked").symlink_to(comfyui / "models" / "clip_vision")
     (root / "extra_model_paths.yaml").write_text(
         f"other:\n  base_path: {elsewhere}\n  loras: |\n    none/\n    L/\n  controlnet: x\ntext: 3\n"
     )
     found = find_in_comfyui(root, TINY)
     assert found.chosen["LoRA"].path.parent == elsewhere / "L"
+    assert found.chosen["vision encoder"].path.parent.name == "linked"
     assert found.chosen["transformer checkpoint"].path == root / "models" / "checkpoints" / "flux1-dev-fp8.safetensors"
     (root / "extra_model_paths.yaml").write_text("a: [")
     with pytest.raises(CheckpointError, match=r"extra_model_paths\.yaml: cannot be read"):
