@@ -262,3 +262,29 @@ def test_clip_that_would_pool_at_the_wrong_token_is_refused(clip_folder: Path) -
 def test_refuses_lengths_that_an_encoder_cannot_take(t5: int, clip: int, wrong: str) -> None:
     with pytest.raises(ValueError, match=f"{wrong}_max_length must be .* got {t5 if wrong == 't5' else clip}"):
         TextEncoders.from_folders(TINY / "t5", TINY / "clip", t5_max_length=t5, clip_max_length=clip)
+
+
+@pytest.mark.parametrize(
+    ("written", "plain"),
+    [
+        ("a “quoted” word and the artist’s house", 'a "quoted" word and the artist\'s house'),
+        ("ａ ｈｏｕｓｅ", "a house"),
+        ("a ﬁne ﬂower", "a fine flower"),
+        ("a cafÃ© by the sea", "a café by the sea"),
+        ("a &lt;house&gt; by the sea", "a <house> by the sea"),
+    ],
+)
+def test_clip_reads_prompts_cleaned_and_t5_as_they_are(written: str, plain: str, encoders: TextEncoders) -> None:
+    one, other = encoders.encode(written), encoders.encode(plain)
+    assert torch.equal(one.pooled, other.pooled)
+    tokenizer = T5Tokenizer.from_pretrained(TINY / "t5")
+    ids = tokenizer(written, padding="max_length", max_length=32, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        expected = encoders.t5(input_ids=ids).last_hidden_state[0]
+    assert torch.equal(one.tokens, expected)
+
+
+def test_a_cut_is_told_of_the_text_as_clip_reads_it(encoders: TextEncoders) -> None:
+    (cut,) = (cut for cut in encoders.encode("“ﬁne” " * 60).truncated if cut.encoder == "CLIP")
+    assert cut.cut_after.endswith('"') or "fine" in cut.cut_after
+    assert '"fine"' in cut.lost

@@ -18,14 +18,15 @@ from pathlib import Path
 import pytest
 
 # From the bottom up. A module may import what lies below it and, where that makes no circle, its neighbours.
+DIFFUSERS = ("diffusers_callback", "diffusers_results")
 LAYERS = (
-    {"errors", "turn", "process_state"},
+    {"errors", "turn", "process_state", "local_names"},
     {"model"},
     {"imaging", "conditioning", "sampling", "weights", "quantization", "safety"},
     {"config", "request", "request_fields", "request_messages", "request_type", "response", "result"},
     {"transformer_loading", "memory_budget", "placement", "assembly", "pipeline", "generation", "research"}
-    | {"diffusers_call", "engine", "download", "progress", "call_arguments", "provenance", "stopwatch"}
-    | {"lora_choice", "presence"},
+    | {"diffusers_call", *DIFFUSERS, "engine", "download", "progress", "call_arguments", "provenance", "stopwatch"}
+    | {"lora_choice", "presence", "examination", "comfyui_folder", "configuration_text"},
     {"verification", "evaluation", "comparison", "embedded", "serving"},
     {"cli", "__init__"},
 )
@@ -36,7 +37,13 @@ LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {}
 
 FORBIDDEN_NAMES = re.compile(r"(?:.*_)?(utils?|helpers?|common|managers?|misc|v\d+)")
-DISTRIBUTIONS = {"PIL": "pillow", "pydantic_core": "pydantic", "google": "protobuf", "optimum": "optimum-quanto"}
+DISTRIBUTIONS = {
+    "yaml": "pyyaml",
+    "PIL": "pillow",
+    "pydantic_core": "pydantic",
+    "google": "protobuf",
+    "optimum": "optimum-quanto",
+}
 XFORMERS = "kernels/uso_kernels/attention/xformers.py:"
 FILE_MODULES = {"os", "io", "pathlib", "shutil", "tempfile", "subprocess", "socket", "tomllib", "configparser", "mmap"}
 

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 
 from uso_engine.config import load_config, parse_config
-from uso_engine.download import download, missing_parts, parts
+from uso_engine.download import download, download_tokenizers, missing_parts, parts
 from uso_engine.errors import FetchError
 
 Call = tuple[str, str, tuple[Any, str | None]]
@@ -19,12 +19,17 @@ Call = tuple[str, str, tuple[Any, str | None]]
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     made: list[Call] = []
 
-    def one_file(repository: str, name: str, *, token: str | None) -> str:
-        made.append(("file", repository, (name, token)))
+    def at(repository: str, revision: str | None) -> str:
+        return repository if revision is None else f"{repository}@{revision}"
+
+    def one_file(repository: str, name: str, *, revision: str | None, token: str | None) -> str:
+        made.append(("file", at(repository, revision), (name, token)))
         return name
 
-    def snapshot(repository: str, *, token: str | None, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
-        made.append(("folder", repository, (tuple(allow_patterns), token)))
+    def snapshot(
+        repository: str, *, revision: str | None, token: str | None, allow_patterns: list[str], ignore_patterns: list[str]
+    ) -> str:
+        made.append(("folder", at(repository, revision), (tuple(allow_patterns), token)))
         return repository
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", one_file)
@@ -67,10 +72,17 @@ def test_a_path_that_looks_like_a_hub_id_is_left_alone(calls: list[Call], tmp_pa
     (tmp_path / "weights" / "flux").mkdir(parents=True)
     (tmp_path / "weights" / "flux" / "a.safetensors").touch()
     table = {"name": "x", "transformer": {"checkpoint": "weights/flux/a.safetensors"}, "base_folder": tmp_path}
-    loras = [{"path": "weights/absent.safetensors"}, {"path": "org/name/there.safetensors"}]
+    loras = [
+        {"path": "weights/absent.safetensors"},
+        {"path": "org/name/there.safetensors"},
+        {"path": "org/name@v2:b.safetensors"},
+    ]
     config = parse_config({**table, "loras": loras})
     download(config, token=None, report=lambda line: None)
-    assert [(repository, detail[0]) for _, repository, detail in calls] == [("org/name", "there.safetensors")]
+    assert [(repository, detail[0]) for _, repository, detail in calls] == [
+        ("org/name", "there.safetensors"),
+        ("org/name@v2", "b.safetensors"),
+    ]
 
 
 def test_what_is_missing_is_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -99,3 +111,17 @@ def test_an_unreachable_hub_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
     with pytest.raises(FetchError, match=r"^transformer checkpoint: .* cannot be downloaded: no connection$"):
         download(load_config("uso-flux-dev"), token=None, report=lambda line: None)
+
+
+def test_tokenizers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, list[str]]] = []
+
+    def snapshot(repository: str, *, token: str | None, allow_patterns: list[str]) -> None:
+        asked.append((repository, allow_patterns))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    said: list[str] = []
+    download_tokenizers(token=None, report=said.append)
+    assert [repository for repository, _ in asked] == ["google/t5-v1_1-xxl", "openai/clip-vit-large-patch14"]
+    assert all(not pattern.endswith(("safetensors", "bin")) for _, patterns in asked for pattern in patterns)
+    assert len(said) == 2

@@ -41,7 +41,7 @@ def _two_layers(folder: Path, metadata: Mapping[str, str] | None = None, name: s
 
 
 def _scales(lora: LoRA) -> dict[int, float]:
-    return {update.row_start // C: update.scale for update in lora.updates["double_blocks.0.img_attn.qkv.weight"]}
+    return {update.rows.start // C: update.scale for update in lora.updates["double_blocks.0.img_attn.qkv.weight"]}
 
 
 def test_alphas_in_diffusers_metadata(tmp_path: Path) -> None:
@@ -72,8 +72,8 @@ def test_peft_folders_keep_alpha_in_their_config(tmp_path: Path) -> None:
         ('{"alpha_pattern": [1]}', "alpha_pattern is not an object"),
         ('{"alpha_pattern": {"(a+)+$": 1}}', "not a plain layer name"),
         ('{"use_dora": true}', "DoRA"),
-        ('{"lora_bias": true}', "biases"),
-        ('{"peft_type": "LOHA"}', "type LOHA"),
+        ('{"peft_type": "OFT"}', "type OFT, expected LORA, LOHA, LOKR"),
+        ('{"peft_type": "LOKR", "r": 0}', "r is not positive"),
     ],
 )
 def test_damaged_or_foreign_adapter_settings(settings: str, message: str, tmp_path: Path) -> None:

@@ -161,7 +161,9 @@ def _diffusers(name: Callable[[str], str], down: str, up: str) -> tuple[dict[str
     return tensors, change
 
 
-@pytest.mark.parametrize("prefix", ["transformer.", "", "base_model.model.", "base_model.model.transformer."])
+@pytest.mark.parametrize(
+    "prefix", ["transformer.", "", "base_model.model.", "base_model.model.transformer.", "transformer.base_model.model."]
+)
 @pytest.mark.parametrize("middle", ["", ".default", ".my-adapter_1"])
 def test_diffusers_and_peft_keys(prefix: str, middle: str, tmp_path: Path) -> None:
     tensors, change = _diffusers(lambda layer: prefix + layer, f".lora_A{middle}.weight", f".lora_B{middle}.weight")
@@ -170,7 +172,7 @@ def test_diffusers_and_peft_keys(prefix: str, middle: str, tmp_path: Path) -> No
     assert lora.style == "diffusers / PEFT"
 
 
-@pytest.mark.parametrize("prefix", ["lora_transformer_", "lycoris_", "lora_unet_"])
+@pytest.mark.parametrize("prefix", ["lora_transformer_", "lycoris_", "lora_unet_", "lora_prior_unet_"])
 def test_flattened_diffusers_keys_of_other_trainers(prefix: str, tmp_path: Path) -> None:
     tensors, change = _diffusers(lambda layer: prefix + layer.replace(".", "_"), ".lora_down.weight", ".lora_up.weight")
     _assert_merges_to(read_lora(_write(tmp_path / "l.safetensors", tensors), PARAMS), change)
@@ -240,6 +242,38 @@ def test_text_encoder_layers_are_left_out_with_a_warning(tmp_path: Path, caplog:
     assert set(lora.updates) == {"double_blocks.0.img_attn.proj.weight"}
     assert lora.skipped_keys == 3
     assert "3 keys for text encoders are left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "lora_te1.text_model.encoder.layers.8.mlp.fc1.lora_A.weight",
+        "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.lora_down.weight",
+        "t5xxl.transformer.encoder.block.0.layer.0.SelfAttention.q.lora_down.weight",
+        "lora_prior_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight",
+        "bundle_emb.word.clip_l",
+        "emb_params",
+    ],
+)
+def test_what_belongs_to_prompts_is_left_out(key: str, tmp_path: Path) -> None:
+    a, b = _pair("l", C, C, 2)
+    good = "diffusion_model.double_blocks.0.img_attn.proj"
+    tensors = {f"{good}.lora_A.weight": a, f"{good}.lora_B.weight": b, key: torch.ones(2, 3)}
+    lora = read_lora(_write(tmp_path / "l.safetensors", tensors), PARAMS)
+    _assert_merges_to(lora, {"double_blocks.0.img_attn.proj.weight": b @ a})
+    assert lora.skipped_keys == 1
+
+
+def test_numbered_parts_of_onetrainers_files(tmp_path: Path) -> None:
+    tensors: dict[str, Tensor] = {}
+    change = torch.zeros(3 * C + E, C)
+    for part, rows in enumerate((C, C, C, E)):
+        name = f"transformer.single_blocks.1.linear1.{part}"
+        a, b = _pair(name, rows, C, 2)
+        tensors |= {f"{name}.lora_down.weight": a, f"{name}.lora_up.weight": b, f"{name}.alpha": torch.tensor(1.0)}
+        change[part * C : part * C + rows] = b @ a / 2
+    lora = read_lora(_write(tmp_path / "l.safetensors", tensors), PARAMS)
+    _assert_merges_to(lora, {"single_blocks.1.linear1.weight": change})
 
 
 def test_style_names_do_not_collide() -> None:

@@ -23,6 +23,7 @@ from uso_engine.weights.autoencoder_checkpoint import load_autoencoder
 from uso_engine.weights.autoencoder_keys import AutoencoderParams, autoencoder_shapes
 from uso_engine.weights.diffusers_keys import FusedSource, diffusers_pieces, diffusers_shapes
 from uso_engine.weights.lora import LoRA, parse_lora
+from uso_engine.weights.low_rank import LowRankUpdate
 from uso_engine.weights.projector_checkpoint import projector_shapes
 from uso_engine.weights.safetensors_header import DTYPES
 from uso_engine.weights.tensor_source import MemorySource, RecipeSource
@@ -92,6 +93,7 @@ def _assert_full_rank(lora: LoRA) -> None:
     shapes = transformer_shapes(FULL)
     assert len(lora.updates) == 19 * 4 + 38 * 2
     for key, (update,) in lora.updates.items():
+        assert isinstance(update, LowRankUpdate)
         assert update.down.shape == (128, shapes[key][1])
         rows = 3 * 3072 if key.endswith("linear1.weight") else shapes[key][0]
         assert (update.up.shape, update.row_start, update.scale) == ((rows, 128), 0, 1.0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from uso_engine.errors import ConfigError, MissingFileError
-from uso_engine.weights.paths import resolve_path, split_hub_id
+from uso_engine.weights.paths import HubId, resolve_path, split_hub_id
 
 COMMIT = "0123abcd"
 
@@ -42,6 +42,10 @@ def test_files_and_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert resolve_path("../configs/w", what="x", base_dir=base).samefile(base / "w")
     assert resolve_path("~/configs/w/a.safetensors", what="x") == file
     assert resolve_path("configs/w", what="x") == base / "w"
+    assert resolve_path("file:w/a.safetensors", what="x", base_dir=base) == file
+    assert resolve_path("file:~/configs/w", what="x") == base / "w"
+    assert resolve_path(f"file://{file}", what="x") == resolve_path(f"file:{file}", what="x") == file
+    assert resolve_path(f"FILE://localhost{tmp_path}/co%6efigs/w", what="x") == base / "w"
 
 
 @pytest.mark.parametrize(
@@ -58,6 +62,16 @@ def test_hub_ids_are_found_in_the_cache(text: str, inside: str, cache: Path, tmp
     found = resolve_path(text, what="x", base_dir=tmp_path, cache_dir=cache)
     assert found == cache / "models--org--model.v1" / "snapshots" / COMMIT / inside
     assert found.exists()
+
+
+def test_a_revision_of_a_hub_id(cache: Path, tmp_path: Path) -> None:
+    repo = cache / "models--org--model.v1"
+    (repo / "refs" / "v2").write_text("feed5678")
+    (repo / "snapshots" / "feed5678").mkdir()
+    assert resolve_path("org/model.v1@v2", what="x", cache_dir=cache) == repo / "snapshots" / "feed5678"
+    assert resolve_path(f"org/model.v1@{COMMIT}:a.safetensors", what="x", cache_dir=cache).read_text() == "weights"
+    with pytest.raises(MissingFileError, match=r"`hf download org/model\.v1 --revision v3`"):
+        resolve_path("org/model.v1@v3", what="x", cache_dir=cache, in_config=False)
 
 
 def test_the_hub_librarys_own_cache_is_the_default(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +101,8 @@ def test_a_missing_file_is_named_with_where_it_was_looked_for(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "text", ["", "  ", "a\0b", "org/model.v1:../../secret", "org/model.v1:/etc/passwd", "~nobody-of-this-name/x"]
+    "text",
+    ["", "  ", "a\0b", "org/model.v1:../../secret", "org/model.v1:/etc/passwd", "~nobody-of-this-name/x", "file://host/x"],
 )
 def test_impossible_paths(text: str, cache: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="x: "):
@@ -101,9 +116,13 @@ def test_a_reference_that_leads_out_of_the_cache_is_not_followed(cache: Path, tm
 
 
 def test_hub_ids_are_split_for_the_download_command() -> None:
-    assert split_hub_id("org/name") == ("org/name", None)
-    assert split_hub_id("org/name:a/b.safetensors") == ("org/name", "a/b.safetensors")
-    assert split_hub_id("org/name/a.safetensors") == ("org/name", "a.safetensors")
+    assert split_hub_id("org/name") == HubId("org/name")
+    assert split_hub_id("org/name:a/b.safetensors") == HubId("org/name", None, "a/b.safetensors")
+    assert split_hub_id("org/name/a.safetensors") == HubId("org/name", None, "a.safetensors")
+    assert split_hub_id("org/name@v1.0") == HubId("org/name", "v1.0")
+    assert split_hub_id("org/name@0123abcd:a.safetensors") == HubId("org/name", "0123abcd", "a.safetensors")
+    assert split_hub_id("org/name@../x") is None
+    assert split_hub_id("file:org/name") is None
     assert split_hub_id("name") is None
     assert split_hub_id("loras/ink.safetensors") is None
     assert split_hub_id("./org/name") is None

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, TypeAlias
 
-from .request_fields import image_seeds
+from .diffusers_callback import step_callback
+from .diffusers_results import ConvertedResults, PromptResults, checked_output_type, converted
+from .request_fields import image_seeds, plain_whole
 from .request_messages import shown, suggested
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from .request import GenerationRequest
     from .result import GenerationResult
-    from .sampling.denoiser import OnStep, Step
+    from .sampling.denoiser import OnStep
+
+__all__ = ["ConvertedResults", "PromptResults", "call_like_diffusers", "request_from_diffusers"]
 
 _RENAMED = {
     "num_images_per_prompt": "num_images",
@@ -26,32 +27,23 @@ _RENAMED = {
     "seed": "seed",
     "enable_safety_checker": "enable_safety_checker",
 }
-_OWN = ("image", "style_image", "width", "height", "generator", "callback_on_step_end", "output_type", "progress")
+_OWN = (
+    "image",
+    "style_image",
+    "width",
+    "height",
+    "generator",
+    "callback_on_step_end",
+    "callback_on_step_end_tensor_inputs",
+    "max_sequence_length",
+    "output_type",
+    "return_dict",
+    "progress",
+)
+LONGEST_SEQUENCE = 512
+"""What diffusers' pipeline takes at most for ``max_sequence_length``."""
 
-
-@dataclass(frozen=True)
-class PromptResults:
-    """Results of a list of prompts, in its order.
-
-    Args:
-        results: one for each prompt.
-    """
-
-    results: tuple[GenerationResult, ...]
-
-    @property
-    def images(self) -> tuple[Image, ...]:
-        """All images, those of the first prompt first."""
-        return tuple(image for result in self.results for image in result.images)
-
-    def __iter__(self) -> Iterator[GenerationResult]:
-        return iter(self.results)
-
-    def __len__(self) -> int:
-        return len(self.results)
-
-    def __getitem__(self, index: int) -> GenerationResult:
-        return self.results[index]
+Answer: TypeAlias = "GenerationResult | PromptResults | ConvertedResults | tuple[object]"
 
 
 def call_like_diffusers(
@@ -59,46 +51,85 @@ def call_like_diffusers(
     kind: type[GenerationRequest],
     prompt: object,
     arguments: Mapping[str, object],
-) -> GenerationResult | PromptResults:
+    *,
+    text_length: int = LONGEST_SEQUENCE,
+) -> Answer:
     """Make the images of one prompt, or of each prompt of a list; every request is checked before the first one runs.
 
     Args:
         generate: the engine's method.
         kind: the engine's request class.
         prompt: one, or a list. With a seed or one generator, prompt k of a list starts at seed + k * num_images_per_prompt, so
-            that no two of its images share their noise; ``generator`` and ``negative_prompt`` may be lists of the same length.
-        arguments: see `request_from_diffusers`.
+            that no two of its images share their noise; ``negative_prompt`` may be a list of the same length, and ``generator``
+            one of that length or with one for each image.
+        arguments: see `request_from_diffusers`; and ``output_type``: "pil", "np", "pt" or "latent", and ``return_dict``.
+        text_length: tokens that the engine pads prompts to, the least that ``max_sequence_length`` may be.
 
     Raises:
         ValueError: an argument that has no meaning here.
     """
+    _refuse_unknown(arguments)
+    output_type = checked_output_type(arguments.get("output_type", "pil"))
+    returns_dict = _switch(arguments, "return_dict", default=True)
+    _check_sequence_length(arguments.get("max_sequence_length"), text_length)
     progress = arguments.get("progress", False)
-    if not isinstance(prompt, (list, tuple)):
-        fields, on_step = request_from_diffusers(prompt, arguments)
-        return generate(kind.model_validate(fields), on_step=on_step, progress=progress)
-    if not prompt:
+    several = isinstance(prompt, (list, tuple))
+    if several and not prompt:
         raise ValueError("prompt must be a string or a list of at least one, got an empty list")
+    requests = _requests(kind, list(prompt) if isinstance(prompt, (list, tuple)) else [prompt], arguments)
+    results = tuple(generate(request, on_step=on_step, progress=progress) for request, on_step in requests)
+    answer: GenerationResult | PromptResults | ConvertedResults
+    if output_type != "pil":
+        answer = converted(results, output_type)
+    else:
+        answer = PromptResults(results) if several or len(results) > 1 else results[0]
+    return answer if returns_dict else (answer.images,)
+
+
+def _requests(
+    kind: type[GenerationRequest], prompts: list[object], arguments: Mapping[str, object]
+) -> list[tuple[GenerationRequest, OnStep | None]]:
+    """The requests of one call, checked: one for each prompt, or one for each image where each has a generator of its own."""
     requests = []
-    for place, text in enumerate(prompt):
-        fields, on_step = request_from_diffusers(text, _of_place(arguments, place, len(prompt)))
-        request = kind.model_validate(fields)
-        if request.seed is not None and not isinstance(arguments.get("generator"), (list, tuple)):
+    for place, text in enumerate(prompts):
+        fields, on_step = request_from_diffusers(text, _of_place(arguments, place, len(prompts)))
+        request = kind.model_validate({name: value for name, value in fields.items() if name != "seeds"})
+        own = fields.get("seeds")
+        if isinstance(own, list):
+            each = [kind.model_validate({**_without(fields, "seeds"), "num_images": 1, "seed": seed}) for seed in own]
+            if len(each) != request.num_images:
+                raise ValueError(f"generator must be one, or one for each of the {request.num_images} images, got {len(each)}")
+            requests += [(one, on_step) for one in each]
+            continue
+        if len(prompts) > 1 and request.seed is not None and not isinstance(arguments.get("generator"), (list, tuple)):
             # As if all of them were images of one request.
-            seeds = image_seeds(request.seed, len(prompt) * request.num_images)
+            seeds = image_seeds(request.seed, len(prompts) * request.num_images)
             request = kind.model_validate({**fields, "seed": seeds[place * request.num_images]})
         requests.append((request, on_step))
-    return PromptResults(tuple(generate(request, on_step=on_step, progress=progress) for request, on_step in requests))
+    return requests
+
+
+def _without(fields: Mapping[str, object], name: str) -> dict[str, object]:
+    return {key: value for key, value in fields.items() if key != name}
 
 
 def _of_place(arguments: Mapping[str, object], place: int, count: int) -> dict[str, object]:
     """The arguments of one prompt of a list."""
     chosen = dict(arguments)
+    given = plain_whole(arguments.get("num_images_per_prompt") or 1)
+    images = given if isinstance(given, int) else 1
     for name in ("generator", "negative_prompt"):
         value = arguments.get(name)
-        if isinstance(value, (list, tuple)):
-            if len(value) != count:
-                raise ValueError(f"{name} must be one, or one for each of the {count} prompts, got a list of {len(value)}")
+        if not isinstance(value, (list, tuple)):
+            continue
+        if name == "generator" and images > 1 and len(value) == count * images:
+            chosen[name] = list(value[place * images : (place + 1) * images])
+        elif len(value) == count and not (name == "generator" and images > 1 and count == 1):
             chosen[name] = value[place]
+        else:
+            wanted = [f"the {count} prompts"] if count > 1 or images == 1 else []
+            wanted += [f"the {count * images} images"] if name == "generator" and images > 1 else []
+            raise ValueError(f"{name} must be one, or one for each of {' or of '.join(wanted)}, got a list of {len(value)}")
     return chosen
 
 
@@ -108,21 +139,19 @@ def request_from_diffusers(prompt: object, arguments: Mapping[str, object]) -> t
     Args:
         prompt: what to make.
         arguments: ``image`` (content, or a list: content, then styles), ``style_image`` (one or a list), ``width``, ``height``,
-            ``num_inference_steps``, ``guidance_scale``, ``num_images_per_prompt``, ``generator`` (its initial seed is taken) or
-            ``seed``, ``negative_prompt``, ``true_cfg_scale``, ``style_scale``, ``callback_on_step_end`` (called with
-            None, index, sigma and {"latents": …}, the latents of every image; those it returns under that name are taken over),
-            ``output_type`` ("pil"), ``progress``.
+            ``num_inference_steps``, ``guidance_scale``, ``num_images_per_prompt``, ``generator`` (its initial seed is taken; a
+            list of them, one for each image) or ``seed`` (-1 draws one), ``negative_prompt``, ``true_cfg_scale``,
+            ``style_scale``, ``callback_on_step_end`` and ``callback_on_step_end_tensor_inputs`` (see `step_callback`),
+            ``progress``.
 
     Returns:
-        Fields of `uso_engine.request.GenerationRequest`, and what to call after each step.
+        Fields of `uso_engine.request.GenerationRequest`, with ``seeds`` where each image has a generator; and what to call
+        after each step.
 
     Raises:
         ValueError: an argument that has no meaning here.
     """
     _refuse_unknown(arguments)
-    if arguments.get("output_type", "pil") != "pil":
-        found = shown(arguments["output_type"])
-        raise ValueError(f"output_type must be 'pil', got {found}; latents are in the result's latents")
     fields: dict[str, object] = {ours: arguments[name] for name, ours in _RENAMED.items() if arguments.get(name) is not None}
     fields["prompt"] = prompt
     images = [*_listed(arguments.get("image"))]
@@ -135,15 +164,48 @@ def request_from_diffusers(prompt: object, arguments: Mapping[str, object]) -> t
         raise ValueError(f"width and height come together, got width {shown(width)} and height {shown(height)}")
     if width is not None:
         fields["image_size"] = {"width": width, "height": height}
+    if _is_minus_one(fields.get("seed")):
+        del fields["seed"]
     generator = arguments.get("generator")
     if generator is not None:
-        if "seed" in fields:
+        if arguments.get("seed") is not None:
             raise ValueError("give generator or seed, not both")
-        initial_seed = getattr(generator, "initial_seed", None)
-        if not callable(initial_seed):
-            raise ValueError(f"generator must be a torch.Generator, got {type(generator).__name__}")
-        fields["seed"] = initial_seed()
-    return fields, _step_callback(arguments.get("callback_on_step_end"))
+        if isinstance(generator, (list, tuple)):
+            fields["seeds"] = [_initial_seed(one) for one in generator]
+        else:
+            fields["seed"] = _initial_seed(generator)
+    callback = step_callback(arguments.get("callback_on_step_end"), arguments.get("callback_on_step_end_tensor_inputs"))
+    return fields, callback
+
+
+def _initial_seed(generator: object) -> object:
+    initial_seed = getattr(generator, "initial_seed", None)
+    if not callable(initial_seed):
+        raise ValueError(f"generator must be a torch.Generator, got {type(generator).__name__}")
+    return initial_seed()
+
+
+def _is_minus_one(seed: object) -> bool:
+    value = plain_whole(seed)
+    return isinstance(value, int) and not isinstance(value, bool) and value == -1
+
+
+def _check_sequence_length(value: object, text_length: int) -> None:
+    """Prompts have the length of the configuration; more room than that changes nothing, less would."""
+    length, most = plain_whole(value), max(LONGEST_SEQUENCE, text_length)
+    if value is None or (isinstance(length, int) and not isinstance(length, bool) and text_length <= length <= most):
+        return
+    raise ValueError(
+        f"max_sequence_length must be a whole number from {text_length}, the length that this configuration pads prompts to, "
+        f"to {most}, got {shown(value)}"
+    )
+
+
+def _switch(arguments: Mapping[str, object], name: str, *, default: bool) -> bool:
+    value = arguments.get(name, default)
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {shown(value)}")
+    return value
 
 
 def _refuse_unknown(arguments: Mapping[str, object]) -> None:
@@ -159,18 +221,3 @@ def _listed(value: object) -> list[object]:
     if value is None:
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def _step_callback(callback: object) -> OnStep | None:
-    if callback is None:
-        return None
-    if not callable(callback):
-        raise ValueError(f"callback_on_step_end must be callable, got {type(callback).__name__}")
-    function: Callable[..., object] = callback
-
-    def on_step(step: Step) -> None:
-        answer = function(None, step.index, step.sigmas[0], {"latents": step.latents})
-        if isinstance(answer, Mapping) and "latents" in answer:
-            step.latents = answer["latents"]
-
-    return on_step

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from .conditioning.tokenizer_folders import TOKENIZER_PATTERNS, TOKENIZERS
 from .config import EMBEDDED_PREFIX, EngineConfig
 from .errors import FetchError, MissingFileError
-from .weights.paths import local_path, resolve_path, split_hub_id
+from .weights.paths import HubId, local_path, resolve_path, split_hub_id
 
 # What the loaders read; repositories also hold the same weights in other formats, which nobody needs twice.
 _WANTED = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model")
@@ -30,8 +32,8 @@ class Part:
     is_file: bool
 
     @property
-    def hub_id(self) -> tuple[str, str | None] | None:
-        """Repository and path inside, if it is a hub id rather than a path."""
+    def hub_id(self) -> HubId | None:
+        """Repository, revision and path inside, if it is a hub id rather than a path."""
         return None if self.text.startswith(EMBEDDED_PREFIX) else split_hub_id(self.text)
 
 
@@ -43,10 +45,10 @@ def parts(config: EngineConfig) -> Iterator[Part]:
     if config.projector is not None:
         yield Part("style projector", config.projector.checkpoint, True)
     if config.vision is not None:
-        yield Part("vision encoder", config.vision.folder, False)
+        yield Part("vision encoder", config.vision.folder, _is_file(config.vision.folder))
     for name, entry in (("T5", config.t5), ("CLIP", config.clip)):
         if entry is not None:
-            yield Part(f"{name} text encoder", entry.folder, False)
+            yield Part(f"{name} text encoder", entry.folder, _is_file(entry.folder))
             if entry.tokenizer is not None:
                 yield Part(f"{name} tokenizer", entry.tokenizer, False)
     if config.autoencoder is not None:
@@ -79,35 +81,55 @@ def download(config: EngineConfig, *, token: str | None, report: Callable[[str],
     Raises:
         FetchError: a repository is gated, does not exist or cannot be reached; parts fetched before stay in the cache.
     """
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
     for part in parts(config):
         # A path in the form of a hub id, `weights/model.safetensors`, is one if it is there.
         if part.hub_id is None or local_path(part.text, what=part.what, base_dir=config.base_folder).exists():
             continue
-        repository, inside = part.hub_id
-        report(f"{part.what}: {repository}{'' if inside is None else f', {inside}'}")
-        try:
-            _fetch(repository, inside, part.is_file, token)
-        except GatedRepoError as error:
-            raise FetchError(
-                f"{part.what}: {repository} is gated. Accept its terms at https://huggingface.co/{repository}, "
-                "then set HF_TOKEN to a token that may read it and run this again"
-            ) from error
-        except (OfflineModeIsEnabled, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise FetchError(f"{part.what}: {repository} cannot be downloaded: {reason}") from error
+        hub = part.hub_id
+        revision, inside = "" if hub.revision is None else f"@{hub.revision}", "" if hub.inside is None else f", {hub.inside}"
+        report(f"{part.what}: {hub.repository}{revision}{inside}")
+        with _errors_of(part.what, hub.repository):
+            _fetch(hub, part.is_file, token)
 
 
-def _fetch(repository: str, inside: str | None, is_file: bool, token: str | None) -> None:
+def download_tokenizers(*, token: str | None, report: Callable[[str], None]) -> None:
+    """Bring T5's and CLIP's tokenizers into the local cache, for encoders that are single files; errors as for `download`."""
+    from huggingface_hub import snapshot_download
+
+    for home in TOKENIZERS:
+        report(f"{home.encoder} tokenizer: {home.repository}, about {home.size_kb} kB")
+        with _errors_of(f"{home.encoder} tokenizer", home.repository):
+            snapshot_download(home.repository, token=token, allow_patterns=list(TOKENIZER_PATTERNS))
+
+
+@contextmanager
+def _errors_of(what: str, repository: str) -> Iterator[None]:
+    """The hub library's errors in words that say what to do."""
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        yield
+    except GatedRepoError as error:
+        raise FetchError(
+            f"{what}: {repository} is gated. Accept its terms at https://huggingface.co/{repository}, "
+            "then set HF_TOKEN to a token that may read it and run this again"
+        ) from error
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FetchError(f"{what}: {repository} cannot be downloaded: {reason}") from error
+
+
+def _fetch(hub: HubId, is_file: bool, token: str | None) -> None:
     from huggingface_hub import hf_hub_download, snapshot_download
 
-    if is_file and inside is not None:
-        hf_hub_download(repository, inside, token=token)
+    if is_file and hub.inside is not None:
+        hf_hub_download(hub.repository, hub.inside, revision=hub.revision, token=token)
         return
-    wanted = list(_WANTED) if inside is None else [f"{inside}/{pattern}" for pattern in _WANTED]
-    snapshot_download(repository, token=token, allow_patterns=wanted, ignore_patterns=list(_UNWANTED))
+    wanted = list(_WANTED) if hub.inside is None else [f"{hub.inside}/{pattern}" for pattern in _WANTED]
+    snapshot_download(
+        hub.repository, revision=hub.revision, token=token, allow_patterns=wanted, ignore_patterns=list(_UNWANTED)
+    )
 
 
 def _is_file(text: str) -> bool:
-    return Path(text).suffix == ".safetensors"
+    return Path(text).suffix in (".safetensors", ".gguf")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, overload
+from typing import TYPE_CHECKING, Literal, Self, overload
 
 import torch
 
@@ -15,7 +15,7 @@ from .conditioning.cache import CacheStatistics
 from .conditioning.style import StyleTokens
 from .conditioning.text import TextEmbedding
 from .config import EngineConfig, Tier, load_config
-from .diffusers_call import PromptResults, call_like_diffusers
+from .diffusers_call import LONGEST_SEQUENCE, Answer, ConvertedResults, PromptResults, call_like_diffusers
 from .errors import EngineClosedError
 from .imaging.open import Alpha, ImageLimits, ImageSource, open_image
 from .imaging.pixels import to_pixels
@@ -191,23 +191,36 @@ class USOEngine:
 
         return self._turn.take(work)
 
+    # What these two name is among the others' arguments, too: a type checker takes the first that fits.
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, prompt: str | list[str] = "", *, return_dict: Literal[False], **arguments: object
+    ) -> tuple[object]: ...
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, prompt: str | list[str] = "", *, output_type: Literal["np", "pt", "latent"], **arguments: object
+    ) -> ConvertedResults: ...
+
     @overload
     def __call__(self, prompt: str = "", **arguments: object) -> GenerationResult: ...
 
     @overload
     def __call__(self, prompt: list[str] | tuple[str, ...], **arguments: object) -> PromptResults: ...
 
-    def __call__(self, prompt: str | list[str] | tuple[str, ...] = "", **arguments: object) -> GenerationResult | PromptResults:
+    def __call__(self, prompt: str | list[str] | tuple[str, ...] = "", **arguments: object) -> Answer:
         """Generate the way diffusers' pipelines are called: ``engine(prompt, image=…, width=…).images``.
 
         Args:
-            prompt: what to make; of a list, one after the other: the results together have all ``images``.
+            prompt: what to make; of a list, one after the other: the results together have all ``images``, as they have of one
+                prompt with a list of generators.
             arguments: diffusers' names, see `uso_engine.diffusers_call`.
 
         Raises:
             ValueError: an argument that has no meaning here.
         """
-        return call_like_diffusers(self.generate, self.request_type, prompt, arguments)
+        text_length = LONGEST_SEQUENCE if self.config.t5 is None else self.config.t5.max_length
+        return call_like_diffusers(self.generate, self.request_type, prompt, arguments, text_length=text_length)
 
     def encode_prompt(self, prompt: str) -> TextEmbedding:
         """Embed a prompt, to be saved or passed in later."""

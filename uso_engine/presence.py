@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .conditioning.model_folder import require_files, require_model_files
-from .conditioning.prompt_tokenizer import CLIP_FILES, T5_FILES
+from .conditioning.tokenizer_folders import CLIP_FILES, T5_FILES, find_tokenizer
 from .config import EngineConfig, list_configs
 from .download import Part, parts
 from .errors import MissingFileError
@@ -60,6 +60,11 @@ def _lacking(part: Part, path: Path, config: EngineConfig) -> list[str]:
         except MissingFileError as error:
             lacking.append(str(error))
 
+    if path.is_file() and (part.what == "vision encoder" or part.what.endswith("text encoder")):
+        for name, section in (("T5", config.t5), ("CLIP", config.clip)):
+            if part.what == f"{name} text encoder" and section is not None and section.tokenizer is None:
+                check(lambda file, name=name: find_tokenizer(name, file))
+        return lacking
     if part.what in _SUBFOLDERS:
         check(_require_shards, _SUBFOLDERS[part.what])
     if part.what in _WITH_PROCESSOR:

@@ -37,6 +37,7 @@ from uso_engine.request_fields import (
     ContentLongSide,
     Count,
     Guidance,
+    HostedSeed,
     Images,
     ModelName,
     Seed,
@@ -275,7 +276,7 @@ def _configured(limits: SizeLimits, defaults: RequestDefaults, wire: bool) -> ty
         "guidance_scale": (Guidance, defaults.guidance),
         "content_long_side": (ContentLongSide, defaults.content_long_side),
     }
-    required: dict[str, object] = {"model": (ModelName, ...), "image_urls": (Images, ...)}
+    required: dict[str, object] = {"model": (ModelName, ...), "image_urls": (Images, ...), "seed": (HostedSeed, None)}
     kind: type[GenerationRequest] = create_model(  # type: ignore[call-overload]
         "GenerationRequest", __base__=_ConfiguredRequest, __module__=__name__, **fields, **(required if wire else {})
     )

@@ -18,6 +18,8 @@ from uso_engine.request_messages import refusal, shown
 MODEL: Final = "bytedance/uso"
 MAX_SEED = 2**53 - 1
 """The largest whole number that JSON carries safely."""
+LARGEST_SEED = 2**64 - 1
+"""The largest seed that Python and the shell take."""
 MAX_IMAGES = 3
 MAX_PROMPT = 4000
 """Characters of a prompt, and of a negative one."""
@@ -49,9 +51,12 @@ class RequestDefaults:
 def image_seeds(seed: int, count: int) -> tuple[int, ...]:
     """The seed of each image of a request: ``seed``, the next one and so on; after the last legal seed comes 1.
 
-    So a request with any legal seed can ask for several images, and every seed that is reported gives that image alone.
+    So a request with any legal seed can ask for several images, and every seed that is reported gives that image alone. Of
+    seeds that only Python takes the last one is 2^64 - 1, after which comes 0.
     """
-    return tuple(1 + (seed - 1 + j) % MAX_SEED for j in range(count))
+    if 1 <= seed <= MAX_SEED:
+        return tuple(1 + (seed - 1 + j) % MAX_SEED for j in range(count))
+    return tuple((seed + j) % (LARGEST_SEED + 1) for j in range(count))
 
 
 def plain_whole(value: object) -> object:
@@ -129,9 +134,16 @@ TrueCfgScale: TypeAlias = Annotated[
 StyleScale: TypeAlias = Annotated[
     float, Field(ge=0, le=4, description="Extension: strength of the style references; 1 is the reference's."), REAL
 ]
+_SEED_MEANS = "The same seed and prompt give the same image; left out, one is drawn and returned."
 Seed: TypeAlias = Annotated[
     int | None,
-    Field(ge=1, le=MAX_SEED, description="The same seed and prompt give the same image; left out, one is drawn and returned."),
+    Field(ge=0, le=LARGEST_SEED, description=_SEED_MEANS),
+    WHOLE,
+    WithJsonSchema({"type": "integer", "minimum": 0, "maximum": LARGEST_SEED}),
+]
+HostedSeed: TypeAlias = Annotated[
+    int | None,
+    Field(ge=1, le=MAX_SEED, description=_SEED_MEANS),
     WHOLE,
     WithJsonSchema({"type": "integer", "minimum": 1, "maximum": MAX_SEED}),
 ]

@@ -25,6 +25,7 @@ from .weights.loading import load_parameters
 from .weights.lora import read_lora
 from .weights.low_rank import LoRA
 from .weights.paths import resolve_path
+from .weights.tensor_source import TensorSource
 from .weights.transformer_checkpoint import open_transformer_checkpoint
 
 LoadProgress = Callable[[str, int, int], None]
@@ -107,7 +108,7 @@ def save_quantized_transformer(
     """
     params = config.transformer.params
     origin = resolve(config.transformer.checkpoint, "transformer checkpoint", config)
-    source = open_transformer_checkpoint(origin, params)
+    source = open_originals_of(origin, config)
     try:
         loras = read_loras([(entry.path, entry.weight) for entry in config.loras], config)
         recorded = [RecordedFile.of(resolve(entry.path, "LoRA", config), entry.weight) for entry in config.loras]
@@ -164,7 +165,7 @@ def _from_originals(
     path: Path, config: EngineConfig, tier: Tier, device: torch.device | str, progress: Callable[[int, int], None] | None
 ) -> AnyTransformer:
     params = config.transformer.params
-    source = open_transformer_checkpoint(path, params)
+    source = open_originals_of(path, config)
     try:
         loras = read_loras([(entry.path, entry.weight) for entry in config.loras], config)
         if tier == "float32" or tier == "bf16":
@@ -178,6 +179,12 @@ def _from_originals(
     except BaseException:
         source.close()
         raise
+
+
+def open_originals_of(path: Path, config: EngineConfig) -> TensorSource:
+    """Open the pristine weights of a configuration's transformer; errors as for `open_transformer_checkpoint`."""
+    entry = config.transformer
+    return open_transformer_checkpoint(path, entry.params, accept_kontext=entry.base == "kontext")
 
 
 def _from_quantized_file(

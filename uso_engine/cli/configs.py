@@ -9,6 +9,7 @@ import typer
 
 from uso_engine.config import config_folder, list_configs, load_config
 from uso_engine.download import download as fetch
+from uso_engine.download import download_tokenizers as fetch_tokenizers
 from uso_engine.download import missing_parts
 
 from .app import app, console, reports_errors, say, warn
@@ -38,10 +39,21 @@ def show(config: Annotated[str, typer.Argument(help="A name, or a path to a TOML
 
 @app.command()
 @reports_errors
-def download(config: Annotated[str, typer.Argument(help="A name, or a path to a TOML file.")]) -> None:
+def download(
+    config: Annotated[str | None, typer.Argument(help="A name, or a path to a TOML file.")] = None,
+    tokenizers: Annotated[
+        bool, typer.Option("--tokenizers", help="Only the tokenizers, for text encoders that are single files (2 MB).")
+    ] = False,
+) -> None:
     """Download what a configuration names from the Hugging Face hub. Gated models need HF_TOKEN."""
+    token = os.environ.get("HF_TOKEN")
+    if tokenizers == (config is not None):
+        raise ValueError("expected a configuration to download, or --tokenizers")
+    if config is None:
+        fetch_tokenizers(token=token, report=say)
+        return
     loaded = load_config(config)
-    fetch(loaded, token=os.environ.get("HF_TOKEN"), report=say)
+    fetch(loaded, token=token, report=say)
     missing = missing_parts(loaded)
     if missing:
         names = ", ".join(f"{part.what} ({part.text})" for part in missing)

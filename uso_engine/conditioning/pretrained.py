@@ -86,6 +86,34 @@ def load_pretrained(
     return model
 
 
+def check_pretrained(model_class: type[M], folder: Path, *, what: str, model_types: Sequence[str]) -> M:
+    """Check what can be checked of a folder without loading its weights: files, settings, types and amounts.
+
+    Args:
+        model_class: see `load_pretrained`.
+        folder: see `load_pretrained`.
+        what: see `load_pretrained`.
+        model_types: see `load_pretrained`.
+
+    Returns:
+        The model on the meta device.
+
+    Raises:
+        MissingFileError, CheckpointError: as for `load_pretrained`, as far as it shows without the weights.
+    """
+    files = require_model_files(folder, what)
+    check_config(folder, what, model_types)
+    try:
+        with _quiet_transformers():
+            model = _on_meta(model_class, folder)
+            check_weights(files, what, sum(parameter.numel() for parameter in model.parameters()))
+    except USOError:
+        raise
+    except Exception as error:  # of any type, as in load_pretrained
+        raise CheckpointError(f"{what} in {folder} cannot be loaded: {short_reason(error)}") from error
+    return model
+
+
 def fingerprint(modules: Sequence[nn.Module], *settings: str) -> str:
     """Identify what a set of modules computes, so that a cached or saved answer is only used with the weights that gave it.
 
@@ -113,11 +141,15 @@ def fingerprint(modules: Sequence[nn.Module], *settings: str) -> str:
 
 def _parameter_count(model_class: type[PreTrainedModel], folder: Path) -> int:
     """Parameters of the model that config.json describes; nothing is allocated for it."""
+    return sum(parameter.numel() for parameter in _on_meta(model_class, folder).parameters())
+
+
+def _on_meta(model_class: type[M], folder: Path) -> M:
     config_class = model_class.config_class
     assert config_class is not None
     config = config_class.from_pretrained(folder, local_files_only=True)
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in model_class(config).parameters())
+        return model_class(config)
 
 
 def _problems(report: Mapping[str, Any], harmless: Sequence[str]) -> list[str]:

@@ -1,4 +1,7 @@
-"""Prompt to token ids: padded to a fixed length, and a record of what did not fit."""
+"""Prompt to token ids: cleaned, padded to a fixed length, and a record of what did not fit.
+
+Source of the cleaning: transformers' CLIPTokenizer as the authors run it (ftfy's fix_text, then whitespace and lower case).
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import ftfy
 from torch import Tensor
 
 from uso_engine.conditioning.model_folder import require_files
+from uso_engine.conditioning.tokenizer_folders import CLIP_FILES, T5_FILES
 from uso_engine.errors import CheckpointError
 from uso_engine.weights.key_report import short_reason
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer, T5Tokenizer
 
-T5_FILES = (["tokenizer.json"], ["spiece.model"])
-CLIP_FILES = (["tokenizer.json"], ["vocab.json", "merges.txt"])
 _PROBE = "a small house by the sea, with a tree"
 
 
@@ -61,12 +64,22 @@ class PromptTokenizer:
         tokenizer: the encoder's own.
         limit: tokens that every prompt is padded or cut to.
         vocabulary_size: embeddings that the encoder has.
+        repairs_text: whether prompts are cleaned by ftfy before they are read, as CLIP's own tokenizer does it: curly quotes,
+            full-width forms, ligatures and wrongly decoded letters become plain ones. T5's tokenizer normalises by itself.
 
     Raises:
         CheckpointError: the tokenizer does not belong to the encoder, or knows no words.
     """
 
-    def __init__(self, encoder: str, tokenizer: T5Tokenizer | CLIPTokenizer, limit: int, vocabulary_size: int) -> None:
+    def __init__(
+        self,
+        encoder: str,
+        tokenizer: T5Tokenizer | CLIPTokenizer,
+        limit: int,
+        vocabulary_size: int,
+        *,
+        repairs_text: bool = False,
+    ) -> None:
         highest = max(tokenizer.get_vocab().values())
         if highest >= vocabulary_size:
             raise CheckpointError(
@@ -80,7 +93,9 @@ class PromptTokenizer:
         # A fast tokenizer keeps its truncation and padding settings in itself and refuses a second borrower.
         self._lock = threading.Lock()
         # Taken after the probe, which leaves neither truncation nor padding of an earlier call in the tokenizer.
-        self.definition: str = tokenizer.backend_tokenizer.to_str()
+        self._repairs_text = repairs_text
+        repair = f"ftfy {ftfy.__version__}, " if repairs_text else ""
+        self.definition: str = f"{repair}{tokenizer.backend_tokenizer.to_str()}"
         """All that decides its answers, as text."""
 
     @property
@@ -95,8 +110,10 @@ class PromptTokenizer:
             prompt: any text that is valid Unicode.
 
         Returns:
-            Ids [1, limit], padded; what was cut, if anything was; and what the encoder does not know, of what it read.
+            Ids [1, limit], padded; what was cut, if anything was; and what the encoder does not know, of what it read. Both
+            are told of the prompt as the encoder reads it.
         """
+        prompt = ftfy.fix_text(prompt) if self._repairs_text else prompt
         with self._lock:
             length = len(self._tokenizer(prompt, truncation=False, verbose=False)["input_ids"])
             kept = self._tokenizer(

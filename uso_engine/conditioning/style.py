@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from uso_engine.conditioning.image_processor import check_processor
 from uso_engine.conditioning.model_folder import require_files
 from uso_engine.conditioning.movable_part import MovablePart, attention_working_bytes
 from uso_engine.conditioning.pretrained import fingerprint, load_pretrained
+from uso_engine.conditioning.single_file import SIGLIP, load_encoder_file
 from uso_engine.conditioning.storage import load_conditioning, save_conditioning
 from uso_engine.errors import CheckpointError
 from uso_engine.model.projector import StyleProjector
@@ -29,14 +30,6 @@ logger = logging.getLogger(__name__)
 _KIND = "style tokens"
 # Counted from the end of [embeddings, after layer 1, …, after the last layer]: the projector's high, mid and low level.
 LEVELS = (-2, -11, -20)
-# A whole SigLIP has the text tower and the scale of the two towers' product; older files keep position ids.
-_BESIDE_TOWER = (
-    "text_model.",
-    "logit_scale",
-    "logit_bias",
-    "vision_model.embeddings.position_ids",
-    "embeddings.position_ids",
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +83,23 @@ class StyleTokens:
         if encoder is not None and made_by != encoder:
             logger.warning("%s was made by another style encoder (%s) than the one in use (%s)", path, made_by, encoder)
         return cls(tokens, metadata.get("image_hash", ""), made_by)
+
+
+def _built_in_processor(side: int) -> SiglipImageProcessorPil:
+    """SigLIP's own preprocessing: bicubic to a square, from -1 to 1. Source: its preprocessor_config.json."""
+    from transformers import SiglipImageProcessorPil
+
+    half = [0.5, 0.5, 0.5]
+    return SiglipImageProcessorPil(
+        do_resize=True,
+        size={"height": side, "width": side},
+        resample=3,
+        do_rescale=True,
+        rescale_factor=1 / 255,
+        do_normalize=True,
+        image_mean=half,
+        image_std=half,
+    )
 
 
 def scale_style(tokens: Tensor, scale: float) -> Tensor:
@@ -174,7 +184,8 @@ class StyleEncoder:
         """Load the vision tower (in float32, as the authors run it) and its image processor from a local folder.
 
         Args:
-            folder: a SigLIP vision model, or a whole SigLIP, in the Hugging Face layout.
+            folder: a SigLIP vision model, or a whole SigLIP, in the Hugging Face layout; or a file that holds one, for which
+                the processor is built in.
             projector: on the same device.
             device: where the tower runs.
 
@@ -185,13 +196,18 @@ class StyleEncoder:
         from transformers import SiglipImageProcessorPil, SiglipVisionModel
 
         folder = Path(folder)
+        if folder.is_file():
+            vision = cast("SiglipVisionModel", load_encoder_file(SIGLIP, folder, dtype=torch.float32, device=device))
+            side = vision.config.image_size
+            assert isinstance(side, int)  # siglip_config says so
+            return cls(vision, projector, _built_in_processor(side))
         require_files(folder, "vision encoder's image processor", [["preprocessor_config.json"]])
         vision = load_pretrained(
             SiglipVisionModel,
             folder,
             what="vision encoder",
             model_types=("siglip_vision_model", "siglip"),
-            harmless=_BESIDE_TOWER,
+            harmless=SIGLIP.harmless,
             dtype=torch.float32,
             device=device,
         )

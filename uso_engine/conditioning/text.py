@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from uso_engine.conditioning.cache import hash_text, tensor_bytes
 from uso_engine.conditioning.movable_part import MovablePart, attention_working_bytes
-from uso_engine.conditioning.pretrained import fingerprint, load_pretrained
+from uso_engine.conditioning.pretrained import fingerprint
 from uso_engine.conditioning.prompt_tokenizer import (
     PromptTokenizer,
     Truncation,
@@ -23,6 +23,7 @@ from uso_engine.conditioning.prompt_tokenizer import (
 )
 from uso_engine.conditioning.prompt_warnings import prompt_warnings
 from uso_engine.conditioning.storage import load_conditioning, save_conditioning
+from uso_engine.conditioning.text_models import load_clip, load_t5, tokenizer_folder
 from uso_engine.errors import CheckpointError, PromptError
 
 if TYPE_CHECKING:
@@ -31,17 +32,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _KIND = "text embedding"
-# A whole T5 has a decoder and its output layer beside the encoder, a whole CLIP the other tower and the projections to the
-# space that both share; older files keep position ids, which are counted now.
-_BESIDE_T5 = ("decoder.", "lm_head.weight")
-_BESIDE_CLIP = (
-    "vision_model.",
-    "visual_projection.weight",
-    "text_projection.weight",
-    "logit_scale",
-    "text_model.embeddings.position_ids",
-    "embeddings.position_ids",
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +144,9 @@ class TextEncoders:
             raise ValueError(f"clip_max_length must be from 3 to {positions}, CLIP's positions, got {clip_max_length}")
         self._t5, self._clip = t5, clip
         self._t5_words = PromptTokenizer("T5", t5_tokenizer, t5_max_length, int(t5.config.vocab_size))
-        self._clip_words = PromptTokenizer("CLIP", clip_tokenizer, clip_max_length, int(clip.config.vocab_size))
+        self._clip_words = PromptTokenizer(
+            "CLIP", clip_tokenizer, clip_max_length, int(clip.config.vocab_size), repairs_text=True
+        )
         # 2 in an old CLIP configuration stands for "the highest id"; anything else has to be the id that the tokenizer writes,
         # or the pooled output would silently be that of the first token.
         if clip.config.eos_token_id not in (2, self._clip_words.end_id):
@@ -183,13 +175,13 @@ class TextEncoders:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.bfloat16,
     ) -> TextEncoders:
-        """Load both encoders from local folders in the Hugging Face layout.
+        """Load both encoders from local folders in the Hugging Face layout, or from single files.
 
         Args:
-            t5: folder of the T5 encoder (or of a whole T5).
-            clip: folder of the CLIP text model (or of a whole CLIP).
-            t5_tokenizer: folder of T5's tokenizer where it is another one.
-            clip_tokenizer: folder of CLIP's tokenizer where it is another one.
+            t5: folder of the T5 encoder (or of a whole T5), or a file that holds it.
+            clip: folder of the CLIP text model (or of a whole CLIP), or a file that holds it.
+            t5_tokenizer: folder of T5's tokenizer where it is another one; beside a single file it is looked for.
+            clip_tokenizer: folder of CLIP's tokenizer where it is another one; likewise.
             t5_max_length: tokens per prompt for T5.
             clip_max_length: tokens per prompt for CLIP.
             device: where the encoders run.
@@ -199,28 +191,10 @@ class TextEncoders:
             MissingFileError: a file is not there; says which.
             CheckpointError: files that are not what the configuration says they are.
         """
-        from transformers import CLIPTextModel, T5EncoderModel
-
-        t5_words = load_t5_tokenizer(Path(t5_tokenizer or t5))
-        clip_words = load_clip_tokenizer(Path(clip_tokenizer or clip))
-        t5_model = load_pretrained(
-            T5EncoderModel,
-            Path(t5),
-            what="T5 text encoder",
-            model_types=("t5",),
-            harmless=_BESIDE_T5,
-            dtype=dtype,
-            device=device,
-        )
-        clip_model = load_pretrained(
-            CLIPTextModel,
-            Path(clip),
-            what="CLIP text encoder",
-            model_types=("clip_text_model", "clip"),
-            harmless=_BESIDE_CLIP,
-            dtype=dtype,
-            device=device,
-        )
+        t5, clip = Path(t5), Path(clip)
+        t5_words = load_t5_tokenizer(tokenizer_folder("T5", t5, t5_tokenizer))
+        clip_words = load_clip_tokenizer(tokenizer_folder("CLIP", clip, clip_tokenizer))
+        t5_model, clip_model = load_t5(t5, dtype, device), load_clip(clip, dtype, device)
         return cls(t5_model, t5_words, clip_model, clip_words, t5_max_length=t5_max_length, clip_max_length=clip_max_length)
 
     @property

@@ -23,6 +23,7 @@ from uso_engine.imaging.source import (
     is_image_source,
     is_tensor,
 )
+from uso_engine.local_names import has_file_scheme, local_name
 
 __all__ = ["Alpha", "ImageLimits", "ImageSource", "describe_source", "open_image"]
 
@@ -70,9 +71,10 @@ def open_image(
     orientation is applied; transparency is laid on white. A Pillow image is taken as it stands, whatever it was read from.
 
     Args:
-        source: a path, an http(s) URL, a data URI, the bytes of an encoded picture (also as bytearray or memoryview), a binary
-            file object (read from where it stands), a Pillow image (not changed), a numpy array [h, w], [h, w, 3] or
-            [h, w, 4], or a torch tensor [h, w], [3, h, w] or [4, h, w]; arrays and tensors hold uint8, or floats from 0 to 1.
+        source: a path (also with ``~``, and after ``file:``), an http(s) URL, a data URI, the bytes of an encoded picture (also
+            as bytearray or memoryview), a binary file object (read from where it stands), a Pillow image (not changed), a numpy
+            array [h, w], [h, w, 3] or [h, w, 4], or a torch tensor [h, w], [3, h, w] or [4, h, w]; arrays and tensors hold
+            uint8, or floats from 0 to 1.
         limits: what is accepted; ``ImageLimits()`` if left out.
         name: what error messages call the picture, e.g. ``image_urls[0]``; a short description of the source by default.
         alpha: "white" lays transparent pixels on white, "drop" takes their colours as they are stored.
@@ -139,8 +141,12 @@ def _read_text(text: str, limits: ImageLimits, label: str) -> bytes:
     if text[:5].lower() == "data:":
         return decode_data_uri(text, max_bytes=limits.max_bytes, label=label)
     scheme = SCHEME.match(text)
-    if scheme is None:
-        return _read_path(Path(text), limits, label)
+    if scheme is None or has_file_scheme(text):
+        try:
+            path = local_name(text)
+        except ValueError as error:
+            raise ImageError(f"{label}: {error}") from error
+        return _read_path(path, limits, label)
     if scheme[1].lower() not in ("http", "https"):
         raise ImageError(f"{label}: {scheme[1].lower()}:// is not opened; expected https://, http://, data: or a path")
     from uso_engine.imaging.fetch import fetch  # httpx takes a quarter of a second to import

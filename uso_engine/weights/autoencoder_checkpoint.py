@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PREFIXES = ("first_stage_model.", "vae.")
-_OTHER_COMPONENTS = ("model.diffusion_model.", "text_encoders.", "cond_stage_model.", "conditioner.")
+_OTHER_COMPONENTS = ("model.diffusion_model.", "text_encoders.", "cond_stage_model.", "conditioner.", "model_ema.")
 
 
 def load_autoencoder(
@@ -59,6 +59,27 @@ def load_autoencoder(
     finally:
         source.close()
     return cast("AutoencoderKL", module.eval().requires_grad_(False))
+
+
+def check_autoencoder(path: Path, params: AutoencoderParams) -> None:
+    """Check keys and shapes of an autoencoder's checkpoint without reading its weights.
+
+    Args:
+        path: see `load_autoencoder`.
+        params: see `load_autoencoder`.
+
+    Raises:
+        MissingFileError, CheckpointError: as for `load_autoencoder`.
+    """
+    source = open_checkpoint(path, subfolder="vae")
+    try:
+        if any(key.startswith(("encoder.down_blocks.", "decoder.up_blocks.")) for key in source.keys()):  # noqa: SIM118
+            _check_settings(path, params)
+            _require(source, {key: tuple(t.shape) for key, t in _empty(params).state_dict().items()})
+        else:
+            _require(_own_keys(source), autoencoder_shapes(params))
+    finally:
+        source.close()
 
 
 def _empty(params: AutoencoderParams) -> nn.Module:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from uso_engine.errors import CheckpointError, MissingFileError, USOError
+from uso_engine.weights.gguf_file import GGUFSource, is_gguf
 from uso_engine.weights.key_report import bulleted, key_count, short_key, summarise_keys
 from uso_engine.weights.safetensors_file import SafetensorsSource, is_pickle_name
 from uso_engine.weights.tensor_source import TensorSource
@@ -78,7 +79,7 @@ def open_checkpoint(path: Path, *, subfolder: str | None = None) -> TensorSource
     """
     try:
         if not stat.S_ISDIR(path.stat().st_mode):
-            return _open_index(path) if path.name.endswith(".json") else SafetensorsSource(path)
+            return _open_index(path) if path.name.endswith(".json") else open_weights_file(path)
         if subfolder is not None and (path / subfolder).is_dir():
             path = path / subfolder
         return _open_folder(path)
@@ -88,6 +89,16 @@ def open_checkpoint(path: Path, *, subfolder: str | None = None) -> TensorSource
         raise MissingFileError(f"{path}: there is no such file or folder") from error
     except (OSError, ValueError) as error:  # also a folder that may not be looked into
         raise CheckpointError(f"{path}: cannot be opened: {error}") from error
+
+
+def open_weights_file(path: Path) -> SafetensorsSource | GGUFSource:
+    """Open one file of weights, safetensors or GGUF.
+
+    Raises:
+        MissingFileError, CheckpointError: as for `open_checkpoint`.
+        BackendError: a GGUF file, and the library that reads it is not installed.
+    """
+    return GGUFSource(path) if is_gguf(path) else SafetensorsSource(path)
 
 
 def _open_folder(folder: Path) -> TensorSource:

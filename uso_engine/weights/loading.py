@@ -1,14 +1,15 @@
 """Bringing weights into a module tensor by tensor, with LoRAs merged on the way.
 
-A merged weight is round(float32(pristine) + sum of strength * scale * up @ down), the sum in float32 and in the LoRAs' order,
-always computed from the pristine tensor of the source. Nothing is ever subtracted, so taking a LoRA away gives back the
-pristine bits.
+A merged weight is round(float32(pristine) + sum of strength * change), a change being scale * up @ down or what another kind of
+adapter has in its place. The sum is formed in float32, in an order that the changes decide and not the order of the LoRAs,
+always from the pristine tensor of the source. Nothing is ever subtracted, so taking a LoRA away gives back the pristine bits.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 from uso_engine.errors import CheckpointError, LoRAError, USOError
 from uso_engine.weights.finite import is_finite
 from uso_engine.weights.key_report import bulleted, compare_shapes, summarise_keys
-from uso_engine.weights.low_rank import LoRASet, LowRankUpdate
+from uso_engine.weights.lora_update import WeightUpdate, in_order_of_content
+from uso_engine.weights.low_rank import LoRASet
 from uso_engine.weights.tensor_source import TensorSource, shapes_of
 
 logger = logging.getLogger(__name__)
@@ -46,7 +48,7 @@ def load_parameters(
         source: must have exactly the module's keys and shapes.
         device: where the parameters go.
         dtype: floating-point type of all of them; others keep their stored type.
-        loras: merged before rounding, in this order, each with its strength.
+        loras: merged before rounding, each with its strength; their order does not matter.
         progress: called after every tensor.
 
     Raises:
@@ -83,7 +85,7 @@ def merged_tensor(
     Args:
         source: of pristine weights under canonical keys.
         key: the tensor.
-        loras: in the order in which they are added.
+        loras: each with its strength; their order does not matter.
         device: where the sum is formed, in float32, and where the result lies.
         dtype: what the result is rounded to; the stored type if not given.
 
@@ -171,7 +173,7 @@ def _compute_back(
 class _Term(NamedTuple):
     """One update of one tensor with the user's factor, and whose it is."""
 
-    update: LowRankUpdate
+    update: WeightUpdate
     strength: float
     name: str
 
@@ -180,7 +182,7 @@ _Recipe = tuple[_Term, ...]
 
 
 def _recipes(loras: LoRASet) -> dict[str, _Recipe]:
-    """For every changed key, what is added to it, in order; a strength of zero adds nothing at all."""
+    """For every changed key, what is added to it; a strength of zero adds nothing at all."""
     recipes: dict[str, _Recipe] = {}
     for lora, strength in loras:
         if not math.isfinite(strength):
@@ -195,7 +197,7 @@ def _recipes(loras: LoRASet) -> dict[str, _Recipe]:
 
 
 def _same(a: _Recipe, b: _Recipe) -> bool:
-    return len(a) == len(b) and all(x.update is y.update and x.strength == y.strength for x, y in zip(a, b, strict=True))
+    return Counter((id(term.update), term.strength) for term in a) == Counter((id(term.update), term.strength) for term in b)
 
 
 def _check_updates(recipes: Mapping[str, _Recipe], shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -206,12 +208,18 @@ def _check_updates(recipes: Mapping[str, _Recipe], shapes: Mapping[str, tuple[in
             shape = shapes.get(key)
             if shape is None:
                 problems.setdefault(f"{term.name} changes weights that the model does not have", []).append(key)
-            elif len(shape) != 2 or update.rows.stop > shape[0] or update.columns.stop > shape[1]:
+            elif not _fits(update, shape):
                 block = f"rows to {update.rows.stop} and columns to {update.columns.stop} of a weight of shape {list(shape)}"
                 problems.setdefault(f"{term.name} changes {block}", []).append(key)
     if problems:
         lines = [f"{problem}: {summarise_keys(dict.fromkeys(keys))}" for problem, keys in problems.items()]
         raise LoRAError(bulleted("the LoRAs do not fit the model", lines))
+
+
+def _fits(update: WeightUpdate, shape: tuple[int, ...]) -> bool:
+    """Whether a block lies within a matrix, or within a vector taken as a matrix of one column."""
+    rows, columns = (*shape, 1) if len(shape) == 1 else shape if len(shape) == 2 else (0, 0)
+    return update.rows.stop <= rows and update.columns.stop <= columns
 
 
 @torch.no_grad()
@@ -229,8 +237,10 @@ def _merged(
         raise CheckpointError(f"{source.describe()}: {key} holds values that are infinite or not a number")
     if recipe:
         value = value.to(torch.float32)
-        for term in recipe:
-            term.update.add_to(value, term.strength)
+        matrix = value.unsqueeze(-1) if value.ndim == 1 else value
+        pristine = matrix.clone() if any(term.update.needs_pristine for term in recipe) else None
+        for update, strength, _ in in_order_of_content(recipe):
+            update.add_to(matrix, strength, pristine)
     value = value.to(target)
     if (recipe or stored != target) and not is_finite(value):
         if recipe:

@@ -1,28 +1,29 @@
-"""Reading LoRA files of every common key style into low-rank updates of the engine's own weights."""
+"""Reading LoRA files of every common key style and kind of adapter into updates of the engine's own weights."""
 
 from __future__ import annotations
 
 import logging
-import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-
-from torch import Tensor
 
 from uso_engine.errors import CheckpointError, LoRAError, MissingFileError
 from uso_engine.model.params import TransformerParams
 from uso_engine.weights import lora_keys_bfl, lora_keys_diffusers, lora_keys_kohya, lora_keys_uso
-from uso_engine.weights.finite import is_finite
-from uso_engine.weights.key_report import bulleted, key_count, summarise_keys
+from uso_engine.weights.key_report import key_count, summarise_keys
+from uso_engine.weights.lora_adapters import check_layer, updates_of
+from uso_engine.weights.lora_control import refuse_control_lora
+from uso_engine.weights.lora_found import Findings, FoundLayer
 from uso_engine.weights.lora_layers import KeyStyle, LoRALayer
-from uso_engine.weights.lora_parts import Part, is_text_encoder_key, parse_key, refusal
+from uso_engine.weights.lora_parts import CHANGES_ALONE, Part, is_text_encoder_key, parse_key, refusal
+from uso_engine.weights.lora_repeated import drop_repeated
 from uso_engine.weights.lora_scaling import PeftScaling, read_scaling
+from uso_engine.weights.lora_update import WeightUpdate
 from uso_engine.weights.low_rank import LoRA, LoRASet, LowRankUpdate
 from uso_engine.weights.safetensors_file import SafetensorsSource
 from uso_engine.weights.tensor_source import TensorSource
+from uso_engine.weights.transformer_keys import transformer_shapes
 
 __all__ = ["KEY_STYLES", "LoRA", "LoRASet", "LowRankUpdate", "parse_lora", "read_lora"]
 
@@ -82,31 +83,6 @@ def _lora_file(path: Path) -> Path:
     )
 
 
-@dataclass
-class _Layer:
-    """The keys of one layer as they are found, and where it lies in the model."""
-
-    keys: dict[Part, str] = field(default_factory=dict)
-    target: LoRALayer | None = None
-    style: str = ""
-
-
-@dataclass
-class _Findings:
-    """What is wrong with a file, by what is wrong, and what was left out."""
-
-    problems: dict[str, list[str]] = field(default_factory=dict)
-    skipped: list[str] = field(default_factory=list)
-
-    def add(self, problem: str, key: str) -> None:
-        self.problems.setdefault(problem, []).append(key)
-
-    def raise_if_any(self, name: str) -> None:
-        if self.problems:
-            lines = [f"{problem}: {summarise_keys(keys)}" for problem, keys in self.problems.items()]
-            raise LoRAError(bulleted(f"{name} cannot be used as a LoRA for this transformer", lines))
-
-
 def parse_lora(source: TensorSource, params: TransformerParams, scaling: PeftScaling | None = None) -> LoRA:
     """Understand a LoRA's tensors.
 
@@ -118,40 +94,69 @@ def parse_lora(source: TensorSource, params: TransformerParams, scaling: PeftSca
     Raises:
         LoRAError: see :func:`read_lora`.
     """
-    findings = _Findings()
+    findings = Findings()
     layers = _collect(source, params, findings)
-    _check_shapes(source, layers, findings)
+    refuse_control_lora(source, layers)
+    for _, layer in sorted(layers.items()):
+        check_layer(source, layer, findings)
     findings.raise_if_any(source.describe())
     if not layers:
         raise LoRAError(_nothing_found(source, findings))
-    updates: dict[str, list[LowRankUpdate]] = {}
-    # By name, so that the order of the sums does not depend on the order of keys in the file.
+    scaling = scaling or PeftScaling()
+    _check_presence(layers, params, scaling, findings)
+    findings.raise_if_any(source.describe())
+    layers = drop_repeated(source, layers, scaling, findings)
+    updates: dict[str, list[WeightUpdate]] = {}
+    # By name, so that nothing depends on the order of keys in the file.
     for name, layer in sorted(layers.items()):
-        for key, update in _updates(source, name, layer, scaling or PeftScaling(), findings):
+        for key, update in updates_of(source, name, layer, scaling, findings):
             updates.setdefault(key, []).append(update)
     findings.raise_if_any(source.describe())
-    if findings.skipped:
-        logger.warning(
-            "%s: %d keys for text encoders are left out, only the transformer is changed: %s",
-            source.describe(),
-            len(findings.skipped),
-            summarise_keys(findings.skipped),
-        )
+    _report(source, findings)
     style = " + ".join(sorted({layer.style for layer in layers.values()}))
     frozen = MappingProxyType({key: tuple(found) for key, found in updates.items()})
-    return LoRA(source.describe(), style, frozen, len(findings.skipped))
+    return LoRA(source.describe(), style, frozen, len(findings.text_encoders))
 
 
-def _collect(source: TensorSource, params: TransformerParams, findings: _Findings) -> dict[str, _Layer]:
+def _check_presence(
+    layers: Mapping[str, FoundLayer], params: TransformerParams, scaling: PeftScaling, findings: Findings
+) -> None:
+    """A layer may have no bias, and settings may speak of magnitudes that the file does not have."""
+    known = transformer_shapes(params).keys()
+    for layer in layers.values():
+        for part in (Part.BIAS_DIFFERENCE, Part.UP_BIAS):
+            if part in layer.keys and layer.target and layer.target.bias_key not in known:
+                findings.add("a change of a bias that the layer does not have", layer.keys[part])
+    if scaling.uses_dora and not any(Part.MAGNITUDE in layer.keys for layer in layers.values()):
+        findings.add("the settings say DoRA (use_dora), but no layer has a magnitude; one of them", next(iter(layers)))
+
+
+def _report(source: TensorSource, findings: Findings) -> None:
+    name = source.describe()
+    if findings.text_encoders:
+        logger.warning(
+            "%s: %d keys for text encoders are left out, only the transformer is changed: %s",
+            name,
+            len(findings.text_encoders),
+            summarise_keys(findings.text_encoders),
+        )
+    if findings.repeated:
+        keys = summarise_keys(findings.repeated)
+        logger.info("%s: holds layers twice, in two key styles; taken once, without: %s", name, keys)
+    if findings.zero:
+        logger.info("%s: differences that are zero are left out: %s", name, summarise_keys(findings.zero))
+
+
+def _collect(source: TensorSource, params: TransformerParams, findings: Findings) -> dict[str, FoundLayer]:
     """Sort the keys by layer; what cannot be used goes to the findings."""
     tables = [(style, style.layers(params)) for style in KEY_STYLES]
     known = {_numberless(name) for _, table in tables for name in table}
     known.update(_numberless(name) for style in KEY_STYLES for name in style.layers(_ONE_OF_EACH))
-    layers: dict[str, _Layer] = {}
+    layers: dict[str, FoundLayer] = {}
     refused: set[str] = set()
     for key in source.keys():  # noqa: SIM118 - a source is not a mapping
         if is_text_encoder_key(key):
-            findings.skipped.append(key)
+            findings.text_encoders.append(key)
             continue
         parsed = parse_key(key) if len(key) <= _LONGEST_KEY else None
         kind = refusal(key) if len(key) <= _LONGEST_KEY and parsed is None else None
@@ -160,7 +165,9 @@ def _collect(source: TensorSource, params: TransformerParams, findings: _Finding
             findings.add(f"{kind}, which is not supported", key)
         elif parsed is None:
             findings.add("not a key of a LoRA", key)
-        elif parsed.part in layers.setdefault(parsed.layer, _Layer()).keys:
+        elif parsed.part in CHANGES_ALONE and not source.read(key).any():
+            findings.zero.append(key)
+        elif parsed.part in layers.setdefault(parsed.layer, FoundLayer()).keys:
             findings.add("the same part of a layer twice", key)
         else:
             layers[parsed.layer].keys[parsed.part] = key
@@ -179,12 +186,12 @@ def _numberless(name: str) -> str:
 
 
 def _locate(
-    name: str, layer: _Layer, tables: list[tuple[KeyStyle, Mapping[str, LoRALayer]]], known: set[str], findings: _Findings
+    name: str, layer: FoundLayer, tables: list[tuple[KeyStyle, Mapping[str, LoRALayer]]], known: set[str], findings: Findings
 ) -> None:
     for style, table in tables:
         for prefix in style.prefixes:
             if name.startswith(prefix) and name[len(prefix) :] in table:
-                layer.target, layer.style = table[name[len(prefix) :]], style.name
+                layer.target, layer.style, layer.prefix = table[name[len(prefix) :]], style.name, prefix
                 return
     stripped = (name.removeprefix(prefix) for style in KEY_STYLES for prefix in style.prefixes)
     reason = (
@@ -196,69 +203,12 @@ def _locate(
         findings.add(reason, key)
 
 
-def _check_shapes(source: TensorSource, layers: Mapping[str, _Layer], findings: _Findings) -> None:
-    taken: dict[str, list[tuple[range, str]]] = {}
-    for name, layer in sorted(layers.items()):
-        _check_layer(source, layer, findings)
-        for rows in layer.target.parts if layer.target else ():
-            mine = range(rows.row, rows.row + rows.rows)
-            for other, by in taken.get(rows.key, []):
-                if mine.start < other.stop and other.start < mine.stop:
-                    findings.add(f"the same rows of {rows.key} as {by}, in another key style", next(iter(layer.keys.values())))
-            taken.setdefault(rows.key, []).append((mine, name))
-
-
-def _check_layer(source: TensorSource, layer: _Layer, findings: _Findings) -> None:
-    keys = layer.keys
-    if Part.ALPHA in keys and math.prod(source.shape(keys[Part.ALPHA])) != 1:
-        findings.add("alpha is not a single number", keys[Part.ALPHA])
-    for part in (Part.DOWN, Part.UP):
-        if part not in keys:
-            findings.add(f"the {part.value} matrix is missing beside", next(iter(keys.values())))
-        elif not source.dtype(keys[part]).is_floating_point:
-            findings.add("not floating-point numbers", keys[part])
-    if layer.target is None or Part.DOWN not in keys or Part.UP not in keys:
-        return
-    down, up = (_matrix_shape(source.shape(keys[part])) for part in (Part.DOWN, Part.UP))
-    if len(down) != 2 or down[0] < 1 or down[1] != layer.target.columns:
-        findings.add(f"shape {list(down)}, expected [rank, {layer.target.columns}]", keys[Part.DOWN])
-    elif up != (layer.target.rows, down[0]):
-        findings.add(f"shape {list(up)}, expected [{layer.target.rows}, {down[0]}]", keys[Part.UP])
-
-
-def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Without the trailing ones that a 1x1 convolution's kernel has."""
-    return shape[:2] if len(shape) > 2 and math.prod(shape[2:]) == 1 else shape
-
-
-def _updates(
-    source: TensorSource, name: str, layer: _Layer, scaling: PeftScaling, findings: _Findings
-) -> list[tuple[str, LowRankUpdate]]:
-    """The updates of one layer; values that are not numbers go to the findings."""
-    if layer.target is None:
-        return []
-    down, up = (_read_matrix(source, layer.keys[part], findings) for part in (Part.DOWN, Part.UP))
-    scale = scaling.scale(name, down.shape[0])
-    if Part.ALPHA in layer.keys:
-        alpha = source.read(layer.keys[Part.ALPHA]).double().item()
-        if not math.isfinite(alpha):
-            findings.add("alpha is not a finite number", layer.keys[Part.ALPHA])
-        scale = alpha / down.shape[0]
-    return [
-        (part.key, LowRankUpdate(down, up[part.source_row : part.source_row + part.rows], scale, row_start=part.row))
-        for part in layer.target.parts
-    ]
-
-
-def _read_matrix(source: TensorSource, key: str, findings: _Findings) -> Tensor:
-    tensor = source.read(key)
-    if not is_finite(tensor):
-        findings.add("values that are infinite or not a number", key)
-    return tensor.reshape(tensor.shape[0], -1)
-
-
-def _nothing_found(source: TensorSource, findings: _Findings) -> str:
+def _nothing_found(source: TensorSource, findings: Findings) -> str:
     name = source.describe()
-    if findings.skipped:
-        return f"{name}: only layers of text encoders ({key_count(findings.skipped)}); a LoRA for the transformer is needed"
+    if findings.text_encoders:
+        return (
+            f"{name}: only layers of text encoders ({key_count(findings.text_encoders)}); a LoRA for the transformer is needed"
+        )
+    if findings.zero:
+        return f"{name}: only differences that are zero ({key_count(findings.zero)}); it would change nothing"
     return f"{name}: the file holds no tensors; a LoRA for the transformer is needed"

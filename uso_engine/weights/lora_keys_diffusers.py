@@ -13,15 +13,15 @@ from uso_engine.weights.lora_layers import DOTTED_PREFIXES, KeyStyle, LayerRows,
 
 
 def diffusers_layers(params: TransformerParams) -> dict[str, LoRALayer]:
-    """Every linear layer by diffusers' name."""
+    """Every linear layer and norm by diffusers' name."""
     parts: dict[str, list[LayerRows]] = {}
     for key, pieces in diffusers_pieces(params).items():
         for piece in pieces:
             parts.setdefault(piece.name, []).append(LayerRows(key, piece.rows, piece.row, piece.source_row))
     return {
-        key.removesuffix(".weight"): LoRALayer(shape[0], shape[1], tuple(parts[key]))
+        key.removesuffix(".weight"): LoRALayer(shape[0], shape[1] if len(shape) == 2 else 0, tuple(parts[key]))
         for key, shape in diffusers_shapes(params).items()
-        if len(shape) == 2
+        if key.endswith(".weight")
     }
 
 

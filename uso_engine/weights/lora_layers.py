@@ -32,13 +32,18 @@ class LoRALayer:
 
     Args:
         rows: outputs of the layer, the rows of ``up``.
-        columns: inputs of the layer, the columns of ``down``.
+        columns: inputs of the layer, the columns of ``down``; 0 for a norm's scale, which is a vector.
         parts: where its rows lie in the model's weights.
     """
 
     rows: int
     columns: int
     parts: tuple[LayerRows, ...]
+
+    @property
+    def bias_key(self) -> str:
+        """The canonical key of the bias beside its weight, if the layer has one."""
+        return f"{self.parts[0].key.removesuffix('.weight')}.bias"
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class KeyStyle:
 
 
 DOTTED_PREFIXES = (
+    "transformer.base_model.model.",
     "base_model.model.transformer.",
     "base_model.model.diffusion_model.",
     "base_model.model.",
@@ -76,6 +82,15 @@ def matrices(params: TransformerParams) -> dict[str, tuple[int, int]]:
     return {key.removesuffix(".weight"): (s[0], s[1]) for key, s in shapes.items() if len(s) == 2}
 
 
+def norm_layers(params: TransformerParams) -> dict[str, LoRALayer]:
+    """The scales of the norms of q and k by canonical name, with and without the ending ``.scale``."""
+    layers: dict[str, LoRALayer] = {}
+    for key, shape in transformer_shapes(params).items():
+        if key.endswith(".scale"):
+            layers[key] = layers[key.removesuffix(".scale")] = LoRALayer(shape[0], 0, (LayerRows(key, shape[0]),))
+    return layers
+
+
 def whole_layer(name: str, rows: int, columns: int) -> LoRALayer:
     """A LoRA layer that is one whole canonical matrix, or its first rows.
 
@@ -84,4 +99,9 @@ def whole_layer(name: str, rows: int, columns: int) -> LoRALayer:
         rows: how many of its rows, from the first.
         columns: its columns.
     """
-    return LoRALayer(rows, columns, (LayerRows(f"{name}.weight", rows),))
+    return layer_rows(name, rows, columns)
+
+
+def layer_rows(name: str, rows: int, columns: int, *, row: int = 0) -> LoRALayer:
+    """A LoRA layer that is some consecutive rows of a canonical matrix; arguments as for `whole_layer`, and the first row."""
+    return LoRALayer(rows, columns, (LayerRows(f"{name}.weight", rows, row),))

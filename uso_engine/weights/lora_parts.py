@@ -13,6 +13,24 @@ class Part(Enum):
     DOWN = "down"
     UP = "up"
     ALPHA = "alpha"
+    UP_BIAS = "bias of the up matrix"
+    MAGNITUDE = "magnitude"
+    DIFFERENCE = "difference"
+    BIAS_DIFFERENCE = "bias difference"
+    KRONECKER_1 = "lokr_w1"
+    KRONECKER_1A = "lokr_w1_a"
+    KRONECKER_1B = "lokr_w1_b"
+    KRONECKER_2 = "lokr_w2"
+    KRONECKER_2A = "lokr_w2_a"
+    KRONECKER_2B = "lokr_w2_b"
+    HADAMARD_1A = "hada_w1_a"
+    HADAMARD_1B = "hada_w1_b"
+    HADAMARD_2A = "hada_w2_a"
+    HADAMARD_2B = "hada_w2_b"
+
+
+CHANGES_ALONE = (Part.DIFFERENCE, Part.BIAS_DIFFERENCE, Part.UP_BIAS)
+"""Parts that are a change by themselves: where such a tensor is zero, it changes nothing."""
 
 
 @dataclass(frozen=True)
@@ -30,26 +48,28 @@ _PARTS = (
     (Part.DOWN, re.compile(rf"\.(?:lora_A|lora_down|lora\.down|lora_linear_layer\.down|down){_ADAPTER}\.weight$|\.lora_A$")),
     (Part.UP, re.compile(rf"\.(?:lora_B|lora_up|lora\.up|lora_linear_layer\.up|up){_ADAPTER}\.weight$|\.lora_B$")),
     (Part.ALPHA, re.compile(r"\.alpha$")),
+    (Part.UP_BIAS, re.compile(rf"\.(?:lora_B|lora_up){_ADAPTER}\.bias$")),
+    (Part.MAGNITUDE, re.compile(rf"\.dora_scale$|\.lora_magnitude_vector{_ADAPTER}(?:\.weight)?$")),
+    (Part.DIFFERENCE, re.compile(r"\.(?:diff|w_norm)$")),
+    (Part.BIAS_DIFFERENCE, re.compile(r"\.(?:diff_b|b_norm)$")),
+    *((part, re.compile(rf"\.{part.value}{_ADAPTER}$")) for part in Part if part.name.startswith(("KRONECKER", "HADAMARD"))),
 )
 
 _REFUSED = (
-    ("DoRA (a magnitude for every row)", re.compile(r"\.(?:dora_scale|lora_magnitude_vector\b.*|magnitude)$")),
-    ("LoKr (Kronecker products)", re.compile(r"\.lokr_\w+$")),
-    ("LoHa (Hadamard products)", re.compile(r"\.hada_\w+$")),
+    ("DoRA with magnitudes of an unknown kind", re.compile(r"\.magnitude$")),
+    ("a convolution's middle part (lora_mid, t1, t2)", re.compile(r"\.(?:lora_mid\.weight|lokr_t\w+|hada_t\w+)$")),
+    ("LoKr (Kronecker products) with factors that are not known", re.compile(r"\.lokr_\w+$")),
+    ("LoHa (Hadamard products) with factors that are not known", re.compile(r"\.hada_\w+$")),
     ("OFT (rotations)", re.compile(r"\.(?:oft_\w+|boft_\w+)(?:\.weight)?$")),
     ("GLoRA", re.compile(r"\.[ab][12]\.weight$")),
     ("IA3", re.compile(r"\.on_input$")),
-    ("a convolution's middle part (lora_mid)", re.compile(r"\.lora_mid\.weight$")),
-    (
-        "a change of a bias (diff_b, lora_B.bias)",
-        re.compile(r"\.(?:diff_b|b_norm)$|\.(?:lora_B|lora_up|lora_A|lora_down)\b.*\.bias$"),
-    ),
-    ("a change of a whole weight (diff, set_weight)", re.compile(r"\.(?:diff|w_norm|set_weight|reshape_weight)$|norm\.scale$")),
+    ("a bias of the down matrix (lora_A.bias)", re.compile(r"\.(?:lora_A|lora_down)\b.*\.bias$")),
+    ("a whole new weight (set_weight, norm.scale)", re.compile(r"\.(?:set_weight|reshape_weight)$|_norm\.scale$")),
 )
 
 _TEXT_ENCODERS = re.compile(
-    r"(?:base_model\.model\.)?(?:lora_te\d?_|text_encoders?(?:_\d)?\.|lora_text_encoder|text_model\.|bundle_emb\.|"
-    r"lora_prior_te_|cond_stage_model\.)"
+    r"(?:base_model\.model\.)?(?:lora_te\d?[_.]|text_encoders?(?:_\d)?\.|lora_text_encoder|text_model\.|bundle_emb\.|"
+    r"lora_prior_te_|cond_stage_model\.|clip_[lg]\.|t5(?:xxl)?\.)|emb_params$"
 )
 
 
@@ -63,10 +83,10 @@ def parse_key(key: str) -> LoRAKey | None:
 
 
 def refusal(key: str) -> str | None:
-    """The name of the kind of adapter that a key belongs to, if it is one that cannot be merged as a low-rank product."""
+    """The name of the kind of adapter that a key belongs to, if it is one that is not merged."""
     return next((kind for kind, pattern in _REFUSED if pattern.search(key)), None)
 
 
 def is_text_encoder_key(key: str) -> bool:
-    """Whether a key belongs to a text encoder, which a LoRA for images may carry along."""
+    """Whether a key belongs to a text encoder, or is a learned prompt, which a LoRA for images may carry along."""
     return _TEXT_ENCODERS.match(key) is not None

@@ -2,7 +2,8 @@
 
 kohya's files keep an ``alpha`` tensor for every layer. diffusers keeps PEFT's settings as JSON in the file's metadata
 (``lora_adapter_metadata``), PEFT in ``adapter_config.json`` beside it. Without any of them the product counts as it is.
-Source: PEFT's LoraConfig (lora_alpha, alpha_pattern, use_rslora) and its matching of patterns to module names.
+Source: PEFT's LoraConfig (lora_alpha, alpha_pattern, use_rslora), LoHaConfig and LoKrConfig (alpha, r), and its matching of
+patterns to module names.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from pathlib import Path
 from uso_engine.errors import LoRAError
 from uso_engine.weights.key_report import short_key
 
+# PEFT's types of adapters that are read, and what each calls its alpha.
+_KINDS = {"LORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha"}
 _METADATA_KEY = "lora_adapter_metadata"
 _CONFIG_FILE = "adapter_config.json"
 _MAX_CONFIG_BYTES = 10_000_000
@@ -30,13 +33,17 @@ class PeftScaling:
         alpha: of every layer that no pattern names; None where the file says nothing, which means alpha = rank.
         patterns: alphas of single layers, by the end of their path.
         rank_stabilised: divide by the root of the rank instead of the rank.
+        uses_dora: layers have magnitudes; a file without any is not whole.
+        rank: of PEFT's LoKr, which divides by it where a layer's factors show none.
     """
 
     alpha: float | None = None
     patterns: Mapping[str, float] = field(default_factory=dict)
     rank_stabilised: bool = False
+    uses_dora: bool = False
+    rank: float | None = None
 
-    def scale(self, layer: str, rank: int) -> float:
+    def scale(self, layer: str, rank: float) -> float:
         """The factor of one layer's product.
 
         Args:
@@ -87,13 +94,11 @@ def _parsed(text: str, name: str) -> dict[str, object]:
 
 
 def _scaling(settings: Mapping[str, object], name: str) -> PeftScaling:
-    for option, meaning in (("use_dora", "DoRA (a magnitude for every row)"), ("lora_bias", "changes of biases")):
-        if settings.get(option) not in (None, False):
-            raise LoRAError(f"{name}: the LoRA uses {meaning}, which cannot be merged; export it without ({option} is set)")
-    kind = settings.get("peft_type")
-    if kind is not None and str(kind).rsplit(".", 1)[-1].upper() != "LORA":
-        raise LoRAError(f"{name}: the adapter is of type {short_key(str(kind))}, expected LORA")
-    alpha = settings.get("lora_alpha")
+    kind = str(settings.get("peft_type") or "LORA").rsplit(".", 1)[-1].upper()
+    if kind not in _KINDS:
+        raise LoRAError(f"{name}: the adapter is of type {short_key(kind)}, expected {', '.join(_KINDS)}")
+    alpha = settings.get(_KINDS[kind])
+    rank = settings.get("r") if kind == "LOKR" else None
     patterns = settings.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
         raise LoRAError(f"{name}: alpha_pattern is not an object")
@@ -104,7 +109,16 @@ def _scaling(settings: Mapping[str, object], name: str) -> PeftScaling:
         None if alpha is None else _number(alpha, f"{name}: lora_alpha"),
         {key.removeprefix("^"): _number(value, f"{name}: alpha_pattern of {key}") for key, value in patterns.items()},
         settings.get("use_rslora") not in (None, False),
+        settings.get("use_dora") not in (None, False),
+        None if rank is None else _positive(rank, f"{name}: r"),
     )
+
+
+def _positive(value: object, name: str) -> float:
+    number = _number(value, name)
+    if number <= 0:
+        raise LoRAError(f"{name} is not positive: {number:g}")
+    return number
 
 
 def _number(value: object, name: str) -> float:

@@ -1,12 +1,15 @@
-"""A LoRA once its file has been understood: low-rank products to be added to rows of the model's matrices."""
+"""A LoRA once its file has been understood: changes, mostly low-rank products, to be added to rows of the model's weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from uso_engine.weights.lora_update import WeightUpdate, content_digest
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,13 +40,15 @@ class LowRankUpdate:
         """Columns of the weight that change."""
         return range(self.column_start, self.column_start + self.down.shape[1])
 
-    def add_to(self, weight: Tensor, strength: float) -> None:
-        """Add strength * scale * up @ down to a float32 weight in place, in float32, on the weight's device.
+    @property
+    def needs_pristine(self) -> bool:
+        return False
 
-        Args:
-            weight: [N, K], at least as large as the block.
-            strength: the user's factor.
-        """
+    @cached_property
+    def digest(self) -> bytes:
+        return content_digest((self.down, self.up), (self.scale, self.row_start, self.column_start))
+
+    def add_to(self, weight: Tensor, strength: float, pristine: Tensor | None = None) -> None:
         block = weight[self.rows.start : self.rows.stop, self.columns.start : self.columns.stop]
         up = self.up.to(weight.device, torch.float32)
         down = self.down.to(weight.device, torch.float32)
@@ -57,15 +62,15 @@ class LoRA:
     Args:
         name: what messages call it, usually its path.
         style: the key style that it was written in.
-        updates: by canonical weight key, in the order in which they are added.
+        updates: by canonical weight key.
         skipped_keys: how many keys of text encoders were left out.
     """
 
     name: str
     style: str
-    updates: Mapping[str, tuple[LowRankUpdate, ...]]
+    updates: Mapping[str, tuple[WeightUpdate, ...]]
     skipped_keys: int = 0
 
 
 LoRASet = Sequence[tuple[LoRA, float]]
-"""LoRAs with the user's factors; they are added in this order, in float32, and only the sum is rounded."""
+"""LoRAs with the user's factors; they are added in float32, in an order of their content's, and only the sum is rounded."""

@@ -45,7 +45,7 @@ _DISGUISES = (
     (b"\x80\x03", _PICKLE),
     (b"\x80\x04", _PICKLE),
     (b"PK\x03\x04", "a zip archive, probably a PyTorch pickle (.pt, .ckpt, .bin); only safetensors is read: convert it"),
-    (b"GGUF", "a GGUF file; only safetensors is read"),
+    (b"GGUF", "a GGUF file, which is not read here"),
     (b"\x1f\x8b", "gzip-compressed; unpack it first"),
     (b"\x89HDF", "an HDF5 file; only safetensors is read"),
 )

@@ -1,12 +1,13 @@
 """Opening a transformer's weights whatever tool wrote them, under the engine's canonical keys.
 
 Known: Black Forest Labs' single files (FLUX.1-dev, Krea-dev, schnell); ComfyUI's files with a ``model.diffusion_model.``
-prefix, alone or beside text encoders and autoencoder; diffusers' folders and files.
+prefix, alone or beside text encoders and autoencoder; diffusers' folders and files; GGUF; 8-bit weights with scales.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,22 +17,26 @@ from uso_engine.weights.checkpoint_files import open_checkpoint
 from uso_engine.weights.diffusers_keys import FusedSource, diffusers_pieces, diffusers_shapes
 from uso_engine.weights.foreign_quantization import foreign_quantization
 from uso_engine.weights.key_report import bulleted, compare_shapes, key_count, summarise_keys
-from uso_engine.weights.tensor_source import TensorSource, shapes_of, without_prefix
+from uso_engine.weights.kontext import refuse_kontext
+from uso_engine.weights.stored_scales import with_scales
+from uso_engine.weights.tensor_source import RenamedSource, TensorSource, shapes_of, without_prefix
 from uso_engine.weights.transformer_keys import transformer_shapes
 
 logger = logging.getLogger(__name__)
 
-_BFL_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
-_DIFFUSERS_PREFIXES = ("transformer.", "")
+_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "module.", "model.", "")
+_MARKERS = re.compile(r"__\w+__|model_ema\..*|scaled_fp8|v_pred|ztsnr|global_step|denoiser\.sigmas")
+_NORM = re.compile(r"(?P<norm>.*\.(?:query|key)_norm)\.weight")
 _OTHER_COMPONENTS = ("vae.", "first_stage_model.", "text_encoders.", "cond_stage_model.", "conditioner.", "text_encoder")
 
 
-def open_transformer_checkpoint(path: Path, params: TransformerParams) -> TensorSource:
+def open_transformer_checkpoint(path: Path, params: TransformerParams, *, accept_kontext: bool = True) -> TensorSource:
     """Open a transformer checkpoint under canonical keys.
 
     Args:
-        path: a safetensors file, an index of shards, or a folder with one or with a ``transformer`` subfolder.
+        path: a safetensors or GGUF file, an index of shards, or a folder with one or with a ``transformer`` subfolder.
         params: the sizes that the checkpoint must have.
+        accept_kontext: whether a file that says it is FLUX.1-Kontext, whose keys and sizes are dev's, is taken.
 
     Returns:
         A source with exactly the keys and shapes of :func:`transformer_shapes`; weights that are stored apart are put together
@@ -40,9 +45,12 @@ def open_transformer_checkpoint(path: Path, params: TransformerParams) -> Tensor
     Raises:
         MissingFileError: the path, or a shard, is not there.
         CheckpointError: it is no FLUX transformer, or another one than ``params`` says; every key at fault is in the message.
+        BackendError: a GGUF file, and the library that reads it is not installed.
     """
     source = open_checkpoint(path, subfolder="transformer")
     try:
+        if not accept_kontext:
+            refuse_kontext(path, source)
         return _canonical(source, params)
     except BaseException:
         source.close()
@@ -51,14 +59,14 @@ def open_transformer_checkpoint(path: Path, params: TransformerParams) -> Tensor
 
 def _canonical(source: TensorSource, params: TransformerParams) -> TensorSource:
     keys = source.keys()
-    for prefix in _BFL_PREFIXES:
+    for prefix in _PREFIXES:
         if any(key.startswith((f"{prefix}double_blocks.", f"{prefix}single_blocks.")) for key in keys):
-            view = _stripped(source, prefix)
+            view = _with_scale_norms(_readable(_stripped(source, prefix)))
             _require(view, transformer_shapes(params), params)
             return view
-    for prefix in _DIFFUSERS_PREFIXES:
+    for prefix in _PREFIXES:
         if any(key.startswith((f"{prefix}transformer_blocks.", f"{prefix}single_transformer_blocks.")) for key in keys):
-            view = _stripped(source, prefix)
+            view = _readable(_stripped(source, prefix))
             _require(view, diffusers_shapes(params), params)
             return FusedSource(view, diffusers_pieces(params), transformer_shapes(params))
     expected = "double_blocks.* (Black Forest Labs, ComfyUI) or transformer_blocks.* (diffusers)"
@@ -70,17 +78,44 @@ def _canonical(source: TensorSource, params: TransformerParams) -> TensorSource:
 
 def _stripped(source: TensorSource, prefix: str) -> TensorSource:
     """The keys under a prefix without it; what other tools keep in the same file is left out, anything else is left in."""
-    if not prefix:
-        return source
-    outside = [key for key in source.keys() if not key.startswith(prefix)]  # noqa: SIM118 - a source is not a mapping
-    unknown = [key for key in outside if not key.startswith(_OTHER_COMPONENTS)]
+    keys = source.keys()
+    outside = [key for key in keys if not key.startswith(prefix)]
+    markers = [key for key in keys if _MARKERS.fullmatch(key.removeprefix(prefix))]
+    beside = [key for key in outside if key not in markers]
+    unknown = [key for key in beside if not key.startswith(_OTHER_COMPONENTS)]
     if unknown:
         raise CheckpointError(
             f"{source.describe()}: {key_count(unknown)} left over beside {prefix}*: {summarise_keys(unknown)}"
         )
-    if outside:
-        logger.info("%s: %d keys of other components are not used here", source.describe(), len(outside))
-    return without_prefix(source, prefix)
+    if beside:
+        logger.info("%s: %d keys of other components are not used here", source.describe(), len(beside))
+    if markers:
+        logger.info("%s: bookkeeping that is not used here: %s", source.describe(), summarise_keys(markers))
+    if not prefix and not markers:
+        return source
+    # What says that others have scales stays: a weight that lost its own must not pass for a plain one.
+    left = {key for key in markers if not key.endswith("scaled_fp8")}
+    return without_prefix(source, prefix, keys=[key for key in keys if key not in left])
+
+
+def _readable(source: TensorSource) -> TensorSource:
+    """The same weights without scales; refuses what another tool has quantised in ways that are not read."""
+    foreign = foreign_quantization(source.keys(), reads_scales=True)
+    if foreign:
+        raise CheckpointError(f"{source.describe()} cannot be read: {'; '.join(foreign)}")
+    return with_scales(source)
+
+
+def _with_scale_norms(source: TensorSource) -> TensorSource:
+    """Norms' scales that newer exports of ComfyUI call ``.weight``, under their canonical names."""
+    names: dict[str, str] = {}
+    for key in source.keys():  # noqa: SIM118 - a source is not a mapping
+        match = _NORM.fullmatch(key)
+        name = f"{match['norm']}.scale" if match else key
+        if name in names:
+            raise CheckpointError(f"{source.describe()}: {names[name]} and {key} are the same norm")
+        names[name] = key
+    return source if all(name == key for name, key in names.items()) else RenamedSource(source, names)
 
 
 def _require(source: TensorSource, expected: Mapping[str, tuple[int, ...]], params: TransformerParams) -> None:
@@ -126,7 +161,7 @@ def _explanations(found: Mapping[str, tuple[int, ...]], params: TransformerParam
         for what, actual, wanted in sizes
         if actual is not None and actual != wanted
     ]
-    return sentences + foreign_quantization(found)
+    return sentences
 
 
 def _blocks(found: Mapping[str, tuple[int, ...]], *prefixes: str) -> int | None:

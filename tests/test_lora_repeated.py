@@ -1,0 +1,104 @@
+"""One change in two places: in two key styles of a file, or in several files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import permutations
+
+import pytest
+import torch
+from torch import Tensor
+
+from uso_engine.errors import LoRAError
+from uso_engine.model.params import TransformerParams
+from uso_engine.weights.loading import merged_tensor
+from uso_engine.weights.lora import LoRA, parse_lora
+from uso_engine.weights.recipe import draw, recipe_source
+from uso_engine.weights.tensor_source import MemorySource
+from uso_engine.weights.transformer_keys import transformer_shapes
+
+PARAMS = TransformerParams(
+    in_channels=8,
+    vec_in_dim=12,
+    context_in_dim=20,
+    hidden_size=32,
+    num_heads=2,
+    depth=1,
+    depth_single_blocks=1,
+    axes_dim=(4, 6, 6),
+)
+C = PARAMS.hidden_size
+SHAPES = transformer_shapes(PARAMS)
+PROJ = "double_blocks.0.img_attn.proj"
+QKV = "double_blocks.0.img_attn.qkv"
+LAYER = f"diffusion_model.{PROJ}"
+
+
+def _parse(tensors: Mapping[str, Tensor]) -> LoRA:
+    return parse_lora(MemorySource(tensors, "file"), PARAMS)
+
+
+def _pristine(key: str) -> Tensor:
+    return draw(key, SHAPES[key]).double()
+
+
+def _low_rank(layer: str, rows: int = C, columns: int = C, rank: int = 4) -> dict[str, Tensor]:
+    return {
+        f"{layer}.lora_down.weight": draw(f"{layer}.down", (rank, columns)),
+        f"{layer}.lora_up.weight": draw(f"{layer}.up", (rows, rank)),
+    }
+
+
+def _twice(scale: float) -> dict[str, Tensor]:
+    """One LoRA under kohya's fused names, and under PEFT's, whose up matrices have the scale in them."""
+    tensors: dict[str, Tensor] = {}
+    rank, flat = 3, "lora_unet_" + QKV.replace(".", "_")
+    ups = [draw(f"{part}.up", (C, rank)) for part in "qkv"]
+    downs = [draw(f"{part}.down", (rank, C)) for part in "qkv"]
+    for part, down, up in zip("qkv", downs, ups, strict=True):
+        layer = f"transformer.transformer_blocks.0.attn.to_{part}"
+        tensors |= {f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": (up * scale).bfloat16()}
+    tensors |= {f"{flat}.lora_down.weight": torch.cat(downs), f"{flat}.lora_up.weight": torch.block_diag(*ups)}
+    return tensors | {f"{flat}.alpha": torch.tensor(scale * 3 * rank)}
+
+
+def test_a_lora_under_two_key_styles_is_taken_once(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        lora = _parse(_twice(0.6))
+    assert "taken once" in caplog.text
+    expected = _pristine(f"{QKV}.weight")
+    for index, part in enumerate("qkv"):
+        up = (draw(f"{part}.up", (C, 3)) * 0.6).bfloat16().double()
+        expected[index * C : (index + 1) * C] += up @ draw(f"{part}.down", (3, C)).double()
+    merged = merged_tensor(recipe_source(SHAPES), f"{QKV}.weight", [(lora, 1.0)])
+    assert torch.allclose(merged.double(), expected, atol=2e-5)
+    assert set(lora.updates) == {f"{QKV}.weight"}
+    assert lora.style == "diffusers / PEFT"
+
+
+def test_two_loras_under_two_key_styles_are_refused() -> None:
+    different = _twice(0.6)
+    different["transformer.transformer_blocks.0.attn.to_v.lora_B.weight"] *= 1.05
+    with pytest.raises(LoRAError, match=rf"the same rows of {QKV}.weight as .*, in another key style and with other values"):
+        _parse(different)
+    partly = {key: value for key, value in _twice(0.6).items() if ".to_v." not in key}
+    with pytest.raises(LoRAError, match="in another key style"):
+        _parse(partly)
+
+
+def test_files_add_up_to_the_same_bits_in_any_order() -> None:
+    dora = _low_rank(LAYER) | {f"{LAYER}.dora_scale": torch.ones(C, 1)}
+    flat = "lora_unet_" + PROJ.replace(".", "_")
+    loras = [
+        (_parse(_low_rank(LAYER)), 0.3),
+        (_parse(_low_rank(LAYER)), 0.7),  # the same update again
+        (_parse({f"{flat}.diff": draw("d", (C, C))}), -1.7),
+        (_parse(dora), 0.9),
+    ]
+    key = f"{PROJ}.weight"
+    merged = [merged_tensor(recipe_source(SHAPES), key, list(order)) for order in permutations(loras)]
+    assert all(torch.equal(one, merged[0]) for one in merged)
+    strengths = [
+        merged_tensor(recipe_source(SHAPES), key, [(loras[0][0], a), (loras[1][0], b)]) for a, b in ((3, 0.1), (0.1, 3))
+    ]
+    assert torch.equal(*strengths)

@@ -1,0 +1,34 @@
+"""What people write for a path: ``~`` for their home, and ``file:`` before it where they are used to a scheme."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+_FILE = re.compile(r"file:(?://(?P<host>[^/]*)(?=/|$))?", re.IGNORECASE)
+
+
+def has_file_scheme(text: str) -> bool:
+    """Whether a text begins with ``file:``."""
+    return text[:5].lower() == "file:"
+
+
+def local_name(text: str) -> Path:
+    """The path that a text means: without ``file:``, its percent signs decoded, and with the home folder for ``~``.
+
+    Args:
+        text: a path, or ``file:relative``, ``file:/absolute``, ``file:///absolute``, ``file://localhost/absolute``.
+
+    Raises:
+        ValueError: a file on another machine, or the home folder of somebody who is not known.
+    """
+    match = _FILE.match(text)
+    if match is not None:
+        if (match["host"] or "localhost").lower() != "localhost":
+            raise ValueError(f"a file on the machine {match['host'][:80]!r}; expected file:///PATH")
+        text = unquote(text[match.end() :], errors="surrogateescape")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"the home folder in {text!r:.100} is not known") from error
