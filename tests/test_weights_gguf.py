@@ -197,7 +197,9 @@ LIES = {
 def test_headers_that_lie_end_in_an_error(lie: str, tmp_path: Path) -> None:
     path = tmp_path / "f.gguf"
     path.write_bytes(LIES[lie])
-    with pytest.raises(CheckpointError, match=r"f\.gguf: "):
+    # What would lie after the end is not looked for: the first step beyond it is the error.
+    said = "it should go on to byte" if "longer than the file" in lie else ""
+    with pytest.raises(CheckpointError, match=rf"f\.gguf: .*{said}"):
         open_transformer_checkpoint(path, PARAMS)
 
 
