@@ -16,7 +16,7 @@ from torch import Tensor
 
 from uso_engine.conditioning.content import Autoencoder
 from uso_engine.conditioning.strips import Strips
-from uso_engine.quantization.autoencoder_sizes import CUTS, FLUX_DECODER, STRIP_PIXELS, Cut
+from uso_engine.offload.autoencoder_sizes import CUTS, FLUX_DECODER, STRIP_PIXELS, Cut
 
 from .encode_decode import autoencoder_module, filled
 from .measure import RESULTS, Clock, summarise, time_once, write_record

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from uso_engine.assembly import load_autoencoder, load_pipeline
+from uso_engine.loading.assembly import load_autoencoder, load_pipeline
 from uso_engine.model.params import TransformerParams
 from uso_engine.pipeline import DenoiseSettings, Pipeline
 from uso_engine.sampling.admission import Conditions

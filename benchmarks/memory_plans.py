@@ -22,17 +22,16 @@ from uso_engine.conditioning.content import Autoencoder
 from uso_engine.conditioning.movable_part import MovablePart, attention_working_bytes
 from uso_engine.conditioning.style import StyleEncoder
 from uso_engine.config import EngineConfig, load_config
-from uso_engine.memory_budget import MemoryBudget, usual_workload
 from uso_engine.model.projector import StyleProjector
 from uso_engine.model.transformer import Transformer
-from uso_engine.placement import Placement, decoding_of, place, strips_of
-from uso_engine.quantization.layer_kinds import quantized_transformer
-from uso_engine.quantization.memory_phases import GIB
-from uso_engine.quantization.text_encoder import quantize_text_encoder
+from uso_engine.offload.budget import MemoryBudget, kinds_of, usual_workload
+from uso_engine.offload.phases import GIB
+from uso_engine.offload.placement import Placement, decoding_of, place, strips_of
+from uso_engine.precision.text_encoder import quantize_text_encoder
+from uso_engine.precision.tiers import quantized_transformer
 from uso_engine.sampling.admission import admit
 from uso_engine.sampling.denoiser import Denoiser, ImageJob
 from uso_engine.sampling.schedule import schedule
-from uso_engine.transformer_loading import kinds_of
 
 from .encode_decode import autoencoder_module, text_modules, vision_module
 from .measure import write_record

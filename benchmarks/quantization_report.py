@@ -14,10 +14,10 @@ from pathlib import Path
 
 from benchmarks.measure import RESULTS
 from uso_engine.model.params import TransformerParams
-from uso_engine.quantization.engine_sizes import TextPrecision, engine_sizes
-from uso_engine.quantization.layer_kinds import QuantizedTier, layer_kinds
-from uso_engine.quantization.memory_phases import GIB, PCIE_BYTES_PER_S
-from uso_engine.quantization.memory_plan import plan_memory
+from uso_engine.offload.phases import GIB, PCIE_BYTES_PER_S
+from uso_engine.offload.plan import plan_memory
+from uso_engine.offload.sizes import TextPrecision, engine_sizes
+from uso_engine.precision.tiers import QuantizedTier, layer_kinds
 
 SOURCE = RESULTS / "quantization.jsonl"
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "quantization.md"

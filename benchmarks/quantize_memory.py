@@ -24,11 +24,11 @@ from torch import Tensor
 from benchmarks.measure import write_record
 from benchmarks.tier_errors import DEFAULT_OUT
 from uso_engine.model.params import TransformerParams
-from uso_engine.quantization.checkpoint import Description, save_quantized
-from uso_engine.quantization.layer_kinds import CLASSES, RULES, QuantizedTier, layer_kinds
-from uso_engine.quantization.recorded_file import RecordedFile
-from uso_engine.weights.safetensors_file import SafetensorsSource, write_safetensors
-from uso_engine.weights.tensor_source import RecipeSource
+from uso_engine.precision.tiers import CLASSES, RULES, QuantizedTier, layer_kinds
+from uso_engine.weights.files.recorded_file import RecordedFile
+from uso_engine.weights.files.safetensors_file import SafetensorsSource, write_safetensors
+from uso_engine.weights.files.tensor_source import RecipeSource
+from uso_engine.weights.quantized_checkpoint import Description, save_quantized
 from uso_engine.weights.transformer_keys import transformer_shapes
 
 

@@ -22,14 +22,14 @@ import torch
 from benchmarks.measure import write_record
 from benchmarks.tier_errors import DEFAULT_OUT, DrawnCase, drawn_case
 from uso_engine.config import load_config
+from uso_engine.loading.transformer import read_loras, resolve
 from uso_engine.model.params import TransformerParams
-from uso_engine.quantization.layer_kinds import CLASSES, Kind, is_modulation, linears
-from uso_engine.quantization.quantize import quantize
+from uso_engine.precision.tiers import CLASSES, Kind, is_modulation, linears
 from uso_engine.sampling.admission import Conditions
-from uso_engine.transformer_loading import read_loras, resolve
 from uso_engine.verification.measure import relative_error
-from uso_engine.weights.low_rank import LoRASet
-from uso_engine.weights.tensor_source import TensorSource
+from uso_engine.weights.files.tensor_source import TensorSource
+from uso_engine.weights.lora.low_rank import LoRASet
+from uso_engine.weights.quantizing import quantize
 from uso_engine.weights.transformer_checkpoint import open_transformer_checkpoint
 
 

@@ -22,18 +22,18 @@ from torch.nn import functional as F
 from benchmarks.measure import RESULTS, write_record
 from uso_engine.model.params import TransformerParams
 from uso_engine.model.transformer import Transformer
-from uso_engine.quantization.engine_sizes import transformer_sizes
-from uso_engine.quantization.layer_kinds import CLASSES, Kind, layer_kinds
-from uso_engine.quantization.quantize import quantize
+from uso_engine.offload.sizes import transformer_sizes
+from uso_engine.precision.tiers import CLASSES, Kind, layer_kinds
 from uso_engine.sampling.admission import Conditions, admit
 from uso_engine.sampling.denoiser import Denoiser, ImageJob
 from uso_engine.sampling.latents import draw_noise, token_grid
 from uso_engine.sampling.schedule import schedule
 from uso_engine.verification.measure import relative_error
 from uso_engine.verification.small_model import small_params
+from uso_engine.weights.files.tensor_source import TensorSource
 from uso_engine.weights.loading import load_parameters
+from uso_engine.weights.quantizing import quantize
 from uso_engine.weights.recipe import recipe_source
-from uso_engine.weights.tensor_source import TensorSource
 from uso_engine.weights.transformer_keys import transformer_shapes
 from uso_kernels.quantize_rows import quantize_rows
 

@@ -17,9 +17,9 @@ import torch
 
 from uso_engine.model.linear import Linear
 from uso_engine.model.transformer import Transformer
-from uso_engine.quantization.engine_sizes import transformer_sizes
-from uso_engine.quantization.layer_kinds import RULES, Kind, layer_kinds, quantized_transformer, tiers_of_gpu
-from uso_engine.quantization.quantized_linear import QuantizedLinear
+from uso_engine.offload.sizes import transformer_sizes
+from uso_engine.precision.quantized_linear import QuantizedLinear
+from uso_engine.precision.tiers import RULES, Kind, layer_kinds, quantized_transformer, tiers_of_gpu
 
 from .ladder import engine_step
 from .measure import Clock, interleave, write_record

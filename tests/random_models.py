@@ -8,7 +8,7 @@ from uso_engine.model.linear import Linear
 from uso_engine.model.params import TransformerParams
 from uso_engine.model.sequence import Sequence
 from uso_engine.model.transformer import Transformer
-from uso_engine.quantization.quantized_linear import QuantizedLinear
+from uso_engine.precision.quantized_linear import QuantizedLinear
 from uso_engine.sampling.admission import Conditions, admit
 from uso_engine.weights.recipe import draw
 

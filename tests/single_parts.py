@@ -9,13 +9,13 @@ import pytest
 import torch
 from small_encoders import TINY
 
-from uso_engine.assembly import load_autoencoder, load_safety_checker, load_style_encoder, load_text_encoders
 from uso_engine.conditioning.text import TextEmbedding
 from uso_engine.config import EngineConfig, load_config
 from uso_engine.errors import USOError
-from uso_engine.lora_choice import read_chosen_loras
-from uso_engine.presence import require_parts
-from uso_engine.transformer_loading import load_transformer
+from uso_engine.loading.assembly import load_autoencoder, load_safety_checker, load_style_encoder, load_text_encoders
+from uso_engine.loading.lora_choice import read_chosen_loras
+from uso_engine.loading.presence import require_parts
+from uso_engine.loading.transformer import load_transformer
 
 BASE = load_config("uso-tiny")
 SECRET = "root:x:0:0"

@@ -15,13 +15,13 @@ from typer.testing import CliRunner
 from uso_engine import USOEngine
 from uso_engine.cli import discover  # noqa: F401  adds its commands
 from uso_engine.cli.app import app
-from uso_engine.comfyui_folder import configuration_from, find_in_comfyui, find_in_diffusers
 from uso_engine.config import EngineConfig, load_config
-from uso_engine.configuration_text import configuration_text
 from uso_engine.embedded.build import FOLDER
 from uso_engine.errors import CheckpointError, MissingFileError
-from uso_engine.examination import examine
-from uso_engine.weights.safetensors_file import SafetensorsSource, write_safetensors
+from uso_engine.loading.comfyui_folder import configuration_from, find_in_comfyui, find_in_diffusers
+from uso_engine.loading.configuration_text import configuration_text
+from uso_engine.loading.examination import examine
+from uso_engine.weights.files.safetensors_file import SafetensorsSource, write_safetensors
 
 TINY = load_config("uso-tiny")
 SIZE = {"width": 64, "height": 64}

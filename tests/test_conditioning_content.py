@@ -11,8 +11,8 @@ from torch import Tensor
 from uso_engine.conditioning.content import Autoencoder
 from uso_engine.weights.autoencoder_checkpoint import load_autoencoder
 from uso_engine.weights.autoencoder_keys import AutoencoderParams, autoencoder_shapes
+from uso_engine.weights.files.safetensors_file import SafetensorsSource, write_safetensors
 from uso_engine.weights.recipe import draw
-from uso_engine.weights.safetensors_file import SafetensorsSource, write_safetensors
 
 SMALL = AutoencoderParams(ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1, z_channels=16, resolution=64)
 

@@ -22,8 +22,8 @@ from uso_engine.embedded.build import FOLDER
 from uso_engine.engine import USOEngine
 from uso_engine.errors import CheckpointError, MissingFileError
 from uso_engine.model.projector import StyleProjector
+from uso_engine.weights.files.safetensors_file import SafetensorsSource, write_safetensors
 from uso_engine.weights.recipe import draw, recipe_source
-from uso_engine.weights.safetensors_file import SafetensorsSource, write_safetensors
 
 PROMPT = "a house by the sea"
 IN_ALL = {"t5": "text_encoders.t5xxl.transformer.", "clip": "text_encoders.clip_l.transformer."}

@@ -10,10 +10,10 @@ from recorded_shapes import Shapes
 
 from uso_engine.model.sequence import Sequence
 from uso_engine.model.transformer import Transformer
-from uso_engine.quantization.fp8_linear import Fp8Linear, Fp8WeightLinear
-from uso_engine.quantization.int4_linear import Int4Linear
-from uso_engine.quantization.int8_linear import Int8Linear, Int8WeightLinear
-from uso_engine.quantization.quantized_linear import QuantizedLinear
+from uso_engine.precision.fp8_linear import Fp8Linear, Fp8WeightLinear
+from uso_engine.precision.int4_linear import Int4Linear
+from uso_engine.precision.int8_linear import Int8Linear, Int8WeightLinear
+from uso_engine.precision.quantized_linear import QuantizedLinear
 from uso_engine.sampling.denoiser import Denoiser, ImageJob, Step
 from uso_engine.sampling.latents import draw_noise, pack_latent, unpack_latent
 from uso_kernels.attention import BackendUnavailable

@@ -21,12 +21,11 @@ import pytest
 DIFFUSERS = ("diffusers_callback", "diffusers_results")
 LAYERS = (
     {"errors", "turn", "process_state", "local_names"},
-    {"model"},
-    {"imaging", "conditioning", "sampling", "weights", "quantization", "safety"},
-    {"config", "request", "request_fields", "request_messages", "request_type", "response", "result"},
-    {"transformer_loading", "memory_budget", "placement", "assembly", "pipeline", "generation", "research"}
-    | {"diffusers_call", *DIFFUSERS, "engine", "download", "progress", "call_arguments", "provenance", "stopwatch"}
-    | {"lora_choice", "presence", "examination", "comfyui_folder", "configuration_text"},
+    {"model", "precision"},
+    {"imaging", "conditioning", "sampling", "weights", "safety"},
+    {"api", "config"},
+    {"request_type", "offload", "loading", "pipeline", "generation", "engine"}
+    | {"progress", "call_arguments", "provenance", "stopwatch"},
     {"verification", "evaluation", "comparison", "embedded", "serving"},
     {"cli", "__init__"},
 )
@@ -241,12 +240,12 @@ def long_code(root: Path) -> list[str]:
 RULES: dict[Callable[[Path], list[str]], tuple[str, str]] = {
     # rule: (file, its text) of a fault that it must find
     upward_imports: ("uso_engine/model/blocks.py", "from ..config import EngineConfig"),
-    circles: ("uso_engine/imaging/open.py", "import uso_engine.weights.lora"),
+    circles: ("uso_engine/imaging/open.py", "import uso_engine.weights.lora.reading"),
     impure_kernels: ("kernels/uso_kernels/attention/__init__.py", "import numpy"),
     impure_model: ("uso_engine/model/rope.py", "def read(path):\n    return path.open()"),
     environment_reads: ("uso_engine/engine.py", "import os\nfast = os.environ['USO_FAST']"),
-    undeclared_imports: ("uso_engine/weights/lora.py", "import einops"),
-    quanto_beyond_one_module: ("uso_engine/quantization/second.py", "from optimum.quanto import qint8"),
+    undeclared_imports: ("uso_engine/weights/lora/reading.py", "import einops"),
+    quanto_beyond_one_module: ("uso_engine/precision/second.py", "from optimum.quanto import qint8"),
     bad_names: ("uso_engine/imaging/image_utils.py", ""),
     untyped_kernel_functions: ("kernels/uso_kernels/attention/__init__.py", "def attention(q, k: int) -> int:\n    return k"),
     long_code: ("benchmarks/step.py", "def run():\n" + "    run()\n" * 51),
@@ -267,7 +266,7 @@ def test_rule_finds_a_seeded_fault(rule: Callable[[Path], list[str]], tmp_path: 
         "uso_engine/errors.py": "",
         "uso_engine/imaging/open.py": "from ..errors import ImageError\n",
         "uso_engine/weights/lora.py": "from uso_engine.imaging.open import read\nfrom uso_engine.model.rope import Grid\n",
-        "uso_engine/quantization/quanto.py": "def quantize():\n    import optimum.quanto\n",
+        "uso_engine/precision/quanto.py": "def quantize():\n    import optimum.quanto\n",
         "uso_engine/model/rope.py": "import math\nfrom uso_kernels.ragged import Ragged\n",
         "kernels/uso_kernels/ragged.py": "import torch\ntry:\n    import triton\nexcept ImportError:\n    triton = None\n",
     }
@@ -287,7 +286,7 @@ def test_no_test_reaches_the_network() -> None:
         socket.create_connection(("192.0.2.1", 443), timeout=0.1)  # an address reserved for documentation
 
 
-@pytest.mark.parametrize("module", ["uso_engine", "uso_engine.request", "uso_engine.cli"])
+@pytest.mark.parametrize("module", ["uso_engine", "uso_engine.api.request", "uso_engine.cli"])
 def test_import_is_light(module: str, repository: Path) -> None:
     """`--help` and the request schema must not wait for torch (2 s) or transformers (4 s more)."""
     check = f"import sys, {module}; print(*sorted({{'torch', 'transformers', 'diffusers', 'triton'}} & set(sys.modules)))"

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from uso_engine import Step, USOEngine
+from uso_engine.api.fields import LARGEST_SEED, MAX_SEED, image_seeds
+from uso_engine.api.request import GenerationRequest, request_model
 from uso_engine.errors import SafetyError
-from uso_engine.request import GenerationRequest, request_model
-from uso_engine.request_fields import LARGEST_SEED, MAX_SEED, image_seeds
 from uso_engine.sampling.latents import pack_latent
 
 SIZE: dict[str, Any] = {"width": 64, "height": 80}

@@ -9,8 +9,8 @@ import pytest
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 
 from uso_engine.config import load_config, parse_config
-from uso_engine.download import download, download_tokenizers, missing_parts, parts
 from uso_engine.errors import FetchError
+from uso_engine.loading.download import download, download_tokenizers, missing_parts, parts
 
 Call = tuple[str, str, tuple[Any, str | None]]
 

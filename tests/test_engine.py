@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from uso_engine import GenerationRequest, ResearchOptions, USOEngine, load_config
-from uso_engine.assembly import check_text_widths
 from uso_engine.config import EngineConfig
 from uso_engine.errors import BackendError, CheckpointError, EngineClosedError, ImageError, MissingFileError, SafetyError
+from uso_engine.loading.assembly import check_text_widths
 from uso_engine.sampling.denoiser import Step
 from uso_engine.sampling.latents import draw_noise
 

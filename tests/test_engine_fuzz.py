@@ -19,9 +19,9 @@ from PIL import Image
 from pydantic import ValidationError
 
 from uso_engine import GenerationRequest, GenerationResult, ResearchOptions, USOEngine, USOError
+from uso_engine.api.diffusers_call import PromptResults
 from uso_engine.conditioning.style import StyleTokens
 from uso_engine.conditioning.text import TextEmbedding
-from uso_engine.diffusers_call import PromptResults
 
 # Of configs/uso-tiny.toml: widths of the tokens and of the pooled embedding, and of the transformer.
 TEXT_WIDTH, POOLED_WIDTH, WIDTH = 64, 64, 192

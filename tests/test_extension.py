@@ -92,7 +92,7 @@ try:
 except BackendUnavailable as error:
     assert "libcuda.so.1: broken" in str(error)
 from uso_engine.errors import BackendError
-from uso_engine.quantization.quanto_values import int8_values
+from uso_engine.precision.quanto_values import int8_values
 try:
     int8_values(torch.ones(2, 16))
 except BackendError as error:

@@ -11,12 +11,12 @@ from picture_files import gradient
 from PIL import Image
 
 from uso_engine import ResearchOptions, USOEngine, load_config
-from uso_engine.assembly import load_pipeline
 from uso_engine.conditioning.text import TextEmbedding
 from uso_engine.config import parse_config
 from uso_engine.errors import BackendError, ConfigError
 from uso_engine.imaging.pixels import to_pixels
 from uso_engine.imaging.resize import resize_content
+from uso_engine.loading.assembly import load_pipeline
 from uso_engine.model.params import FamilyName, TransformerParams
 from uso_engine.model.rope import content_positions
 from uso_engine.pipeline import DenoiseSettings
@@ -24,8 +24,8 @@ from uso_engine.sampling.admission import Conditions, admit
 from uso_engine.sampling.family import FAMILIES
 from uso_engine.verification.case import CaseSettings
 from uso_engine.verification.small_model import write_small_model
+from uso_engine.weights.files.safetensors_file import write_safetensors
 from uso_engine.weights.recipe import draw
-from uso_engine.weights.safetensors_file import write_safetensors
 from uso_engine.weights.transformer_keys import transformer_shapes
 
 SMALL: dict[str, Any] = {"image_size": {"width": 64, "height": 96}, "num_inference_steps": 2, "seed": 3}

@@ -18,8 +18,8 @@ from uso_kernels.rows import new_quantized, quantize_rows_reference
 PROGRAM = """
 import torch
 from random_models import SIGMAS, SMALL, drawn_conditions, drawn_sequence, quantise, small_transformer
-from uso_engine.quantization.int4_linear import Int4Linear
-from uso_engine.quantization.int8_linear import Int8Linear
+from uso_engine.precision.int4_linear import Int4Linear
+from uso_engine.precision.int8_linear import Int8Linear
 from uso_engine.sampling.denoiser import Denoiser, ImageJob
 from uso_engine.sampling.latents import draw_noise
 from uso_kernels.launch import Launch

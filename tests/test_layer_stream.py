@@ -8,12 +8,12 @@ from random_models import SMALL, drawn_conditions, drawn_sequence, small_transfo
 from torch import nn
 
 from uso_engine.model.packing import PackedBatch
-from uso_engine.quantization.engine_sizes import engine_sizes
-from uso_engine.quantization.host_copy import HostCopy
-from uso_engine.quantization.hosted_part import HostedPart
-from uso_engine.quantization.layer_stream import LayerStream, place_transformer
-from uso_engine.quantization.memory_phases import GIB, MODULATION
-from uso_engine.quantization.memory_plan import MemoryPlan, plan_memory
+from uso_engine.offload.host_copy import HostCopy
+from uso_engine.offload.hosted_part import HostedPart
+from uso_engine.offload.layer_stream import LayerStream, place_transformer
+from uso_engine.offload.phases import GIB, MODULATION
+from uso_engine.offload.plan import MemoryPlan, plan_memory
+from uso_engine.offload.sizes import engine_sizes
 
 
 def plan_with(**changes: object) -> MemoryPlan:

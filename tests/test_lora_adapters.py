@@ -13,12 +13,12 @@ from torch import Tensor
 
 from uso_engine.errors import LoRAError
 from uso_engine.model.params import TransformerParams
+from uso_engine.weights.files.safetensors_file import write_safetensors
+from uso_engine.weights.files.tensor_source import MemorySource
 from uso_engine.weights.loading import merged_tensor
-from uso_engine.weights.lora import LoRA, parse_lora, read_lora
-from uso_engine.weights.lora_scaling import PeftScaling
+from uso_engine.weights.lora.reading import LoRA, parse_lora, read_lora
+from uso_engine.weights.lora.scaling import PeftScaling
 from uso_engine.weights.recipe import draw, recipe_source
-from uso_engine.weights.safetensors_file import write_safetensors
-from uso_engine.weights.tensor_source import MemorySource
 from uso_engine.weights.transformer_keys import transformer_shapes
 
 PARAMS = TransformerParams(

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from uso_engine import USOEngine
 from uso_engine.config import load_config
 from uso_engine.errors import LoRAError, MissingFileError
-from uso_engine.lora_choice import read_chosen_loras
+from uso_engine.loading.lora_choice import read_chosen_loras
 
 BASE = load_config("uso-tiny")
 LAYER = "double_blocks.0.img_attn.proj"

@@ -11,9 +11,9 @@ import pytest
 
 from uso_engine.errors import LoRAError
 from uso_engine.model.params import TransformerParams
-from uso_engine.weights.lora import LoRA, read_lora
+from uso_engine.weights.files.safetensors_file import write_safetensors
+from uso_engine.weights.lora.reading import LoRA, read_lora
 from uso_engine.weights.recipe import draw
-from uso_engine.weights.safetensors_file import write_safetensors
 
 PARAMS = TransformerParams(
     in_channels=8,

@@ -10,8 +10,10 @@ from torch import nn
 
 from uso_engine.model.packing import PackedBatch
 from uso_engine.model.params import TransformerParams
-from uso_engine.quantization.autoencoder_sizes import FLUX_DECODER, FLUX_ENCODER
-from uso_engine.quantization.engine_sizes import (
+from uso_engine.offload.autoencoder_sizes import FLUX_DECODER, FLUX_ENCODER
+from uso_engine.offload.phases import GIB, Choice, moved_bytes_of, repeated_bytes_of
+from uso_engine.offload.plan import describe_plans, plan_memory
+from uso_engine.offload.sizes import (
     ROW_WIDTHS,
     EngineSizes,
     PublicModels,
@@ -20,9 +22,7 @@ from uso_engine.quantization.engine_sizes import (
     engine_sizes,
     transformer_sizes,
 )
-from uso_engine.quantization.layer_kinds import RULES, QuantizedTier, layer_kinds
-from uso_engine.quantization.memory_phases import GIB, Choice, moved_bytes_of, repeated_bytes_of
-from uso_engine.quantization.memory_plan import describe_plans, plan_memory
+from uso_engine.precision.tiers import RULES, QuantizedTier, layer_kinds
 
 FLUX = TransformerParams()
 

@@ -15,11 +15,11 @@ from uso_engine import ResearchOptions, USOEngine, load_config
 from uso_engine.config import EngineConfig, PrecisionConfig
 from uso_engine.errors import MemoryBudgetError
 from uso_engine.generation import Pictures, workload
-from uso_engine.memory_budget import find_budget
-from uso_engine.placement import Placement
-from uso_engine.quantization.engine_sizes import EngineSizes, Workload
-from uso_engine.quantization.memory_phases import GIB, MODULATION, Choice, moved_bytes_of
-from uso_engine.quantization.memory_plan import MemoryPlan, plan_memory
+from uso_engine.offload.budget import find_budget
+from uso_engine.offload.phases import GIB, MODULATION, Choice, moved_bytes_of
+from uso_engine.offload.placement import Placement
+from uso_engine.offload.plan import MemoryPlan, plan_memory
+from uso_engine.offload.sizes import EngineSizes, Workload
 
 REQUEST: dict[str, Any] = {"prompt": "the object in the hills", "num_inference_steps": 3, "seed": 5}
 CPU = torch.device("cpu")
@@ -62,7 +62,7 @@ def engines(request: pytest.FixtureRequest) -> Iterator[tuple[USOEngine, USOEngi
     """The same configuration without a plan and with everything streamed."""
     config = config_of(request.param)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("uso_engine.placement.plan_memory", everything_streamed)
+        patch.setattr("uso_engine.offload.placement.plan_memory", everything_streamed)
         planned = USOEngine.from_config(config, device="cpu", memory_budget_gib=4)
     with planned, USOEngine.from_config(config, device="cpu") as plain:
         yield plain, planned
@@ -215,7 +215,7 @@ def test_a_budget_beyond_what_the_gpu_has_is_refused(monkeypatch: pytest.MonkeyP
 
 def test_a_closed_engine_brings_nothing_any_more() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("uso_engine.placement.plan_memory", everything_streamed)
+        patch.setattr("uso_engine.offload.placement.plan_memory", everything_streamed)
         engine = USOEngine.from_config("uso-tiny", device="cpu", memory_budget_gib=4)
     module, encoder = engine.pipeline.transformer, engine.pipeline.text.t5
     assert module.double_blocks[0]._forward_pre_hooks and encoder.encoder.block[0]._forward_pre_hooks

@@ -13,8 +13,8 @@ from test_placement import config_of, everything_streamed
 from torch import Tensor, nn
 
 from uso_engine import USOEngine
-from uso_engine.quantization.hosted_part import HostedPart
-from uso_engine.quantization.layer_stream import LayerStream
+from uso_engine.offload.hosted_part import HostedPart
+from uso_engine.offload.layer_stream import LayerStream
 from uso_engine.sampling.denoiser import Step
 
 pytestmark = pytest.mark.gpu
@@ -27,7 +27,7 @@ def engines(request: pytest.FixtureRequest) -> Iterator[tuple[USOEngine, USOEngi
     """The same configuration on the GPU without a plan and with everything streamed."""
     config = config_of(request.param)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("uso_engine.placement.plan_memory", everything_streamed)
+        patch.setattr("uso_engine.offload.placement.plan_memory", everything_streamed)
         planned = USOEngine.from_config(config, device="cuda", memory_budget_gib=4)
     with planned, USOEngine.from_config(config, device="cuda") as plain:
         yield plain, planned

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from uso_engine import USOEngine, process_state
+from uso_engine.api.research import ResearchOptions
 from uso_engine.process_state import clean_process_state
-from uso_engine.research import ResearchOptions
 
 TraceFunction = Callable[[FrameType, str, object], Any]
 PICTURE = Image.radial_gradient("L").convert("RGB").resize((64, 64))

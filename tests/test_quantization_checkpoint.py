@@ -14,23 +14,23 @@ from safetensors import safe_open
 
 from uso_engine.errors import CheckpointError, LoRAError, MissingFileError, OutputError
 from uso_engine.model.params import TransformerParams
-from uso_engine.quantization.checkpoint import (
+from uso_engine.precision.quantized_linear import TensorLayout
+from uso_engine.precision.tiers import RULES, QuantizedTier, layer_kinds
+from uso_engine.verification.small_model import lora_shapes
+from uso_engine.weights.files.quantized_file import QuantizedFile, is_quantized_file, write_quantized_file
+from uso_engine.weights.files.recorded_file import RecordedFile
+from uso_engine.weights.files.safetensors_file import SafetensorsSource, write_safetensors
+from uso_engine.weights.loaded_quantized import LoadedQuantizedTransformer
+from uso_engine.weights.lora.reading import read_lora
+from uso_engine.weights.quantized_checkpoint import (
     Description,
     load_quantized,
     open_originals,
     read_description,
     save_quantized,
 )
-from uso_engine.quantization.layer_kinds import RULES, QuantizedTier, layer_kinds
-from uso_engine.quantization.loaded_quantized import LoadedQuantizedTransformer
-from uso_engine.quantization.quantize import quantize
-from uso_engine.quantization.quantized_file import QuantizedFile, is_quantized_file, write_quantized_file
-from uso_engine.quantization.quantized_linear import TensorLayout
-from uso_engine.quantization.recorded_file import RecordedFile
-from uso_engine.verification.small_model import lora_shapes
-from uso_engine.weights.lora import read_lora
+from uso_engine.weights.quantizing import quantize
 from uso_engine.weights.recipe import draw, recipe_source
-from uso_engine.weights.safetensors_file import SafetensorsSource, write_safetensors
 from uso_engine.weights.transformer_keys import transformer_shapes
 
 PARAMS = TransformerParams(
@@ -69,7 +69,7 @@ def save(folder: Path, tier: QuantizedTier = "fp8", weight: float = 1.0) -> Path
 FRESH = """
 import sys, torch
 from pathlib import Path
-from uso_engine.quantization.checkpoint import load_quantized
+from uso_engine.weights.quantized_checkpoint import load_quantized
 for path in map(Path, sys.argv[1:]):
     module, description = load_quantized(path)
     torch.save({key: tensor.view(torch.uint8) for key, tensor in module.state_dict().items()}, path.with_suffix(".pt"))

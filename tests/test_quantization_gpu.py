@@ -9,12 +9,12 @@ from torch import Tensor
 
 from uso_engine.model.packing import PackedBatch
 from uso_engine.model.params import TransformerParams
-from uso_engine.quantization.engine_sizes import ROW_WIDTHS, engine_sizes, transformer_sizes
-from uso_engine.quantization.layer_kinds import CLASSES, Kind, layer_kinds, tiers_of_gpu
-from uso_engine.quantization.layer_stream import place_transformer
-from uso_engine.quantization.memory_phases import GIB, MODULATION
-from uso_engine.quantization.memory_plan import plan_memory
-from uso_engine.quantization.quantize import quantize
+from uso_engine.offload.layer_stream import place_transformer
+from uso_engine.offload.phases import GIB, MODULATION
+from uso_engine.offload.plan import plan_memory
+from uso_engine.offload.sizes import ROW_WIDTHS, engine_sizes, transformer_sizes
+from uso_engine.precision.tiers import CLASSES, Kind, layer_kinds, tiers_of_gpu
+from uso_engine.weights.quantizing import quantize
 from uso_engine.weights.recipe import recipe_source
 from uso_engine.weights.transformer_keys import transformer_shapes
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from uso_engine.errors import BackendError
-from uso_engine.quantization.fp8_linear import Fp8Linear, Fp8WeightLinear
-from uso_engine.quantization.int4_linear import Int4Linear, group_size
-from uso_engine.quantization.int8_linear import Int8Linear, Int8WeightLinear
-from uso_engine.quantization.quantized_linear import QuantizedLinear
+from uso_engine.precision.fp8_linear import Fp8Linear, Fp8WeightLinear
+from uso_engine.precision.int4_linear import Int4Linear, group_size
+from uso_engine.precision.int8_linear import Int8Linear, Int8WeightLinear
+from uso_engine.precision.quantized_linear import QuantizedLinear
 from uso_kernels.quantize_rows import quantize_rows
 from uso_kernels.rows import QuantizedRows
 
@@ -140,7 +140,7 @@ def test_values_are_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Large weights are quantised some rows at a time; where the cuts fall must not matter."""
     weight = drawn(33, 256)
     whole = {kind: kind.quantize_weight(weight) for kind in (Int8WeightLinear, Int4Linear)}
-    monkeypatch.setattr("uso_engine.quantization.quanto_values._CHUNK_ELEMENTS", 256 * 4)
+    monkeypatch.setattr("uso_engine.precision.quanto_values._CHUNK_ELEMENTS", 256 * 4)
     for kind, expected in whole.items():
         for name, tensor in kind.quantize_weight(weight).items():
             assert torch.equal(tensor, expected[name]), (kind, name)
@@ -156,7 +156,7 @@ def test_without_quanto_the_error_says_what_still_works(monkeypatch: pytest.Monk
 
 CRASH = """
 import sys, torch
-from uso_engine.quantization.int8_linear import Int8Linear, Int8WeightLinear
+from uso_engine.precision.int8_linear import Int8Linear, Int8WeightLinear
 def at_an_odd_address(tensor):
     memory = torch.empty(tensor.nbytes + 64, dtype=torch.uint8)
     offset = 3 - memory.data_ptr() % 16 + 16

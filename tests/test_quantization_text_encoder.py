@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel
 
 from uso_engine.errors import CheckpointError
-from uso_engine.quantization.int8_linear import Int8WeightLinear
-from uso_engine.quantization.text_encoder import quantize_text_encoder
+from uso_engine.precision.int8_linear import Int8WeightLinear
+from uso_engine.precision.text_encoder import quantize_text_encoder
 
 Precision = Literal["int8", "fp8"]
 

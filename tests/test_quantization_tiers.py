@@ -8,7 +8,8 @@ from torch import Tensor
 from uso_engine.errors import BackendError, CheckpointError, ConfigError, LoRAError
 from uso_engine.model.params import TransformerParams
 from uso_engine.model.transformer import Transformer
-from uso_engine.quantization.layer_kinds import (
+from uso_engine.precision.quantized_linear import QuantizedLinear
+from uso_engine.precision.tiers import (
     RULES,
     QuantizedTier,
     check_tier,
@@ -17,19 +18,18 @@ from uso_engine.quantization.layer_kinds import (
     quantized_transformer,
     tiers_of_gpu,
 )
-from uso_engine.quantization.loaded_quantized import LoadedQuantizedTransformer
-from uso_engine.quantization.quantize import quantize
-from uso_engine.quantization.quantized_linear import QuantizedLinear
 from uso_engine.sampling.admission import admit
 from uso_engine.sampling.denoiser import Denoiser, ImageJob
 from uso_engine.sampling.latents import draw_noise, token_grid
 from uso_engine.sampling.schedule import schedule
 from uso_engine.verification.measure import bound_for
 from uso_engine.verification.small_model import small_params
+from uso_engine.weights.files.tensor_source import MemorySource, TensorSource
+from uso_engine.weights.loaded_quantized import LoadedQuantizedTransformer
 from uso_engine.weights.loading import load_parameters
-from uso_engine.weights.low_rank import LoRA, LowRankUpdate
+from uso_engine.weights.lora.low_rank import LoRA, LowRankUpdate
+from uso_engine.weights.quantizing import quantize
 from uso_engine.weights.recipe import draw, recipe_source
-from uso_engine.weights.tensor_source import MemorySource, TensorSource
 from uso_engine.weights.transformer_keys import transformer_shapes
 
 PARAMS = small_params(guidance_embed=True)

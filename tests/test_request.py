@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+from uso_engine.api.messages import validation_messages
+from uso_engine.api.request import GenerationRequest, RequestDefaults, request_model
 from uso_engine.errors import ImageError
 from uso_engine.imaging.sizes import ImageSize, SizeLimits
 from uso_engine.imaging.source import EXPECTED_SOURCE
-from uso_engine.request import GenerationRequest, RequestDefaults, request_model
-from uso_engine.request_messages import validation_messages
 
 Wire = request_model(wire=True)
 URL = "https://host.example/a.png"
@@ -227,7 +227,7 @@ def test_parameters_are_json_without_pictures() -> None:
 
 def test_importing_the_schema_is_light(repository: Path) -> None:
     heavy = "{'torch', 'transformers', 'numpy', 'httpx'}"
-    check = f"import sys, uso_engine.request, uso_engine.response; print({heavy} & set(sys.modules))"
+    check = f"import sys, uso_engine.api.request, uso_engine.api.response; print({heavy} & set(sys.modules))"
     answer = subprocess.run(
         [sys.executable, "-c", check], env={"PYTHONPATH": str(repository)}, capture_output=True, text=True, check=True
     )

@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from pydantic_core import PydanticSerializationError
 
+from uso_engine.api.request import GenerationRequest, RequestDefaults, request_model
 from uso_engine.imaging.sizes import ImageSize, SizeLimits
 from uso_engine.imaging.source import ImageSource
-from uso_engine.request import GenerationRequest, RequestDefaults, request_model
 
 URL = "https://host.example/a.png"
 LIMITS, DEFAULTS = SizeLimits(64, 512, 300 * 512), RequestDefaults(128, 96, 4, 3.0, 128)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from uso_engine.api.messages import validation_messages
+from uso_engine.api.request import GenerationRequest, request_model
 from uso_engine.imaging.sizes import PRESETS
-from uso_engine.request import GenerationRequest, request_model
-from uso_engine.request_messages import validation_messages
 
 Wire = request_model(wire=True)
 URL = "https://host.example/a.png"

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from uso_engine.api.request import GenerationRequest, RequestDefaults, request_model
 from uso_engine.imaging.sizes import SizeLimits
-from uso_engine.request import GenerationRequest, RequestDefaults, request_model
 
 Wire = request_model(wire=True)
 

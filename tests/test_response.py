@@ -13,13 +13,13 @@ import pytest
 from PIL import ExifTags, Image
 from pydantic import ValidationError
 
+from uso_engine.api.messages import validation_messages
+from uso_engine.api.request import request_model
+from uso_engine.api.response import VALIDATION_MESSAGE, GenerationResponse, error_body
+from uso_engine.api.result import GenerationResult
 from uso_engine.errors import OutputError
 from uso_engine.imaging.encode import Encoder
 from uso_engine.imaging.store import FileStore
-from uso_engine.request import request_model
-from uso_engine.request_messages import validation_messages
-from uso_engine.response import VALIDATION_MESSAGE, GenerationResponse, error_body
-from uso_engine.result import GenerationResult
 
 
 def result(count: int = 2) -> GenerationResult:

@@ -13,8 +13,8 @@ from PIL import Image, ImageOps
 
 from uso_engine import ResearchOptions, Step, USOEngine
 from uso_engine.imaging.pixels import from_pixels, to_pixels
-from uso_engine.quantization.engine_sizes import EngineSizes, TransformerSizes, Workload
-from uso_engine.quantization.memory_phases import Choice, phases_of
+from uso_engine.offload.phases import Choice, phases_of
+from uso_engine.offload.sizes import EngineSizes, TransformerSizes, Workload
 from uso_engine.sampling.latents import draw_noise
 from uso_engine.sampling.schedule import schedule
 from uso_engine.sampling.strength import last_steps, noised

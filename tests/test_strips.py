@@ -13,11 +13,11 @@ from live_bytes import LiveBytes
 from torch import Tensor, nn
 
 from uso_engine import load_config
-from uso_engine.assembly import load_autoencoder as load_own_autoencoder
 from uso_engine.conditioning import strips as strips_module
 from uso_engine.conditioning.plane import Keeper, Plane
 from uso_engine.conditioning.strips import Strips, decode_in_strips, encode_in_strips
-from uso_engine.quantization.autoencoder_sizes import FLUX_DECODER, FLUX_ENCODER, STRIP_PIXELS, Cut
+from uso_engine.loading.assembly import load_autoencoder as load_own_autoencoder
+from uso_engine.offload.autoencoder_sizes import FLUX_DECODER, FLUX_ENCODER, STRIP_PIXELS, Cut
 
 CUTS = [1, 100, 333, 1000, 10**6]
 """Pixels of a strip: single rows, several heights, all rows at once."""

@@ -16,8 +16,8 @@ from torch import Tensor
 from uso_engine.errors import CheckpointError, MissingFileError
 from uso_engine.weights.autoencoder_checkpoint import load_autoencoder
 from uso_engine.weights.autoencoder_keys import AutoencoderParams, autoencoder_shapes
+from uso_engine.weights.files.safetensors_file import write_safetensors
 from uso_engine.weights.recipe import recipe_source
-from uso_engine.weights.safetensors_file import write_safetensors
 
 # pixels, latent and decoded were computed in float32 on a CPU by the USO authors' AutoEncoder (bytedance/USO, b6784d7) with
 # reg.sample = False, filled by load_state_dict from draw("ae." + key, shape, salt) and fed torch.rand(1, 3, 40, 24) * 2 - 1

@@ -22,11 +22,11 @@ from uso_engine.model.transformer import Transformer
 from uso_engine.weights.autoencoder_checkpoint import load_autoencoder
 from uso_engine.weights.autoencoder_keys import AutoencoderParams, autoencoder_shapes
 from uso_engine.weights.diffusers_keys import FusedSource, diffusers_pieces, diffusers_shapes
-from uso_engine.weights.lora import LoRA, parse_lora
-from uso_engine.weights.low_rank import LowRankUpdate
+from uso_engine.weights.files.safetensors_header import DTYPES
+from uso_engine.weights.files.tensor_source import MemorySource, RecipeSource
+from uso_engine.weights.lora.low_rank import LowRankUpdate
+from uso_engine.weights.lora.reading import LoRA, parse_lora
 from uso_engine.weights.projector_checkpoint import projector_shapes
-from uso_engine.weights.safetensors_header import DTYPES
-from uso_engine.weights.tensor_source import MemorySource, RecipeSource
 from uso_engine.weights.transformer_checkpoint import open_transformer_checkpoint
 from uso_engine.weights.transformer_keys import transformer_shapes
 
@@ -158,8 +158,8 @@ import sys, torch
 from pathlib import Path
 from torch import nn
 from uso_engine.weights.loading import load_parameters
-from uso_engine.weights.low_rank import LoRA, LowRankUpdate
-from uso_engine.weights.safetensors_file import SafetensorsSource
+from uso_engine.weights.lora.low_rank import LoRA, LowRankUpdate
+from uso_engine.weights.files.safetensors_file import SafetensorsSource
 
 def peak_mib():
     lines = Path("/proc/self/status").read_text().splitlines()

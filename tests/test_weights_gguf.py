@@ -15,7 +15,7 @@ from torch import Tensor
 
 from uso_engine.errors import BackendError, CheckpointError
 from uso_engine.model.params import TransformerParams
-from uso_engine.weights.gguf_file import TYPES, GGUFSource
+from uso_engine.weights.files.gguf_file import TYPES, GGUFSource
 from uso_engine.weights.loading import load_parameters
 from uso_engine.weights.recipe import draw
 from uso_engine.weights.transformer_checkpoint import open_transformer_checkpoint

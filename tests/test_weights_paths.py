@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from uso_engine.errors import ConfigError, MissingFileError
-from uso_engine.weights.paths import HubId, resolve_path, split_hub_id
+from uso_engine.weights.files.paths import HubId, resolve_path, split_hub_id
 
 COMMIT = "0123abcd"
 

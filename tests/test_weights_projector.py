@@ -9,10 +9,10 @@ import torch
 
 from uso_engine.errors import CheckpointError
 from uso_engine.model.projector import StyleProjector
+from uso_engine.weights.files.safetensors_file import write_safetensors
 from uso_engine.weights.loading import load_parameters
 from uso_engine.weights.projector_checkpoint import open_projector_checkpoint, projector_shapes
 from uso_engine.weights.recipe import draw
-from uso_engine.weights.safetensors_file import write_safetensors
 
 SIZES = {"vision_tokens": 16, "vision_width": 48, "style_tokens": 8, "hidden_size": 32}
 

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from uso_engine.errors import CheckpointError, MissingFileError, OutputError
+from uso_engine.weights.files.safetensors_file import SafetensorsSource, write_safetensors
+from uso_engine.weights.files.safetensors_header import DTYPES, MAX_HEADER_BYTES
+from uso_engine.weights.files.tensor_source import MemorySource, TensorSource, without_prefix
 from uso_engine.weights.recipe import draw, recipe_source
-from uso_engine.weights.safetensors_file import SafetensorsSource, write_safetensors
-from uso_engine.weights.safetensors_header import DTYPES, MAX_HEADER_BYTES
-from uso_engine.weights.tensor_source import MemorySource, TensorSource, without_prefix
 
 
 def _one_of_each_type() -> dict[str, Tensor]:

@@ -14,9 +14,9 @@ from torch import Tensor
 from uso_engine.errors import CheckpointError
 from uso_engine.model.params import TransformerParams
 from uso_engine.weights.diffusers_keys import diffusers_shapes
+from uso_engine.weights.files.safetensors_file import write_safetensors
+from uso_engine.weights.files.tensor_source import MemorySource, RecipeSource, TensorSource
 from uso_engine.weights.recipe import draw
-from uso_engine.weights.safetensors_file import write_safetensors
-from uso_engine.weights.tensor_source import MemorySource, RecipeSource, TensorSource
 from uso_engine.weights.transformer_checkpoint import _canonical, open_transformer_checkpoint
 from uso_engine.weights.transformer_keys import transformer_shapes
 
@@ -231,7 +231,7 @@ class _Typed(RecipeSource):
 
 
 def test_a_source_without_scales_is_left_as_it_is() -> None:
-    from uso_engine.weights.stored_scales import with_scales
+    from uso_engine.weights.files.stored_scales import with_scales
 
     plain = MemorySource(WEIGHTS)
     assert with_scales(plain) is plain

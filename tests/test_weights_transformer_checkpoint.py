@@ -15,11 +15,11 @@ from torch import Tensor
 
 from uso_engine.errors import CheckpointError, MissingFileError
 from uso_engine.model.params import TransformerParams
-from uso_engine.weights.checkpoint_files import open_checkpoint
 from uso_engine.weights.diffusers_keys import diffusers_shapes
+from uso_engine.weights.files.checkpoint_files import open_checkpoint
+from uso_engine.weights.files.safetensors_file import write_safetensors
+from uso_engine.weights.files.tensor_source import TensorSource
 from uso_engine.weights.recipe import draw
-from uso_engine.weights.safetensors_file import write_safetensors
-from uso_engine.weights.tensor_source import TensorSource
 from uso_engine.weights.transformer_checkpoint import open_transformer_checkpoint
 from uso_engine.weights.transformer_keys import transformer_shapes
 

@@ -15,14 +15,14 @@ from importlib import import_module
 # typing's constant under its own name: importing typing would be most of the time in which Ctrl-C meets no handler yet.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from .api.request import GenerationRequest, request_model
+    from .api.research import ResearchOptions
+    from .api.result import GenerationResult
     from .config import EngineConfig, list_configs, load_config
     from .engine import USOEngine
     from .errors import GenerationCancelled, USOError
     from .imaging.open import ImageLimits
     from .imaging.store import FileStore
-    from .request import GenerationRequest, request_model
-    from .research import ResearchOptions
-    from .result import GenerationResult
     from .sampling.denoiser import Step
 
 __version__ = "0.1.0"
@@ -50,11 +50,11 @@ _HOMES = {
     "GenerationCancelled": "errors",
     "USOError": "errors",
     "FileStore": "imaging.store",
-    "GenerationRequest": "request",
+    "GenerationRequest": "api.request",
     "ImageLimits": "imaging.open",
-    "request_model": "request",
-    "ResearchOptions": "research",
-    "GenerationResult": "result",
+    "request_model": "api.request",
+    "ResearchOptions": "api.research",
+    "GenerationResult": "api.result",
     "Step": "sampling.denoiser",
 }
 

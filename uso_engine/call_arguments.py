@@ -7,12 +7,12 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING
 
+from .api.fields import MAX_PROMPT, checked_image, image_problem, plain_whole
+from .api.messages import shown
+from .api.request import GenerationRequest
+from .api.research import ResearchOptions
 from .errors import SafetyError
 from .imaging.source import ImageSource
-from .request import GenerationRequest
-from .request_fields import MAX_PROMPT, checked_image, image_problem, plain_whole
-from .request_messages import shown
-from .research import ResearchOptions
 
 if TYPE_CHECKING:
     from .config import SafetyConfig

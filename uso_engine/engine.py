@@ -10,38 +10,38 @@ from typing import TYPE_CHECKING, Literal, Self, overload
 import torch
 
 from . import call_arguments, generation
-from .assembly import check_device, load_parts
+from .api.diffusers_call import LONGEST_SEQUENCE, Answer, ConvertedResults, PromptResults, call_like_diffusers
+from .api.fields import image_seeds
+from .api.request import GenerationRequest
+from .api.research import ResearchOptions
+from .api.result import GenerationResult
 from .conditioning.cache import CacheStatistics
 from .conditioning.style import StyleTokens
 from .conditioning.text import TextEmbedding
 from .config import EngineConfig, Tier, load_config
-from .diffusers_call import LONGEST_SEQUENCE, Answer, ConvertedResults, PromptResults, call_like_diffusers
 from .errors import EngineClosedError
 from .imaging.open import Alpha, ImageLimits, ImageSource, open_image
 from .imaging.pixels import to_pixels
 from .imaging.resize import resize_content
-from .lora_choice import LoRAChoice, read_chosen_loras
-from .memory_budget import find_budget
+from .loading.assembly import check_device, load_parts
+from .loading.lora_choice import LoRAChoice, read_chosen_loras
+from .loading.transformer import LoadProgress
+from .offload.budget import find_budget
+from .offload.placement import release_cached_memory
 from .pipeline import Pipeline
-from .placement import release_cached_memory
 from .process_state import clean_process_state
 from .progress import StepProgress
 from .provenance import log_warnings, result_of
-from .request import GenerationRequest
-from .request_fields import image_seeds
 from .request_type import request_type_of
-from .research import ResearchOptions
-from .result import GenerationResult
 from .sampling.denoiser import OnStep, Step
 from .stopwatch import Stopwatch
-from .transformer_loading import LoadProgress
 from .turn import Turn
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from .quantization.memory_plan import MemoryPlan
+    from .offload.plan import MemoryPlan
     from .safety import SafetyChecker
 
 DTYPE_TIERS: dict[torch.dtype, Tier] = {torch.float32: "float32", torch.bfloat16: "bf16"}
@@ -214,7 +214,7 @@ class USOEngine:
         Args:
             prompt: what to make; of a list, one after the other: the results together have all ``images``, as they have of one
                 prompt with a list of generators.
-            arguments: diffusers' names, see `uso_engine.diffusers_call`.
+            arguments: diffusers' names, see `uso_engine.api.diffusers_call`.
 
         Raises:
             ValueError: an argument that has no meaning here.

@@ -11,15 +11,15 @@ from PIL import ImageOps
 from PIL.Image import Resampling
 from torch import Tensor
 
+from .api.request import GenerationRequest
+from .api.research import ResearchOptions
 from .conditioning.style import StyleTokens
 from .conditioning.text import TextEmbedding
 from .imaging.open import ImageLimits, ImageSource, open_image
 from .imaging.pixels import from_pixels, to_pixels
 from .imaging.resize import resize_content
+from .offload.sizes import Workload
 from .pipeline import Denoised, DenoiseSettings, Pipeline
-from .quantization.engine_sizes import Workload
-from .request import GenerationRequest
-from .research import ResearchOptions
 from .sampling.admission import Conditions
 from .sampling.denoiser import OnStep
 from .sampling.family import Family

@@ -21,17 +21,17 @@ from .conditioning.text import TextEmbedding, TextEncoders
 from .errors import BackendError
 from .model.rope import PositionOffset
 from .model.transformer import Observer, Transformer
-from .placement import Placement, decoding_of, strips_of
+from .offload.autoencoder_sizes import Cut
+from .offload.placement import Placement, decoding_of, strips_of
 from .process_state import clean_process_state
-from .quantization.autoencoder_sizes import Cut
-from .quantization.loaded_quantized import LoadedQuantizedTransformer
 from .sampling.admission import Conditions, admit
 from .sampling.denoiser import Denoiser, ImageJob, OnStep
 from .sampling.family import FAMILIES, Family
 from .sampling.latents import starting_latents, token_grid
 from .sampling.schedule import check_sigmas
-from .weights.loaded_transformer import LoadedTransformer
-from .weights.low_rank import LoRASet
+from .weights.loaded import LoadedTransformer
+from .weights.loaded_quantized import LoadedQuantizedTransformer
+from .weights.lora.low_rank import LoRASet
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -15,18 +15,18 @@ import torch
 
 from uso_kernels.launch import HAS_TRITON
 
+from .api.research import ResearchOptions
+from .api.result import GenerationResult
 from .conditioning.cache import hash_image, hash_tensor
 from .config import EngineConfig
-from .quantization.loaded_quantized import LoadedQuantizedTransformer
-from .research import ResearchOptions
-from .result import GenerationResult
+from .weights.loaded_quantized import LoadedQuantizedTransformer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from .api.request import GenerationRequest
     from .generation import Generated
     from .pipeline import Pipeline
-    from .request import GenerationRequest
 
 logger = logging.getLogger(__name__)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from uso_engine.api.request import GenerationRequest, RequestDefaults, request_model
 from uso_engine.config import EngineConfig
 from uso_engine.imaging.sizes import SizeLimits
-from uso_engine.request import GenerationRequest, RequestDefaults, request_model
 
 
 def request_type_of(config: EngineConfig) -> type[GenerationRequest]:

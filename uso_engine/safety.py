@@ -20,7 +20,7 @@ from uso_engine.conditioning.movable_part import MovablePart, attention_working_
 from uso_engine.conditioning.pretrained import load_pretrained
 from uso_engine.errors import CheckpointError, SafetyError
 from uso_engine.process_state import clean_process_state
-from uso_engine.weights.key_report import short_reason
+from uso_engine.weights.files.key_report import short_reason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

@@ -68,8 +68,9 @@ def _in_tier(config: str, tier: TierName | None, flag: str, instead: str | None 
         instead: the flag that helps; leaving `flag` out by default.
     """
     from uso_engine.config import load_config
-    from uso_engine.quantization.quantized_file import is_quantized_file
-    from uso_engine.transformer_loading import FLOAT_TIERS, resolve
+    from uso_engine.loading.transformer import resolve
+    from uso_engine.precision.tiers import FLOAT_TIERS
+    from uso_engine.weights.files.quantized_file import is_quantized_file
 
     settings = load_config(config)
     if tier is None:

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from uso_engine.config import config_folder, list_configs, load_config
-from uso_engine.download import download as fetch
-from uso_engine.download import download_tokenizers as fetch_tokenizers
-from uso_engine.download import missing_parts
+from uso_engine.loading.download import download as fetch
+from uso_engine.loading.download import download_tokenizers as fetch_tokenizers
+from uso_engine.loading.download import missing_parts
 
 from .app import app, console, reports_errors, say, warn
 

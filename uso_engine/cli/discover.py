@@ -14,7 +14,7 @@ from .app import app, reports_errors, say, warn
 from .configs import commands
 
 if TYPE_CHECKING:
-    from uso_engine.comfyui_folder import FoundParts
+    from uso_engine.loading.comfyui_folder import FoundParts
 
 Out = Annotated[Path | None, typer.Option(help="Where to write the configuration; it is printed if left out.")]
 Base = Annotated[str, typer.Option(help="The configuration whose sizes, defaults and missing parts are taken.")]
@@ -24,7 +24,7 @@ Base = Annotated[str, typer.Option(help="The configuration whose sizes, defaults
 @reports_errors
 def check(config: Annotated[str, typer.Argument(help="A name, or a path to a TOML file.")]) -> None:
     """Open every file of a configuration and check keys and shapes, in seconds; list all that is missing or does not fit."""
-    from uso_engine.examination import examine
+    from uso_engine.loading.examination import examine
 
     loaded = load_config(config)
     failed = 0
@@ -48,7 +48,7 @@ def from_comfyui(
     base: Base = "uso-flux-dev",
 ) -> None:
     """Write a configuration for the files of a ComfyUI installation."""
-    from uso_engine.comfyui_folder import find_in_comfyui
+    from uso_engine.loading.comfyui_folder import find_in_comfyui
 
     _write(folder, out, base, find_in_comfyui)
 
@@ -61,15 +61,15 @@ def from_diffusers(
     base: Base = "uso-flux-dev",
 ) -> None:
     """Write a configuration for a pipeline of diffusers; LoRA, projector and vision encoder are the base's."""
-    from uso_engine.comfyui_folder import find_in_diffusers
+    from uso_engine.loading.comfyui_folder import find_in_diffusers
 
     _write(folder, out, base, find_in_diffusers)
 
 
 def _write(folder: Path, out: Path | None, base: str, find: Callable[[Path, EngineConfig], FoundParts]) -> None:
-    from uso_engine.comfyui_folder import configuration_from
-    from uso_engine.configuration_text import configuration_text
     from uso_engine.imaging.atomic import write_atomically
+    from uso_engine.loading.comfyui_folder import configuration_from
+    from uso_engine.loading.configuration_text import configuration_text
 
     template = load_config(base)
     found = find(folder.expanduser().absolute(), template)

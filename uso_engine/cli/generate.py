@@ -15,11 +15,11 @@ from .outputs import SUFFIXES, Outputs, check_outputs
 from .progress import GenerationProgress, LoadingProgress
 
 if TYPE_CHECKING:
+    from uso_engine.api.request import GenerationRequest
+    from uso_engine.api.result import GenerationResult
     from uso_engine.config import EngineConfig
     from uso_engine.engine import USOEngine
     from uso_engine.imaging.contact_sheet import Captioned
-    from uso_engine.request import GenerationRequest
-    from uso_engine.result import GenerationResult
 
 DEMONSTRATION = "uso-tiny"
 

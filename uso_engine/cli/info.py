@@ -60,8 +60,8 @@ def info(
 def _tier_needs() -> dict[str, str]:
     """GPU memory of the full-size transformer in every tier, from sizes alone."""
     from uso_engine.model.params import TransformerParams
-    from uso_engine.quantization.engine_sizes import transformer_sizes
-    from uso_engine.quantization.layer_kinds import RULES, layer_kinds
+    from uso_engine.offload.sizes import transformer_sizes
+    from uso_engine.precision.tiers import RULES, layer_kinds
 
     params = TransformerParams()
     found = {"bf16": transformer_sizes(params, {})}
@@ -75,8 +75,8 @@ def _tier_needs() -> dict[str, str]:
 def _plans(config: str, budgets: list[float], size: tuple[int, int, int]) -> None:
     """Print a configuration's memory plans; computed from sizes alone, so that no weights are needed."""
     from uso_engine.config import load_config
-    from uso_engine.memory_budget import budget_bytes, public_sizes, usual_workload
-    from uso_engine.quantization.memory_plan import describe_plans
+    from uso_engine.offload.budget import budget_bytes, public_sizes, usual_workload
+    from uso_engine.offload.plan import describe_plans
 
     settings = load_config(config)
     for budget in budgets:

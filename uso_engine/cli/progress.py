@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class LoadingProgress:
-    """One line that says what is being loaded. Calling it is `uso_engine.assembly.LoadProgress`."""
+    """One line that says what is being loaded. Calling it is `uso_engine.loading.assembly.LoadProgress`."""
 
     def __init__(self, console: Console) -> None:
         self._bars = Progress(

@@ -35,7 +35,7 @@ def quantize(
 
     settings = load_config(config)
     with LoadingProgress(errors) as progress:
-        from uso_engine.transformer_loading import save_quantized_transformer
+        from uso_engine.loading.transformer import save_quantized_transformer
 
         make_folder(out)
         path = out / f"{settings.name}-{tier.value}.safetensors"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from PIL import Image
 from torch import Tensor
 
-from uso_engine.request_fields import image_seeds
+from uso_engine.api.fields import image_seeds
 
 from .image_metrics import psnr, ssim
 from .recording import RecordedRequest, Recording

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from uso_engine.errors import CheckpointError
-from uso_engine.weights.tensor_source import TensorSource
+from uso_engine.weights.files.tensor_source import TensorSource
 
 if TYPE_CHECKING:
     from transformers import CLIPTextConfig, SiglipVisionConfig, T5Config

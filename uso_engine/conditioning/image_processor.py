@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from uso_engine.errors import CheckpointError, USOError
-from uso_engine.weights.key_report import short_key, short_reason
+from uso_engine.weights.files.key_report import short_key, short_reason
 
 _LARGEST_SIDE = 8_192
 _SIZES = ("size", "crop_size", "pad_size")

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from uso_engine.errors import CheckpointError, MissingFileError
-from uso_engine.weights.foreign_quantization import foreign_quantization
-from uso_engine.weights.key_report import key_count, short_key, short_reason, summarise_keys
-from uso_engine.weights.safetensors_file import SafetensorsSource
+from uso_engine.weights.files.foreign_quantization import foreign_quantization
+from uso_engine.weights.files.key_report import key_count, short_key, short_reason, summarise_keys
+from uso_engine.weights.files.safetensors_file import SafetensorsSource
 
 # In the order transformers prefers them; an index names the shards beside it.
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")

@@ -15,8 +15,8 @@ from torch import nn
 
 from uso_engine.conditioning.model_folder import check_config, check_weights, require_model_files
 from uso_engine.errors import CheckpointError, USOError
-from uso_engine.weights.finite import is_finite
-from uso_engine.weights.key_report import key_count, short_reason, summarise_keys
+from uso_engine.precision.finite import is_finite
+from uso_engine.weights.files.key_report import key_count, short_reason, summarise_keys
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

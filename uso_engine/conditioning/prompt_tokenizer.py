@@ -16,7 +16,7 @@ from torch import Tensor
 from uso_engine.conditioning.model_folder import require_files
 from uso_engine.conditioning.tokenizer_folders import CLIP_FILES, T5_FILES
 from uso_engine.errors import CheckpointError
-from uso_engine.weights.key_report import short_reason
+from uso_engine.weights.files.key_report import short_reason
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer, T5Tokenizer

@@ -18,13 +18,13 @@ from torch import nn
 
 from uso_engine.conditioning.encoder_sizes import clip_config, siglip_config, t5_config
 from uso_engine.errors import CheckpointError
-from uso_engine.weights.checkpoint_files import open_weights_file
-from uso_engine.weights.foreign_quantization import foreign_quantization
-from uso_engine.weights.gguf_file import GGUFSource
-from uso_engine.weights.key_report import bulleted, compare_shapes, short_reason, summarise_keys
+from uso_engine.weights.files.checkpoint_files import open_weights_file
+from uso_engine.weights.files.foreign_quantization import foreign_quantization
+from uso_engine.weights.files.gguf_file import GGUFSource
+from uso_engine.weights.files.key_report import bulleted, compare_shapes, short_reason, summarise_keys
+from uso_engine.weights.files.stored_scales import with_scales
+from uso_engine.weights.files.tensor_source import RenamedSource, TensorSource, shapes_of, without_prefix
 from uso_engine.weights.loading import load_parameters
-from uso_engine.weights.stored_scales import with_scales
-from uso_engine.weights.tensor_source import RenamedSource, TensorSource, shapes_of, without_prefix
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

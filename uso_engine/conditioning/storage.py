@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from uso_engine.errors import CheckpointError
-from uso_engine.weights.safetensors_file import SafetensorsSource, write_safetensors
+from uso_engine.weights.files.safetensors_file import SafetensorsSource, write_safetensors
 
 _FORMAT = "uso-engine 1"
 

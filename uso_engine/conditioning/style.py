@@ -19,7 +19,7 @@ from uso_engine.conditioning.single_file import SIGLIP, load_encoder_file
 from uso_engine.conditioning.storage import load_conditioning, save_conditioning
 from uso_engine.errors import CheckpointError
 from uso_engine.model.projector import StyleProjector
-from uso_engine.weights.key_report import short_reason
+from uso_engine.weights.files.key_report import short_reason
 
 if TYPE_CHECKING:
     from PIL.Image import Image

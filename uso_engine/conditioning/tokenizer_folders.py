@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uso_engine.errors import MissingFileError
-from uso_engine.weights.paths import resolve_path
+from uso_engine.weights.files.paths import resolve_path
 
 # Sets of files of which one must be complete.
 T5_FILES = (["tokenizer.json"], ["spiece.model"])

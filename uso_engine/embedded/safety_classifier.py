@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from uso_engine.imaging.atomic import write_atomically
-from uso_engine.weights.safetensors_file import write_safetensors
+from uso_engine.weights.files.safetensors_file import write_safetensors
 
 FOLDER = Path(__file__).parent / "uso-tiny" / "safety"
 

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from uso_engine.assembly import load_autoencoder, load_pipeline
 from uso_engine.conditioning.style import StyleTokens
 from uso_engine.config import Tier
 from uso_engine.imaging.resize import keep_size, resize_content
+from uso_engine.loading.assembly import load_autoencoder, load_pipeline
 from uso_engine.model.rope import content_positions, grid_positions
 from uso_engine.pipeline import DenoiseSettings, Pipeline
 from uso_engine.process_state import clean_process_state

@@ -11,9 +11,9 @@ from torch import Tensor
 from uso_engine.config import AutoencoderConfig, EngineConfig, parse_config
 from uso_engine.model.params import TransformerParams
 from uso_engine.weights.autoencoder_keys import AutoencoderParams, autoencoder_shapes
+from uso_engine.weights.files.safetensors_file import write_safetensors
 from uso_engine.weights.projector_checkpoint import projector_shapes
 from uso_engine.weights.recipe import draw
-from uso_engine.weights.safetensors_file import write_safetensors
 from uso_engine.weights.transformer_keys import transformer_shapes
 
 from .case import CaseSettings

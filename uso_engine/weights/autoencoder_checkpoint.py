@@ -14,10 +14,10 @@ from torch import nn
 
 from uso_engine.errors import CheckpointError
 from uso_engine.weights.autoencoder_keys import AutoencoderParams, autoencoder_shapes
-from uso_engine.weights.checkpoint_files import open_checkpoint
-from uso_engine.weights.key_report import bulleted, compare_shapes, key_count, short_key, summarise_keys
+from uso_engine.weights.files.checkpoint_files import open_checkpoint
+from uso_engine.weights.files.key_report import bulleted, compare_shapes, key_count, short_key, summarise_keys
+from uso_engine.weights.files.tensor_source import MemorySource, TensorSource, shapes_of, without_prefix
 from uso_engine.weights.loading import load_parameters
-from uso_engine.weights.tensor_source import MemorySource, TensorSource, shapes_of, without_prefix
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

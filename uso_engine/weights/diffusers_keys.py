@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from uso_engine.model.params import TransformerParams
-from uso_engine.weights.tensor_source import TensorSource
+from uso_engine.weights.files.tensor_source import TensorSource
 from uso_engine.weights.transformer_keys import transformer_shapes
 
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from uso_engine.errors import CheckpointError
-from uso_engine.weights.tensor_source import TensorSource
+from uso_engine.weights.files.tensor_source import TensorSource
 
 _KONTEXT = re.compile(r"kontext", re.IGNORECASE)
 _GENERIC = re.compile(r"transformer|(?:diffusion_pytorch_)?model\b.*")

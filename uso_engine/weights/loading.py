@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from uso_engine.errors import CheckpointError, LoRAError, USOError
-from uso_engine.weights.finite import is_finite
-from uso_engine.weights.key_report import bulleted, compare_shapes, summarise_keys
-from uso_engine.weights.lora_update import WeightUpdate, in_order_of_content
-from uso_engine.weights.low_rank import LoRASet
-from uso_engine.weights.tensor_source import TensorSource, shapes_of
+from uso_engine.precision.finite import is_finite
+from uso_engine.weights.files.key_report import bulleted, compare_shapes, summarise_keys
+from uso_engine.weights.files.tensor_source import TensorSource, shapes_of
+from uso_engine.weights.lora.low_rank import LoRASet
+from uso_engine.weights.lora.update import WeightUpdate, in_order_of_content
 
 logger = logging.getLogger(__name__)
 _LARGEST = torch.finfo(torch.float32).max

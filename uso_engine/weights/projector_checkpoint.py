@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from uso_engine.errors import CheckpointError
-from uso_engine.weights.checkpoint_files import open_checkpoint
-from uso_engine.weights.key_report import bulleted, compare_shapes, key_count, summarise_keys
-from uso_engine.weights.tensor_source import TensorSource, shapes_of, without_prefix
+from uso_engine.weights.files.checkpoint_files import open_checkpoint
+from uso_engine.weights.files.key_report import bulleted, compare_shapes, key_count, summarise_keys
+from uso_engine.weights.files.tensor_source import TensorSource, shapes_of, without_prefix
 
 _PREFIX = "feature_embedder."
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from uso_engine.weights.tensor_source import RecipeSource
+from uso_engine.weights.files.tensor_source import RecipeSource
 
 _NORM_ENDINGS = (
     ".scale",

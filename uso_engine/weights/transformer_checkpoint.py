@@ -13,13 +13,13 @@ from pathlib import Path
 
 from uso_engine.errors import CheckpointError
 from uso_engine.model.params import TransformerParams
-from uso_engine.weights.checkpoint_files import open_checkpoint
 from uso_engine.weights.diffusers_keys import FusedSource, diffusers_pieces, diffusers_shapes
-from uso_engine.weights.foreign_quantization import foreign_quantization
-from uso_engine.weights.key_report import bulleted, compare_shapes, key_count, summarise_keys
+from uso_engine.weights.files.checkpoint_files import open_checkpoint
+from uso_engine.weights.files.foreign_quantization import foreign_quantization
+from uso_engine.weights.files.key_report import bulleted, compare_shapes, key_count, summarise_keys
+from uso_engine.weights.files.stored_scales import with_scales
+from uso_engine.weights.files.tensor_source import RenamedSource, TensorSource, shapes_of, without_prefix
 from uso_engine.weights.kontext import refuse_kontext
-from uso_engine.weights.stored_scales import with_scales
-from uso_engine.weights.tensor_source import RenamedSource, TensorSource, shapes_of, without_prefix
 from uso_engine.weights.transformer_keys import transformer_shapes
 
 logger = logging.getLogger(__name__)

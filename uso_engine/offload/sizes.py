@@ -1,0 +1,266 @@
+"""Bytes of everything an engine keeps on a GPU, computed from tensors on the meta device: nothing is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from uso_engine.model.params import TransformerParams
+from uso_engine.model.projector import StyleProjector
+from uso_engine.precision.tiers import Kind, is_modulation, linears, quantized_transformer
+from uso_kernels.ragged import round_up_to_tile
+
+from .autoencoder_sizes import CUTS, FLUX_DECODER, FLUX_ENCODER, CoderSizes, Cut
+
+TextPrecision = Literal["bf16", "int8", "fp8"]
+"""How T5's matrices are kept."""
+
+ROW_WIDTHS = 16
+"""Activations alive at once in a block, in units of [T, C], for a model whose MLP is four times as wide: in a single block's
+attention x, its normed form, the [T, 7C] product, q, k and v are 12, and a backend makes up to 4 more: its result, and q, k, v
+without their padding rows. With dense attention it is 13, as docs/performance.md writes it out; tests/test_memory_plan.py and
+tests/test_hot_loop.py count every live tensor."""
+
+
+@dataclass(frozen=True)
+class ComponentSizes:
+    """One part beside the transformer.
+
+    Args:
+        name: as plans show it.
+        weight_bytes: all of its weights.
+        fixed_bytes: the part of them that stays while its layers are streamed through.
+        largest_layer_bytes: largest unit that is moved at once.
+        working_bytes: activations while it runs, without those that grow with the image.
+    """
+
+    name: str
+    weight_bytes: int
+    fixed_bytes: int
+    largest_layer_bytes: int
+    working_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class TransformerSizes:
+    """The transformer in bytes.
+
+    Args:
+        hidden_size: C.
+        vectors: rows of the modulation table per step.
+        always: embedders and the last projection.
+        double_blocks: each double block without its modulation linears.
+        single_blocks: each single block without its modulation linear.
+        modulation: each modulation linear.
+        scratch: the largest weight that is turned back into bfloat16 for a product; 0 where none is.
+        itemsize: bytes of an activation.
+    """
+
+    hidden_size: int
+    vectors: int
+    always: int
+    double_blocks: tuple[int, ...]
+    single_blocks: tuple[int, ...]
+    modulation: tuple[int, ...]
+    scratch: int
+    itemsize: int = 2
+
+    @property
+    def without_modulation(self) -> int:
+        """What is resident while modulation linears are not."""
+        return self.always + sum(self.double_blocks) + sum(self.single_blocks)
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.without_modulation + sum(self.modulation)
+
+
+@dataclass(frozen=True)
+class EngineSizes:
+    """Everything: the transformer, and those of the parts around it that there are, by name.
+
+    Args:
+        transformer: its sizes.
+        components: "T5", "CLIP", "SigLIP and projector", "autoencoder", "safety classifier".
+        encoder: live tensors of the autoencoder's encoder.
+        decoder: those of its decoder.
+        strip_pixels: of the strips that the configuration asks for in both; None where it asks for none.
+    """
+
+    transformer: TransformerSizes
+    components: Mapping[str, ComponentSizes]
+    encoder: CoderSizes = FLUX_ENCODER
+    decoder: CoderSizes = FLUX_DECODER
+    strip_pixels: int | None = None
+
+    @property
+    def cuts(self) -> tuple[Cut, ...]:
+        """The ways in which pictures may be decoded, from the fastest to the smallest."""
+        return CUTS if self.strip_pixels is None else CUTS[1:]
+
+    @property
+    def encoding(self) -> Cut:
+        """How content images are encoded: they are small, and cut only where the configuration says so."""
+        return self.cuts[0]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is to fit: one request.
+
+    Args:
+        width: of the images, in pixels.
+        height: of the images, in pixels.
+        images: made at once.
+        steps: denoising steps.
+        text_tokens: of the prompt.
+        contents: content images, taken as square.
+        content_side: their long side in pixels.
+        start_pixels: of the picture that the run starts from, where it does not start from noise.
+        styles: style images.
+        style_tokens: tokens of each.
+        negative: whether a negative prompt is computed beside the prompt.
+    """
+
+    width: int = 1024
+    height: int = 1024
+    images: int = 1
+    steps: int = 28
+    text_tokens: int = 512
+    contents: int = 1
+    content_side: int = 512
+    start_pixels: int = 0
+    styles: int = 1
+    style_tokens: int = 192
+    negative: bool = False
+
+    @property
+    def sequences(self) -> int:
+        """Sequences in the batch."""
+        return self.images * (2 if self.negative else 1)
+
+    @property
+    def rows(self) -> int:
+        """Packed rows of the transformer."""
+        text = round_up_to_tile(self.text_tokens + self.styles * self.style_tokens)
+        image = (self.width // 16) * (self.height // 16) + self.contents * (self.content_side // 16) ** 2
+        return self.sequences * (text + round_up_to_tile(image))
+
+
+def transformer_sizes(
+    params: TransformerParams, kinds: Mapping[str, Kind], *, dtype: torch.dtype = torch.bfloat16
+) -> TransformerSizes:
+    """Sizes of a transformer whose matrices have the given kinds; {} leaves all of them in floating point."""
+    module = quantized_transformer(params, kinds, dtype=dtype)
+    blocks: dict[str, int] = {}
+    modulation: dict[str, int] = {}
+    always = 0
+    for key, tensor in module.state_dict().items():
+        path = key.rpartition(".")[0]
+        if is_modulation(path):
+            modulation[path] = modulation.get(path, 0) + tensor.nbytes
+        elif key.startswith(("double_blocks.", "single_blocks.")):
+            block = ".".join(key.split(".")[:2])
+            blocks[block] = blocks.get(block, 0) + tensor.nbytes
+        else:
+            always += tensor.nbytes
+    scratch = max(
+        (
+            layer.in_features * layer.out_features * 2
+            for name, layer in linears(params).items()
+            if kinds.get(name, "float") in ("int4", "int8_weight", "fp8_weight")
+        ),
+        default=0,
+    )
+    return TransformerSizes(
+        hidden_size=params.hidden_size,
+        vectors=module.modulation_vectors,
+        always=always,
+        double_blocks=tuple(size for name, size in blocks.items() if name.startswith("double")),
+        single_blocks=tuple(size for name, size in blocks.items() if name.startswith("single")),
+        modulation=tuple(modulation.values()),
+        scratch=scratch,
+        itemsize=dtype.itemsize,
+    )
+
+
+@dataclass(frozen=True)
+class PublicModels:
+    """Parameters of the public models around FLUX.1-dev, from their configurations on the meta device.
+
+    T5 v1.1 XXL's encoder, CLIP ViT-L/14's text half, SigLIP so400m/14 at 384, FLUX's autoencoder, Falconsai's ViT-B/16
+    classifier.
+    """
+
+    t5_matrices: int = 4_630_511_616
+    t5_outputs: int = 983_040
+    t5_others: int = 131_799_040
+    t5_block: int = 192_946_176
+    clip: int = 123_060_480
+    clip_block: int = 7_087_872
+    vision: int = 428_225_600
+    vision_block: int = 15_239_504
+    autoencoder: int = 83_819_683
+    safety: int = 85_800_194
+    projector_params: tuple[int, int, int] = field(default=(729, 1152, 64))
+
+
+def engine_sizes(
+    params: TransformerParams,
+    kinds: Mapping[str, Kind],
+    *,
+    text_encoder: TextPrecision = "bf16",
+    dtype: torch.dtype = torch.bfloat16,
+    models: PublicModels | None = None,
+) -> EngineSizes:
+    """Sizes of an engine for FLUX.1-dev and the public models around it.
+
+    Args:
+        params: the transformer's sizes.
+        kinds: form of its matrices; {} for bf16.
+        text_encoder: how T5's matrices are kept.
+        dtype: of what stays in floating point in transformer, projector and text encoders.
+        models: other models' sizes.
+    """
+    public = models if models is not None else PublicModels()
+    size = dtype.itemsize
+    t5_bytes = size * public.t5_matrices if text_encoder == "bf16" else public.t5_matrices + 4 * public.t5_outputs
+    t5_scratch = 0 if text_encoder == "bf16" else size * 4096 * 10240
+    tokens, width, style_tokens = public.projector_params
+    with torch.device("meta"):
+        projector = StyleProjector(
+            vision_tokens=tokens, vision_width=width, style_tokens=style_tokens, hidden_size=params.hidden_size
+        )
+    projector_bytes = size * sum(parameter.numel() for parameter in projector.parameters())
+    components = (
+        ComponentSizes(
+            "T5",
+            t5_bytes + size * public.t5_others,
+            size * public.t5_others,
+            public.t5_block * (size if text_encoder == "bf16" else 1),
+            165_000_000 * size + t5_scratch,
+        ),
+        ComponentSizes(
+            "CLIP", size * public.clip, size * (public.clip - 12 * public.clip_block), size * public.clip_block, 20_000_000
+        ),
+        ComponentSizes(
+            "SigLIP and projector",
+            4 * public.vision + projector_bytes,
+            4 * (public.vision - 27 * public.vision_block) + projector_bytes,
+            4 * public.vision_block,
+            180_000_000,
+        ),
+        ComponentSizes("autoencoder", 4 * public.autoencoder, 4 * public.autoencoder, 0),
+        ComponentSizes(
+            "safety classifier",
+            4 * public.safety,
+            4 * public.safety,
+            0,
+            170_000_000,
+        ),
+    )
+    return EngineSizes(transformer_sizes(params, kinds, dtype=dtype), {component.name: component for component in components})

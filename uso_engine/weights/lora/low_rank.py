@@ -1,0 +1,76 @@
+"""A LoRA once its file has been understood: changes, mostly low-rank products, to be added to rows of the model's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from .update import WeightUpdate, content_digest
+
+
+@dataclass(frozen=True, eq=False)
+class LowRankUpdate:
+    """scale * up @ down, added to a block of one weight.
+
+    Args:
+        down: [r, columns], as stored.
+        up: [rows, r], as stored.
+        scale: alpha / rank, or what the file says in its place.
+        row_start: first row of the weight that it is added to.
+        column_start: first column of the weight that it is added to.
+    """
+
+    down: Tensor
+    up: Tensor
+    scale: float = 1.0
+    row_start: int = 0
+    column_start: int = 0
+
+    @property
+    def rows(self) -> range:
+        """Rows of the weight that change."""
+        return range(self.row_start, self.row_start + self.up.shape[0])
+
+    @property
+    def columns(self) -> range:
+        """Columns of the weight that change."""
+        return range(self.column_start, self.column_start + self.down.shape[1])
+
+    @property
+    def needs_pristine(self) -> bool:
+        return False
+
+    @cached_property
+    def digest(self) -> bytes:
+        return content_digest((self.down, self.up), (self.scale, self.row_start, self.column_start))
+
+    def add_to(self, weight: Tensor, strength: float, pristine: Tensor | None = None) -> None:
+        block = weight[self.rows.start : self.rows.stop, self.columns.start : self.columns.stop]
+        up = self.up.to(weight.device, torch.float32)
+        down = self.down.to(weight.device, torch.float32)
+        block.addmm_(up, down, alpha=strength * self.scale)
+
+
+@dataclass(frozen=True, eq=False)
+class LoRA:
+    """One LoRA file.
+
+    Args:
+        name: what messages call it, usually its path.
+        style: the key style that it was written in.
+        updates: by canonical weight key.
+        skipped_keys: how many keys of text encoders were left out.
+    """
+
+    name: str
+    style: str
+    updates: Mapping[str, tuple[WeightUpdate, ...]]
+    skipped_keys: int = 0
+
+
+LoRASet = Sequence[tuple[LoRA, float]]
+"""LoRAs with the user's factors; they are added in float32, in an order of their content's, and only the sum is rounded."""
