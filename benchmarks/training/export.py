@@ -20,7 +20,7 @@ from benchmarks.training.autoencoder import NORM_GROUPS
 from benchmarks.training.parts import EMBEDDED, PARAMS
 from uso_engine.weights.autoencoder_keys import AutoencoderParams, autoencoder_shapes
 from uso_engine.weights.files.safetensors_file import write_safetensors
-from uso_engine.weights.lora.keys_uso import uso_layers
+from uso_engine.weights.lora.key_styles import uso_layers
 
 RANK = 8
 AUTOENCODER = AutoencoderParams(ch=32, ch_mult=(1, 1, 2, 2), num_res_blocks=1, norm_groups=NORM_GROUPS)

@@ -25,7 +25,7 @@ from uso_engine.model.projector import StyleProjector
 from uso_engine.weights.autoencoder_keys import autoencoder_shapes
 from uso_engine.weights.files.safetensors_file import write_safetensors
 from uso_engine.weights.files.tensor_source import shapes_of
-from uso_engine.weights.lora.keys_uso import uso_layers
+from uso_engine.weights.lora.key_styles import uso_layers
 from uso_engine.weights.recipe import recipe_source
 from uso_engine.weights.transformer_keys import transformer_shapes
 

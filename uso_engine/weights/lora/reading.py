@@ -15,13 +15,10 @@ from uso_engine.weights.files.safetensors_file import SafetensorsSource
 from uso_engine.weights.files.tensor_source import TensorSource
 from uso_engine.weights.transformer_keys import transformer_shapes
 
-from . import keys_bfl as lora_keys_bfl
-from . import keys_diffusers as lora_keys_diffusers
-from . import keys_kohya as lora_keys_kohya
-from . import keys_uso as lora_keys_uso
 from .adapters import check_layer, updates_of
 from .control import refuse_control_lora
 from .found import Findings, FoundLayer
+from .key_styles import KEY_STYLES
 from .keys import CHANGES_ALONE, Part, is_text_encoder_key, parse_key, refusal
 from .layers import KeyStyle, LoRALayer
 from .low_rank import LoRA, LoRASet, LowRankUpdate
@@ -32,13 +29,6 @@ from .update import WeightUpdate
 __all__ = ["KEY_STYLES", "LoRA", "LoRASet", "LowRankUpdate", "parse_lora", "read_lora"]
 
 logger = logging.getLogger(__name__)
-
-KEY_STYLES: tuple[KeyStyle, ...] = (
-    lora_keys_uso.STYLE,
-    lora_keys_bfl.STYLE,
-    lora_keys_diffusers.STYLE,
-    lora_keys_kohya.STYLE,
-)
 
 _LONGEST_KEY = 300
 _USUAL_NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
