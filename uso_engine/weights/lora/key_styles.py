@@ -4,9 +4,9 @@ USO, XLabs: ``double_blocks.0.processor.qkv_lora1.down.weight``; 1 is the image 
 ``qkv_lora`` adds to the q, k and v rows of ``linear1``, ``proj_lora`` to ``linear2``. XLabs' LoRAs often have double blocks
 only; none is scaled.
 
-ComfyUI, Black Forest Labs: ``diffusion_model.double_blocks.0.img_attn.qkv.lora_down.weight``. ComfyUI's repackaged USO LoRA adds
-``linear1_qkv``, the first 3 * hidden_size rows of ``linear1``; OneTrainer numbers the parts of a fused matrix: ``qkv.0`` to
-``.2`` are q, k and v, ``linear1.3`` is the feed-forward input after them.
+ComfyUI, Black Forest Labs: ``diffusion_model.double_blocks.0.img_attn.qkv.lora_down.weight``. ComfyUI's repackaged USO LoRA
+adds ``linear1_qkv``, the first 3 * hidden_size rows of ``linear1``; OneTrainer numbers the parts of a fused matrix: ``qkv.0``
+to ``.2`` are q, k and v, ``linear1.3`` is the feed-forward input after them.
 
 diffusers, PEFT and most trainers: ``transformer.transformer_blocks.0.attn.to_q.lora_A.weight``. q, k, v and a single block's
 feed-forward input are layers of their own there; the halves of ``norm_out.linear`` change places.
