@@ -3,8 +3,8 @@
     python -m benchmarks.faithfulness [--out benchmarks/results/faithfulness.jsonl]
 
 Every record is a relative error ||a - b|| / ||b||: of the last latent, of the autoencoder's latent for the posterior, of
-attention's output, or the largest over all tensors of the cases in tests/reference. Weights are random, so the
-figures are those of the arithmetic, not of pictures.
+attention's output, or the largest over all tensors of the cases in tests/reference. Weights are random, except where a
+record says uso-tiny, so the figures are those of the arithmetic, not of pictures.
 """
 
 from __future__ import annotations
@@ -13,12 +13,17 @@ import argparse
 import json
 import platform
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
+from uso_engine import USOEngine
+from uso_engine.imaging.pixels import to_pixels
+from uso_engine.imaging.resize import resize_content
 from uso_engine.loading.assembly import load_autoencoder, load_pipeline
 from uso_engine.model.params import TransformerParams
 from uso_engine.pipeline import DenoiseSettings, Pipeline
@@ -72,7 +77,10 @@ def measure() -> list[dict[str, object]]:
         truth = last_latent(exact)
         ours = last_latent(rounded)
         authors = last_latent(rounded, reference_numerics=True)
-        threads = between_threads(exact)
+        threads = between_threads(lambda: last_latent(exact))
+    with USOEngine.from_config("uso-tiny", device="cpu") as engine:
+        content = between_threads(lambda: engine.pipeline.autoencoder.encode(gradient()))
+        request = between_threads(lambda: latent_of_a_request(engine))
     autoencoder_mean, autoencoder_sample = posterior()
     return [
         record("the engine in float32", "largest error of any tensor in tests/reference", worst_float32_error()),
@@ -80,6 +88,8 @@ def measure() -> list[dict[str, object]]:
         record("bfloat16 time and latents", "reference_numerics against float32 engine", relative_error(authors, truth)),
         record("float32 against bfloat16 time", "bf16 engine against reference_numerics", relative_error(ours, authors)),
         record("number of threads", "float32 engine on two threads against one, 28 steps", threads),
+        record("number of threads", "autoencoder's latent of a content image, float32, uso-tiny", content),
+        record("number of threads", "last latent with that content image, bfloat16, uso-tiny, 28 steps", request),
         record("posterior mean", "a seeded sample against the mean", relative_error(autoencoder_sample, autoencoder_mean)),
         *(
             record(f"{backend} attention in bfloat16", "against float64, 2752 tokens, 8 heads of 128", attention_error(backend))
@@ -88,17 +98,31 @@ def measure() -> list[dict[str, object]]:
     ]
 
 
-def between_threads(pipeline: Pipeline) -> float:
+def between_threads(compute: Callable[[], Tensor]) -> float:
     """What a second thread changes: libraries divide some sums among threads."""
     before = torch.get_num_threads()
-    latents = []
+    results = []
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            latents.append(last_latent(pipeline))
+            results.append(compute())
     finally:
         torch.set_num_threads(before)
-    return relative_error(latents[1], latents[0])
+    return relative_error(results[1], results[0])
+
+
+def gradient() -> Tensor:
+    """Pixels of a content image."""
+    return to_pixels(resize_content(Image.linear_gradient("L").convert("RGB"), long_side=128))
+
+
+def latent_of_a_request(engine: USOEngine) -> Tensor:
+    """The last latent of a request with a content image that is encoded anew."""
+    pipeline = engine.pipeline
+    text = pipeline.encode_prompt("a house")
+    conditions = pipeline.conditions(text, content=[pipeline.autoencoder.encode(gradient())])
+    settings = DenoiseSettings(width=SETTINGS.width, height=SETTINGS.height, seeds=(SETTINGS.seed,), steps=SETTINGS.steps)
+    return pipeline.denoise(conditions, settings).latents
 
 
 def worst_float32_error() -> float:
@@ -140,7 +164,7 @@ def record(difference: str, compared: str, error: float) -> dict[str, object]:
 def main() -> None:
     """Print the records and write them where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="append the records to this file")
+    parser.add_argument("--out", type=Path, help="write the records to this file")
     arguments = parser.parse_args()
     lines = [json.dumps(entry) for entry in measure()]
     print("\n".join(lines))

@@ -49,7 +49,7 @@ def drawn_conditions(
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator)
+        return torch.randn(*shape, generator=generator, dtype=torch.float32)
 
     return Conditions(
         text=normal(text, params.context_in_dim),

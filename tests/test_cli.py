@@ -149,11 +149,14 @@ def test_broken_batch_files_name_the_line(tmp_path: Path) -> None:
         ("{}\n{", "line 2: not JSON"),
         ("[1]", "line 1: expected a JSON object, got list"),
         ("\n", "no requests"),
+        ('{"prompt": "a"}\n' + "[" * 100_000, "line 2: cannot be read: maximum recursion depth"),
+        ('{"prompt": "a", "seed": ' + "9" * 5000 + "}", "line 1: cannot be read: Exceeds the limit"),
+        ('{"prompt": "a", "seed": 1, "seed": 2}', "line 1: cannot be read: 'seed' is given more than once"),
     ):
         path.write_text(content, encoding="utf-8")
         code, printed = run("generate", "--batch", str(path))
         assert code == 2
-        assert message in printed
+        assert message in " ".join(printed.split())
 
 
 def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:

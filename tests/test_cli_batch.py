@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import uso_engine.cli.generate  # noqa: F401  adds its command
 from uso_engine import USOEngine
 from uso_engine.cli.app import app
-from uso_engine.cli.arguments import merged_line
+from uso_engine.cli.arguments import merged_line, read_batch
 from uso_engine.imaging.contact_sheet import contact_sheet
 
 SMALL = ["--size", "64x64", "--steps", "1", "--device", "cpu"]
@@ -94,6 +94,20 @@ def test_a_lines_format_decides_its_ending_and_its_response(folder: Path) -> Non
         assert number == 3 or body["url"].endswith(name)
     code, printed = run("--batch", write_lines({"prompt": "b", "output_format": "png"}), *SMALL, "-o", "y.jpeg")
     assert (code, [path.name for path in folder.glob("y*")]) == (0, ["y-0001.png"]), printed
+
+
+def test_lines_end_where_a_line_feed_is(tmp_path: Path) -> None:
+    prompts = ["a\u2028b", "c\x85d", "e\x0cf"]
+    lines = [json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in prompts]
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(("\ufeff" + "\r\n".join(lines)).encode())
+    assert read_batch(path) == [{"prompt": prompt} for prompt in prompts]
+
+
+@pytest.mark.parametrize("output", ["x", "x.txt"])
+def test_a_name_without_a_pictures_ending_is_refused_whatever_a_line_asks_for(output: str, folder: Path) -> None:
+    code, printed = run("--batch", write_lines({"prompt": "a", "output_format": "jpeg"}), *SMALL, "-o", output)
+    assert (code, printed) == (2, f"error: {output}: expected a name that ends in .png, .jpg or .jpeg")
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,11 @@ def test_a_closed_pipe_is_silent(repository: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (1, "")
 
 
+def test_without_a_place_to_print_to_the_command_still_ends_well(repository: Path, tmp_path: Path) -> None:
+    done = run(repository, ["config", "list"], tmp_path, before="import sys; sys.stdout = None; ")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_verbose_tells_what_ran_and_a_warning_comes_once(repository: Path, tmp_path: Path) -> None:
     # A name that is no text, on a terminal that has only ASCII.
     name = os.fsdecode("[red]ä:smile:".encode() + b"\xff.png")

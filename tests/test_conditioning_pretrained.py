@@ -1,5 +1,6 @@
 import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -229,3 +230,12 @@ def test_fingerprint_sees_names_shapes_and_values() -> None:
         [clip],
     ]
     assert len({fingerprint(modules) for modules in variants}) == len(variants)
+
+
+def test_models_may_be_loaded_in_several_threads_at_once(folder: Path) -> None:
+    verbosity = transformers_logging.get_verbosity()
+    dtypes = [torch.float32, torch.bfloat16] * 8
+    with ThreadPoolExecutor(4) as threads:
+        models = list(threads.map(lambda dtype: load(folder, dtype), dtypes))
+    assert [model.dtype for model in models] == dtypes
+    assert (torch.get_default_dtype(), transformers_logging.get_verbosity()) == (torch.float32, verbosity)

@@ -77,6 +77,22 @@ def test_company_does_not_change_what_a_library_is_handed(kind: type[QuantizedLi
     assert together.found == sum((shapes.found for shapes in alone), Counter())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_the_processs_default_dtype_does_not_matter(dtype: torch.dtype) -> None:
+    """Another thread may set it at any moment: libraries do so while they load a model."""
+    transformer = small_transformer()
+
+    def made() -> torch.Tensor:
+        return latents(transformer, [guided(transformer, 1, 2.0), job(transformer, 3)])[0]
+
+    expected = made()
+    torch.set_default_dtype(dtype)
+    try:
+        assert torch.equal(made(), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_images_differ_by_their_noise_only() -> None:
     transformer = small_transformer()
     jobs = [job(transformer, 1, seed) for seed in (5, 6)]

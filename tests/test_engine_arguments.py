@@ -13,9 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from uso_engine import ResearchOptions, Step, USOEngine
+import uso_engine.engine
+from uso_engine import ResearchOptions, Step, USOEngine, load_config
 from uso_engine.conditioning.style import StyleTokens
 from uso_engine.conditioning.text import TextEmbedding
+from uso_engine.config import parse_config
+from uso_engine.errors import ConfigError
 
 SMALL: dict[str, Any] = {"image_size": {"width": 64, "height": 64}, "num_inference_steps": 1}
 PICTURE = Image.linear_gradient("L").convert("RGB").resize((64, 48))
@@ -62,6 +65,7 @@ WRONG_CALLS: list[Wrong] = [
         "image must be a path, URL, data URI, bytes, binary file, PIL image, numpy array or",
     ),
     (lambda e: e.preview("step"), "step must be what on_step was given, got 'step'"),
+    (lambda e: e.set_loras([], keep_configured="no"), "keep_configured must be True or False, got 'no'"),
     (lambda e: e(7), "prompt must be a string, got 7"),
     (lambda e: e([]), "prompt must be a string or a list of at least one, got an empty list"),
     (lambda e: e("a", progress=torch.zeros(3)), "progress must be True or False, got Tensor"),
@@ -96,6 +100,27 @@ def test_wrong_arguments_are_named(engine: USOEngine, call: Callable[[USOEngine]
 def test_loading_names_wrong_arguments(arguments: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=re.escape(says)):
         USOEngine.from_config(**{"config": "uso-tiny", "device": "cpu", **arguments})
+
+
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        ({"defaults": {"width": 32}}, r"image_size\.width must be from 64 to 1024, got 32"),
+        ({"content": {"long_side": 32}}, "content_long_side must be a whole number from 64 to 1024, got 32"),
+    ],
+    ids=["size", "content"],
+)
+def test_defaults_outside_the_limits_are_refused_before_loading(
+    section: dict[str, dict[str, int]], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(uso_engine.engine, "load_parts", load)
+    given = load_config("uso-tiny").model_dump()
+    config = parse_config({**given, **{name: given[name] | changed for name, changed in section.items()}})
+    with pytest.raises(ConfigError, match=rf"uso-tiny: \[defaults\] and \[content\] do not fit \[limits\]: .*{says}"):
+        USOEngine.from_config(config, device="cpu")
 
 
 def test_a_device_may_be_torchs_own() -> None:

@@ -119,6 +119,7 @@ def test_the_advice_fits_what_was_named(path: str | Path, advice: str, here: Pat
         [(1.0, "turbo.safetensors")],
         [{"path": "turbo.safetensors"}],
         [b"turbo.safetensors"],
+        {"turbo.safetensors": 0.5},
     ],
     ids=str,
 )

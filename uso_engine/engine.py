@@ -111,6 +111,7 @@ class USOEngine:
         call_arguments.check_loading(config, device, dtype, attention, image_limits, progress)
         if not isinstance(config, EngineConfig):
             config = load_config(config)
+        request_type_of(config)  # It may refuse: before minutes of loading.
         place = check_device(device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu"))
         tier = None if dtype is None else DTYPE_TIERS[dtype]
         asked = config.memory_budget_gib if memory_budget_gib is None else memory_budget_gib
@@ -260,12 +261,13 @@ class USOEngine:
             keep_configured: whether the configuration's LoRAs, USO's own among them, stay.
 
         Raises:
-            ValueError: no such list, or a weight that is no finite number.
+            ValueError: no such list, a weight that is no finite number, or a switch that is neither True nor False.
             MissingFileError: a file is not there.
             LoRAError: a file that does not fit; the weights stay as they were.
         """
+        keep = call_arguments.checked_switch("keep_configured", keep_configured)
         read = read_chosen_loras(loras, self.config)
-        self._turn.take(lambda: self.pipeline.set_loras(read, keep_configured=keep_configured))
+        self._turn.take(lambda: self.pipeline.set_loras(read, keep_configured=keep))
 
     def cache_statistics(self) -> dict[str, CacheStatistics]:
         """Hits, misses and sizes of the condition caches."""

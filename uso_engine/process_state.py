@@ -6,7 +6,8 @@ engine's work and gives the caller's back afterwards.
 
 Two kinds: what belongs to a thread (autocast, inference mode, the default device) is entered for that thread; what
 belongs to the process (default dtype, precision switches, deterministic algorithms) is replaced when the first thread enters
-and given back when the last one leaves, so other threads of the process see the engine's values meanwhile.
+and given back when the last one leaves, so other threads of the process see the engine's values meanwhile. What another thread
+sets meanwhile holds for the engine, too, until it is replaced by what was there before the engine's work.
 """
 
 from __future__ import annotations

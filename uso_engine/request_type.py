@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from uso_engine.api.request import GenerationRequest, RequestDefaults, request_model
 from uso_engine.config import EngineConfig
+from uso_engine.errors import ConfigError
 from uso_engine.imaging.sizes import SizeLimits
 
 
 def request_type_of(config: EngineConfig) -> type[GenerationRequest]:
-    """The requests that an engine of a configuration takes."""
+    """The requests that an engine of a configuration takes.
+
+    Raises:
+        ConfigError: defaults that the configuration's own limits refuse.
+    """
     limits, defaults = config.limits, config.defaults
-    return request_model(
-        SizeLimits(limits.min_side, limits.max_side, limits.max_pixels),
-        RequestDefaults(defaults.width, defaults.height, defaults.steps, defaults.guidance, config.content.long_side),
-    )
+    try:
+        return request_model(
+            SizeLimits(limits.min_side, limits.max_side, limits.max_pixels),
+            RequestDefaults(defaults.width, defaults.height, defaults.steps, defaults.guidance, config.content.long_side),
+        )
+    except ValueError as error:
+        raise ConfigError(f"{config.name}: [defaults] and [content] do not fit [limits]: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -54,10 +55,11 @@ def read_batch(path: Path) -> list[dict[str, object]]:
 
     Raises:
         MissingFileError: no such file.
-        ValueError: a line that is not a JSON object; names the line.
+        ValueError: a line that is not a JSON object, or gives a field twice; names the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Some editors put a byte order mark first. Only line feeds end a line: JSON's strings may hold other separators.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         raise MissingFileError(f"no file of requests at {path}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -67,12 +69,23 @@ def read_batch(path: Path) -> list[dict[str, object]]:
         if not line.strip():
             continue
         try:
-            request = json.loads(line)
+            request = json.loads(line, object_pairs_hook=_named_once)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not JSON: {error}") from None
+            raise ValueError(f"{path}, line {number}: not JSON: {error.msg} at column {error.colno}") from None
+        except (ValueError, RecursionError) as error:  # a number of 4,300 digits, lists within lists, a field given twice
+            raise ValueError(f"{path}, line {number}: cannot be read: {error}") from None
         if not isinstance(request, dict):
             raise ValueError(f"{path}, line {number}: expected a JSON object, got {type(request).__name__}")
         requests.append(request)
     if not requests:
         raise ValueError(f"{path} holds no requests")
     return requests
+
+
+def _named_once(fields: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object's fields; of one that is given twice, json would keep the last without a word."""
+    named = dict(fields)
+    if len(named) < len(fields):
+        twice = sorted(name for name, count in Counter(name for name, _ in fields).items() if count > 1)
+        raise ValueError(f"{', '.join(map(repr, twice))} is given more than once")
+    return named

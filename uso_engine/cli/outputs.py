@@ -37,7 +37,7 @@ class Outputs:
     def of_line(self, number: int, output_format: object) -> Outputs:
         """Those of one line of a batch, counted from 0: numbered, with an ending that fits the line's format."""
         suffix = self.image.suffix
-        if output_format in SUFFIXES.values() and SUFFIXES[suffix.lower()] != output_format:
+        if output_format in SUFFIXES.values() and SUFFIXES.get(suffix.lower()) != output_format:
             suffix = ".png" if output_format == "png" else ".jpg"
         image = self.image.with_name(f"{self.image.stem}-{number + 1:04d}{suffix}")
         sheet = None if self.sheet is None else self.sheet.with_stem(f"{self.sheet.stem}-{number + 1:04d}")

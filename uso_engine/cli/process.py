@@ -46,7 +46,8 @@ def _flushed(code: int) -> int:
     if signal.getsignal(signal.SIGINT) is _interrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None: it was closed before the command started.
+            sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from logging import CRITICAL
 from pathlib import Path
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
     M = TypeVar("M", bound=PreTrainedModel)
 
+# While transformers loads a model it replaces functions and settings of the whole process. Two loads at once give each other's
+# back: weights are then reported as missing that are there.
+_loading = threading.Lock()
 _SAMPLES_PER_TENSOR = 64
 _MOST_NAMED = 20
 
@@ -60,7 +64,7 @@ def load_pretrained(
     files = require_model_files(folder, what)
     check_config(folder, what, model_types)
     try:
-        with _quiet_transformers():
+        with _loading, _quiet_transformers():
             check_weights(files, what, _parameter_count(model_class, folder))
             loaded: object = model_class.from_pretrained(
                 folder,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from numbers import Real
 from os import PathLike, fspath
 from pathlib import Path
@@ -34,7 +34,8 @@ def read_chosen_loras(loras: Iterable[LoRAChoice], config: EngineConfig) -> list
         MissingFileError: a file is not there.
         LoRAError: a file that does not fit; see `read_lora`.
     """
-    if isinstance(loras, str | bytes | PathLike) or not isinstance(loras, Iterable):
+    # A mapping of paths to weights would give its paths, and lose the weights.
+    if isinstance(loras, str | bytes | PathLike | Mapping) or not isinstance(loras, Iterable):
         raise ValueError(f"{_EXPECTED}; got {loras!r:.200}")
     chosen = [_path_and_weight(item) for item in loras]
     # All are found before the first is read.

@@ -106,7 +106,7 @@ class PackedBatch:
         joint = Ragged.pack([s.length for s in sequences], device, capacities=capacities)
         rows = _index_rows(sequences, text, image, joint, output)
         text_tokens = sequences[0].text.new_zeros(text.rows, sequences[0].text.shape[1])
-        cos = torch.ones(joint.rows, sequences[0].cos.shape[1], device=device)
+        cos = torch.ones(joint.rows, sequences[0].cos.shape[1], dtype=torch.float32, device=device)
         sin = torch.zeros_like(cos)
         for i, sequence in enumerate(sequences):
             text_tokens[text.span(i)] = sequence.text

@@ -31,7 +31,7 @@ def grid_positions(grid: Grid, offset: Grid = (0, 0), *, axes: int = 3) -> Tenso
         float32 [rows * columns, axes].
     """
     rows, columns = grid
-    ids = torch.zeros(rows, columns, axes)
+    ids = torch.zeros(rows, columns, axes, dtype=torch.float32)
     ids[..., 1] = (torch.arange(rows) + offset[0])[:, None]
     ids[..., 2] = (torch.arange(columns) + offset[1])[None, :]
     return ids.view(-1, axes)

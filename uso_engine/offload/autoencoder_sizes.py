@@ -1,6 +1,6 @@
 """What the autoencoder keeps alive: all at once, in strips, or in strips with what lies between layers on the host.
 
-Counted with every live tensor, as other formulas here (tests/test_autoencoder_sizes.py).
+Counted with every live tensor, as other formulas here (tests/test_strips.py).
 """
 
 from __future__ import annotations

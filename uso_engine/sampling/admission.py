@@ -85,7 +85,7 @@ def admit(
     grids = [(latent.shape[-2] // 2, latent.shape[-1] // 2) for latent in conditions.content]
     axes = len(params.axes_dim)
     placed = family.content_positions(grid, grids, position_offset, axes=axes)
-    positions = torch.cat([torch.zeros(len(text), axes), grid_positions(grid, axes=axes), *placed])
+    positions = torch.cat([torch.zeros(len(text), axes, dtype=torch.float32), grid_positions(grid, axes=axes), *placed])
     cos, sin = rope_tables(positions, params.axes_dim, params.theta)
 
     time_dtype = dtype if reference_numerics else torch.float32

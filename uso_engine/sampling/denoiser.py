@@ -155,7 +155,7 @@ class Denoiser:
         if not self._guided:
             return None, None, None
         layout, device, rows = self._batch.output, self._latents.device, self._positive_rows
-        guided, negative, scales = [], torch.full((rows,), -1), torch.ones(rows)
+        guided, negative, scales = [], torch.full((rows,), -1), torch.ones(rows, dtype=torch.float32)
         following = rows
         for i in self._guided:
             span = slice(layout.starts[i], layout.starts[i] + round_up_to_tile(layout.lengths[i]))
