@@ -111,10 +111,12 @@ def test_switches_are_true_or_false(table: str, key: str, value: str, tmp_path: 
     assert key in refusal(tmp_path / "c.toml", toml(table, key, value))
 
 
-def test_tiles_fall_on_whole_latent_cells(tmp_path: Path) -> None:
-    assert "tile_side must be a multiple of 32, got 500" in refusal(
-        tmp_path / "c.toml", toml("autoencoder", "tile_side", "500")
-    )
+def test_strips_need_no_whole_latent_cells(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(toml("autoencoder", "tile_side", "500"), encoding="utf-8")
+    section = load_config(path).autoencoder
+    assert section is not None and section.tile_side == 500
+    assert "autoencoder.tile_side" in refusal(path, toml("autoencoder", "tile_side", "15"))
 
 
 @pytest.mark.parametrize(

@@ -93,14 +93,6 @@ class AutoencoderConfig(Section):
     tile_side: int | None = Field(None, ge=16, le=LARGEST_SIDE)
     decode_dtype: Literal["float32", "bf16"] = "float32"
 
-    @model_validator(mode="after")
-    def _whole_cells(self) -> AutoencoderConfig:
-        # Tiles overlap by a quarter, which has to fall on whole latent cells.
-        step = 4 * 2 ** (len(self.params.ch_mult) - 1)
-        if self.tile_side is not None and self.tile_side % step:
-            raise ValueError(f"tile_side must be a multiple of {step}, got {self.tile_side}")
-        return self
-
 
 class ContentConfig(Section):
     """How content images are prepared."""

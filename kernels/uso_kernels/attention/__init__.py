@@ -81,10 +81,9 @@ def available_backends(device: torch.device | str) -> dict[str, str | None]:
 def choose_backend(device: torch.device, dtype: torch.dtype, queries: Ragged, keys: Ragged) -> str:
     """The default backend for a batch.
 
-    On a CPU: in bfloat16 chunked matrix products, or dense calls if it has AMX (one thread, L 2752, 8 heads of 128: 230 to 255
-    GFLOP/s against 80 without AMX, 320 against 430 with it); in other types dense calls. Both give a sequence the same bits in
-    any company. On a GPU: dense calls where every sequence is long, one dense call where lengths are equal, else one launch
-    for all.
+    On a CPU: in bfloat16 chunked matrix products, the faster way there, but dense calls if it has AMX, which use it better; in
+    other types dense calls. Both give a sequence the same bits in any company. On a GPU: dense calls where every sequence is
+    long, one dense call where lengths are equal, else one launch for all.
 
     Args:
         device: where the tensors are.
