@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from uso_engine.sampling.admission import admit
-from uso_engine.sampling.denoiser import Denoiser, ImageJob
+from uso_engine.sampling.job import ImageJob
+from uso_engine.sampling.run import DenoisingRun
 from uso_engine.sampling.schedule import schedule
 
 from .measure import interleave
@@ -159,7 +160,7 @@ def denoising_stages(workload: Workload, device: torch.device, dtype: torch.dtyp
     noise = torch.randn(16, 2 * rows, 2 * columns)
 
     def denoise() -> None:
-        Denoiser(transformer, [ImageJob(sequence, noise, tuple(sigmas))]).run()
+        DenoisingRun(transformer, [ImageJob(sequence, noise, tuple(sigmas))]).run()
 
     yield "admission", lambda: admit(transformer, conditions(inputs), inputs.grid, sigmas, inputs.guidance)
     yield f"denoising, {workload.steps} steps", denoise

@@ -20,7 +20,7 @@ import pytest
 # From the bottom up. A module may import what lies below it and, where that makes no circle, its neighbours.
 DIFFUSERS = ("diffusers_callback", "diffusers_results")
 LAYERS = (
-    {"errors", "turn", "process_state", "local_names"},
+    {"errors", "interrupt_lock", "process_state", "local_names"},
     {"model", "precision"},
     {"imaging", "conditioning", "sampling", "weights", "safety"},
     {"api", "config"},

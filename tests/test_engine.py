@@ -14,8 +14,8 @@ from uso_engine import GenerationRequest, ResearchOptions, USOEngine, load_confi
 from uso_engine.config import EngineConfig
 from uso_engine.errors import BackendError, CheckpointError, EngineClosedError, ImageError, MissingFileError, SafetyError
 from uso_engine.loading.assembly import check_text_widths
-from uso_engine.sampling.denoiser import Step
 from uso_engine.sampling.latents import draw_noise
+from uso_engine.sampling.step import Step
 
 TEXT_TOKENS, STYLE_TOKENS = 20, 4  # of configs/uso-tiny.toml
 SMALL: dict[str, Any] = {"image_size": {"width": 64, "height": 64}, "num_inference_steps": 2}

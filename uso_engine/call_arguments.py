@@ -16,7 +16,7 @@ from .imaging.source import ImageSource
 
 if TYPE_CHECKING:
     from .config import SafetyConfig
-    from .sampling.denoiser import OnStep
+    from .sampling.step import OnStep
 
 
 def request_of(request: object, fields: Mapping[str, object], kind: type[GenerationRequest]) -> GenerationRequest:
@@ -106,7 +106,7 @@ def check_safety(request: GenerationRequest, settings: SafetyConfig | None, *, h
 
 def check_step(step: object, image: object) -> None:
     """What `preview` is given; ValueError unless it is a step and one of its images."""
-    from .sampling.denoiser import Step
+    from .sampling.step import Step
 
     if not isinstance(step, Step):
         raise ValueError(f"step must be what on_step was given, got {shown(step)}")

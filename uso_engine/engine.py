@@ -23,6 +23,7 @@ from .errors import EngineClosedError
 from .imaging.open import Alpha, ImageLimits, ImageSource, open_image
 from .imaging.pixels import to_pixels
 from .imaging.resize import resize_content
+from .interrupt_lock import InterruptSafeLock
 from .loading.assembly import check_device, load_parts
 from .loading.lora_choice import LoRAChoice, read_chosen_loras
 from .loading.transformer import LoadProgress
@@ -33,9 +34,8 @@ from .process_state import clean_process_state
 from .progress import StepProgress
 from .provenance import log_warnings, result_of
 from .request_type import request_type_of
-from .sampling.denoiser import OnStep, Step
+from .sampling.step import OnStep, Step
 from .stopwatch import Stopwatch
-from .turn import Turn
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -72,7 +72,7 @@ class USOEngine:
         self._pipeline: Pipeline | None = pipeline
         self._safety = safety
         self._image_limits = image_limits if image_limits is not None else ImageLimits()
-        self._turn = Turn()
+        self._turn = InterruptSafeLock()
         self.request_type = request_type_of(config)
 
     @classmethod
@@ -190,7 +190,7 @@ class USOEngine:
                 self.config, pipeline, checked, options, made, seeds=seeds, images=images, flags=flags, seconds=watch.seconds
             )
 
-        return self._turn.take(work)
+        return self._turn.run(work)
 
     # What these two name is among the others' arguments, too: a type checker takes the first that fits.
     @overload
@@ -225,20 +225,20 @@ class USOEngine:
 
     def encode_prompt(self, prompt: str) -> TextEmbedding:
         """Embed a prompt, to be saved or passed in later."""
-        made = self._turn.take(lambda: self.pipeline.encode_prompt(call_arguments.checked_prompt(prompt)))
+        made = self._turn.run(lambda: self.pipeline.encode_prompt(call_arguments.checked_prompt(prompt)))
         log_warnings(made.warnings())
         return made
 
     def encode_style(self, image: ImageSource, *, alpha: Alpha = "white") -> StyleTokens:
         """Turn a style image into tokens, to be saved or passed in later; ``alpha`` as in `ResearchOptions`."""
         pixels = self.pipeline.style.preprocess(self._opened(image, "style image", alpha))
-        return self._turn.take(lambda: self.pipeline.encode_style(pixels))
+        return self._turn.run(lambda: self.pipeline.encode_style(pixels))
 
     def encode_content(self, image: ImageSource, *, alpha: Alpha = "white") -> Tensor:
         """Turn a content image into its latent [16, h / 8, w / 8]; ``alpha`` as in `ResearchOptions`."""
         picture = self._opened(image, "content image", alpha)
         pixels = to_pixels(resize_content(picture, long_side=self.config.content.long_side))
-        return self._turn.take(lambda: self.pipeline.encode_content(pixels))
+        return self._turn.run(lambda: self.pipeline.encode_content(pixels))
 
     def preview(self, step: Step, image: int = 0) -> Image:
         """Show where a run is heading, cheaply; from ``on_step``, while the engine is taken. Memory plans do not count it.
@@ -267,7 +267,7 @@ class USOEngine:
         """
         keep = call_arguments.checked_switch("keep_configured", keep_configured)
         read = read_chosen_loras(loras, self.config)
-        self._turn.take(lambda: self.pipeline.set_loras(read, keep_configured=keep))
+        self._turn.run(lambda: self.pipeline.set_loras(read, keep_configured=keep))
 
     def cache_statistics(self) -> dict[str, CacheStatistics]:
         """Hits, misses and sizes of the condition caches."""
@@ -279,7 +279,7 @@ class USOEngine:
 
     def close(self) -> None:
         """Let go of weights and files; waits for a running request. A second call does nothing."""
-        self._turn.take(self._let_go)
+        self._turn.run(self._let_go)
         if self.device.type == "cuda":
             release_cached_memory()
 

@@ -21,9 +21,9 @@ from .imaging.resize import resize_content
 from .offload.sizes import Workload
 from .pipeline import Denoised, DenoiseSettings, Pipeline
 from .sampling.admission import Conditions
-from .sampling.denoiser import OnStep
 from .sampling.family import Family
 from .sampling.schedule import check_sigmas
+from .sampling.step import OnStep
 from .sampling.strength import last_steps, noised
 from .sampling.watched_steps import WatchedSteps
 from .stopwatch import Stopwatch
