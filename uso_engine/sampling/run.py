@@ -47,7 +47,7 @@ class DenoisingRun:
 
     @property
     def batch(self) -> PackedBatch:
-        """The packed batch, for whoever reads observed tensors."""
+        """The packed batch: where each sequence's rows lie in observed tensors."""
         return self._tables.batch
 
     @property

@@ -77,7 +77,7 @@ def show(step: Step, on_step: OnStep) -> None:
         ValueError: something else than tensors of the latents' shapes was left.
     """
     running = step.latents
-    # A caller who collects them must not find the last step's everywhere.
+    # A caller may keep them: what is taken over is written to the running ones.
     step.latents = tuple(latent.clone() for latent in running)
     on_step(step)
     _take_over(step.latents, running)
