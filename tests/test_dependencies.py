@@ -24,8 +24,8 @@ LAYERS = (
     {"model", "precision"},
     {"imaging", "conditioning", "sampling", "weights", "safety"},
     {"api", "config"},
-    {"request_type", "offload", "loading", "pipeline", "generation", "engine"}
-    | {"progress", "call_arguments", "provenance", "stopwatch"},
+    {"request_type", "offload", "loading", "pipeline", "inputs", "generation", "preparation", "scheduling"}
+    | {"engine", "async_engine", "diffusers_face", "progress", "call_arguments", "provenance", "stopwatch"},
     {"verification", "evaluation", "comparison", "embedded", "serving"},
     {"cli", "__init__"},
 )

@@ -45,7 +45,7 @@ def test_a_request_and_its_fields_are_the_same(engine: USOEngine, content: Image
     # The request says no size, so it gets this engine's default, not the hosted API's.
     assert (first.width, first.height, first.images[0].size) == (128, 128, (128, 128))
     assert first.seeds == (7,)
-    assert list(first.timings) == ["images", "encode", "denoise", "decode", "safety"]
+    assert list(first.timings) == ["queue", "images", "encode", "denoise", "decode", "safety"]
     with pytest.raises(ValueError, match="a request and prompt"):
         engine.generate(request, prompt="another")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING
 
-from .api.fields import MAX_PROMPT, checked_image, image_problem, plain_whole
+from .api.fields import MAX_PROMPT, checked_image, image_problem, plain_real, plain_whole
 from .api.messages import shown
 from .api.request import GenerationRequest
 from .api.research import ResearchOptions
@@ -67,6 +67,16 @@ def checked_switch(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be True or False, got {shown(value)}")
     return value
+
+
+def check_scheduling(priority: object, timeout_s: object) -> None:
+    """Priority and time limit of a request; ValueError for what they cannot be."""
+    level = plain_whole(priority)
+    if not isinstance(level, int) or isinstance(level, bool) or not -10 <= level <= 10:
+        raise ValueError(f"priority must be a whole number from -10 to 10, got {shown(priority)}")
+    seconds = None if timeout_s is None else plain_real(timeout_s)
+    if timeout_s is not None and (not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds > 0):
+        raise ValueError(f"timeout_s must be a number of seconds over 0, or None, got {shown(timeout_s)}")
 
 
 def checked_prompt(prompt: object) -> str:

@@ -62,23 +62,24 @@ class Denoiser:
 
     Args:
         transformer: the loaded model.
-        reference_numerics: keep latents in the model's dtype and round every operation to it, as the authors do.
     """
 
-    def __init__(self, transformer: Transformer, *, reference_numerics: bool = False) -> None:
+    def __init__(self, transformer: Transformer) -> None:
         self._transformer = transformer
-        self._rounds_each_operation = reference_numerics
         self._tables: OrderedDict[tuple[int, ...], Tables] = OrderedDict()
         self.batches_formed = 0
 
-    def begin(self, image: ImageJob) -> Job:
+    def begin(self, image: ImageJob, *, reference_numerics: bool = False) -> Job:
         """Put an image at its first step.
+
+        Args:
+            image: what to denoise.
+            reference_numerics: keep the latent in the model's dtype and round every operation to it, as the authors do.
 
         Raises:
             ValueError: sigmas, negative prompt or latent that do not belong to the sequence.
         """
-        weight = self._transformer.img_in.weight
-        return Job.begin(image, weight.dtype if self._rounds_each_operation else torch.float32, weight.device)
+        return Job.begin(image, self._transformer.img_in.weight, reference_numerics=reference_numerics)
 
     def tables(self, jobs: Sequences[Job]) -> Tables:
         """The tables of jobs in this order, formed when their step was not among the last ones."""
@@ -103,24 +104,26 @@ class Denoiser:
         """Take the next step of each job; if that fails, all of them are where they were.
 
         Args:
-            jobs: any, at any step.
+            jobs: at any step, and all with or all without the authors' numerics.
             observer: sees the transformer's intermediate tensors.
 
         Returns:
             Each job's velocity [L_img, 64], after true CFG; no later step overwrites it.
 
         Raises:
-            ValueError: no jobs.
+            ValueError: no jobs, or some with and some without the authors' numerics.
             RuntimeError: one of them has taken all its steps.
         """
         for job in jobs:
             if job.index >= job.steps:
                 raise RuntimeError(f"all {job.steps} steps are taken")
         tables = self.tables(jobs)
+        if len({job.rounds_each_operation for job in jobs}) > 1:
+            raise ValueError("jobs with and without reference_numerics cannot take a step together")
         latents = torch.cat([job.latent for job in jobs])
         velocity = self._velocity(tables, latents, observer)
         delta = torch.stack([job.deltas[job.index] for job in jobs]).index_select(0, tables.row_job)
-        if self._rounds_each_operation:
+        if jobs[0].rounds_each_operation:
             if tables.negative_rows is not None:
                 velocity = guide_reference(velocity, tables.positive_rows, tables.negative_rows, tables.guidance)
             latents += (velocity * delta[:, None]).to(latents.dtype)

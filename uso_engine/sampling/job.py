@@ -45,22 +45,24 @@ class Job:
         image: what it is.
         latent: [L_img rounded up to a tile, 64], packed, with padding rows; replaced at every step.
         deltas: float32 [steps], the width of each step, on the model's device.
+        rounds_each_operation: whether every operation is rounded to the latent's dtype, as the authors do.
         index: of the next step.
     """
 
     image: ImageJob
     latent: Tensor = field(repr=False)
     deltas: Tensor = field(repr=False)
+    rounds_each_operation: bool = False
     index: int = 0
 
     @staticmethod
-    def begin(image: ImageJob, dtype: torch.dtype, device: torch.device) -> Job:
+    def begin(image: ImageJob, weight: Tensor, *, reference_numerics: bool = False) -> Job:
         """Put an image at its first step.
 
         Args:
             image: what to denoise.
-            dtype: of the running latent.
-            device: the model's.
+            weight: of the model, for its device and dtype.
+            reference_numerics: keep the latent in the model's dtype and round every operation to it, as the authors do.
 
         Raises:
             ValueError: sigmas, negative prompt or latent that do not belong to the sequence.
@@ -70,7 +72,8 @@ class Job:
         latent = tokens.new_zeros(round_up_to_tile(len(tokens)), tokens.shape[1])
         latent[: len(tokens)] = tokens
         deltas = torch.tensor(image.sigmas, dtype=torch.float64).diff().float()
-        return Job(image, latent.to(device, dtype), deltas.to(device))
+        dtype = weight.dtype if reference_numerics else torch.float32
+        return Job(image, latent.to(weight.device, dtype), deltas.to(weight.device), reference_numerics)
 
     @property
     def steps(self) -> int:

@@ -31,8 +31,8 @@ class DenoisingRun:
         if len(steps) > 1:
             raise ValueError(f"all images of a run take the same number of steps, got {sorted(steps)}")
         self._transformer = transformer
-        self._denoiser = Denoiser(transformer, reference_numerics=reference_numerics)
-        self._jobs = [self._denoiser.begin(image) for image in images]
+        self._denoiser = Denoiser(transformer)
+        self._jobs = [self._denoiser.begin(image, reference_numerics=reference_numerics) for image in images]
         self._tables = self._denoiser.tables(self._jobs)
 
     @property
