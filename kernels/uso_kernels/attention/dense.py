@@ -1,8 +1,9 @@
 """Attention through `scaled_dot_product_attention`: one call per sequence, or one for all where their lengths are equal.
 
 On Hopper and Blackwell its cuDNN backend is asked for first. On Hopper that is torch's own first choice from 2.11 on; its next,
-FlashAttention-2, is 1.7 to 2.3 times slower (transformers PR 48163). On a CPU without bfloat16 products (`uso_kernels.cpu`) such
-operands are widened, sequence by sequence.
+FlashAttention-2, is 1.7 to 2.3 times slower (transformers PR 48163).
+
+On a CPU without bfloat16 products (`uso_kernels.cpu`) such operands are widened, sequence by sequence.
 """
 
 from __future__ import annotations
