@@ -83,9 +83,9 @@ def choose_backend(device: torch.device, dtype: torch.dtype, queries: Ragged, ke
     """The default backend for a batch.
 
     On a CPU: in bfloat16 chunked matrix products where AVX-512 and no AMX multiplies them, the faster way there; else dense
-    calls, which use AMX better, and which are widened where the CPU has no bfloat16 products. Both give a sequence the same bits
-    in any company. On a GPU: dense calls where every sequence is long, one dense call where lengths are equal, else one launch
-    for all.
+    calls, which use AMX better, and which are widened where the CPU has no bfloat16 products. Both give a sequence the same
+    bits in any company. On a GPU: dense calls where every sequence is long, one dense call where lengths are equal, else one
+    launch for all.
 
     Args:
         device: where the tensors are.
