@@ -7,7 +7,7 @@ from benchmarks import quantization_report as report
 from benchmarks.quantize_memory import measure
 from benchmarks.sensitivity import groups_of, sensitivities
 from benchmarks.tier_errors import drawn_case
-from uso_engine.precision.tiers import linears
+from uso_engine.precision.transformer import linears
 from uso_engine.verification.small_model import small_params
 
 
