@@ -19,14 +19,14 @@ import torch
 from torch import nn
 
 from uso_engine.conditioning.content import Autoencoder
-from uso_engine.conditioning.movable_part import MovablePart, attention_working_bytes
+from uso_engine.conditioning.offloadable_part import OffloadablePart, attention_working_bytes
 from uso_engine.conditioning.style import StyleEncoder
 from uso_engine.config import EngineConfig, load_config
 from uso_engine.model.projector import StyleProjector
 from uso_engine.model.transformer import Transformer
-from uso_engine.offload.budget import MemoryBudget, formats_of, usual_workload
+from uso_engine.offload.budget import MemoryBudget, formats_of, usual_request_size
 from uso_engine.offload.phases import GIB
-from uso_engine.offload.placement import Placement, decoding_of, place, strips_of
+from uso_engine.offload.placement import Placement, carry_out, decoding_of, strips_of
 from uso_engine.offload.sizes import restores_weight
 from uso_engine.precision.text_encoder import quantize_text_encoder
 from uso_engine.precision.tiers import QUANTIZED_TIERS, TIERS
@@ -61,7 +61,7 @@ def settings_for(name: str, workload: Workload) -> EngineConfig:
     return config.model_copy(update={"transformer": transformer, "defaults": defaults, "content": content})
 
 
-def text_parts(config: EngineConfig, workload: Workload) -> list[tuple[MovablePart, nn.Module, int]]:
+def text_parts(config: EngineConfig, workload: Workload) -> list[tuple[OffloadablePart, nn.Module, int]]:
     """T5 and CLIP: the part, the encoder and its tokens."""
     t5, clip = text_modules(workload)
     for encoder in (t5, clip):
@@ -76,8 +76,8 @@ def text_parts(config: EngineConfig, workload: Workload) -> list[tuple[MovablePa
     working += 2 * wide.d_model * wide.d_ff if restores_weight(chosen) else 0
     little = attention_working_bytes(77, small.num_attention_heads, small.hidden_size, small.intermediate_size, 2)
     return [
-        (MovablePart("T5", [t5], list(t5.encoder.block), working), t5, workload.text),
-        (MovablePart("CLIP", [clip], list(clip.encoder.layers), little), clip, 77),
+        (OffloadablePart("T5", [t5], list(t5.encoder.block), working), t5, workload.text),
+        (OffloadablePart("CLIP", [clip], list(clip.encoder.layers), little), clip, 77),
     ]
 
 
@@ -99,7 +99,7 @@ def style_encoder(config: EngineConfig, workload: Workload) -> StyleEncoder:
 
 
 @torch.no_grad()
-def carry_out(config: EngineConfig, workload: Workload, budget_gib: float, device: torch.device) -> dict[str, object]:
+def measure_within(config: EngineConfig, workload: Workload, budget_gib: float, device: torch.device) -> dict[str, object]:
     """Place everything within a budget, run a request and say what it took."""
     tier = config.precision.tier
     transformer = quantized_transformer(config.transformer.params, formats_of(config, tier), dtype=DTYPES[TIERS[tier].dtype])
@@ -113,13 +113,13 @@ def carry_out(config: EngineConfig, workload: Workload, budget_gib: float, devic
     parts = [*(part for part, _, _ in texts), *style.parts, *autoencoder.parts]
     measure = _capped(budget_gib, device)
     budget = MemoryBudget(int(budget_gib * GIB), binding=True)
-    placement = place(config, tier, budget, transformer=transformer, parts=parts, autoencoder=autoencoder, device=device)
+    placement = carry_out(config, tier, budget, transformer=transformer, parts=parts, autoencoder=autoencoder, device=device)
     start = time.perf_counter()
     for part, encoder, tokens in texts:
         with part.running():
             encoder(input_ids=torch.zeros(1, tokens, dtype=torch.long, device=device))
     style.encode(torch.zeros(1, 3, style.image_side, style.image_side))
-    work = usual_workload(config)
+    work = usual_request_size(config)
     autoencoder.encode(torch.zeros(1, 3, work.content_side, work.content_side))
     _denoise(transformer, workload, config, placement, device)
     latents = torch.zeros(1, 16, work.height // 8, work.width // 8)
@@ -195,7 +195,7 @@ def main() -> None:
     over = []
     for name in names:
         for budget in options.budget or [24.0, 16.0, 12.0, 8.0]:
-            record = carry_out(settings_for(name, workload), workload, budget, device)
+            record = measure_within(settings_for(name, workload), workload, budget, device)
             write_record("memory_plan", {"workload": workload.name, "device": device.type, **record}, options.out)
             print(name, record)
             peak = record["peak_gib"]

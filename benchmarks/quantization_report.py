@@ -16,7 +16,7 @@ from benchmarks.measure import RESULTS
 from uso_engine.model.params import TransformerParams
 from uso_engine.offload.phases import GIB, PCIE_BYTES_PER_S
 from uso_engine.offload.plan import plan_memory
-from uso_engine.offload.sizes import engine_sizes
+from uso_engine.offload.sizes import public_engine_sizes
 from uso_engine.precision.tiers import TextTierName, TierName
 from uso_engine.precision.transformer import layer_formats
 
@@ -110,7 +110,7 @@ def plans(records: list[Record]) -> str:
         ("int4", "int8"),
     ]
     for tier, text_encoder in settings:
-        sizes = engine_sizes(params, layer_formats(params, tier), text_encoder=text_encoder)
+        sizes = public_engine_sizes(params, layer_formats(params, tier), text_encoder=text_encoder)
         for budget in (24, 16, 12, 8):
             plan = plan_memory(budget * GIB, sizes)
             blocks = len(plan.streamed_double_blocks) + len(plan.streamed_single_blocks)

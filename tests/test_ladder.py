@@ -77,9 +77,9 @@ def test_every_tier_steps_like_bf16(tmp_path: Path) -> None:
 
 def test_memory_plans_are_rehearsed_at_small_size() -> None:
     workload, name = WORKLOADS["tiny"], "uso-flux-dev-int8"
-    roomy = memory_plans.carry_out(memory_plans.settings_for(name, workload), workload, 8, CPU)
+    roomy = memory_plans.measure_within(memory_plans.settings_for(name, workload), workload, 8, CPU)
     budget = float(str(roomy["planned_peak_gib"])) - 0.0005
-    tight = memory_plans.carry_out(memory_plans.settings_for(name, workload), workload, budget, CPU)
+    tight = memory_plans.measure_within(memory_plans.settings_for(name, workload), workload, budget, CPU)
     assert (roomy["streamed"], roomy["moved_gb"]) == ([], 0)
     assert tight["streamed"]
     assert float(str(tight["planned_peak_gib"])) <= budget

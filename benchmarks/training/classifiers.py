@@ -1,4 +1,4 @@
-"""Trains the ruler's classifiers on drawings, blurred, shifted in colour and made noisy, never on generated pictures.
+"""Trains the evaluation's classifiers on drawings, blurred, shifted in colour and made noisy, never on generated pictures.
 
 python -m benchmarks.training.classifiers --data DIR --out DIR --seconds 420 --weights FILE
 """

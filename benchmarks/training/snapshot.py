@@ -1,4 +1,4 @@
-"""Looks at a run while it trains: samples held-out triplets, lets the ruler's classifiers read them, saves a picture grid.
+"""Looks at a run while it trains: samples held-out triplets, lets the evaluation's classifiers read them, saves a picture grid.
 
 python -m benchmarks.training.snapshot --data DIR --run DIR --autoencoder DIR --vision DIR --classifiers FILE --grid FILE
 """

@@ -1,4 +1,4 @@
-"""A network for httpcore in which everything together ends at one moment."""
+"""A network backend for httpcore with one deadline for connecting, sending and reading together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A part beside the transformer that may live elsewhere than where it runs."""
+"""An encoder or the autoencoder as a memory plan sees it: a part that may be kept on the host and brought to the GPU to run."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import nn
 
 
 @dataclass
-class MovablePart:
-    """What a memory plan has to know of an encoder, and the door through which it is run.
+class OffloadablePart:
+    """A part that may be kept on the host. `running` is entered around every run.
 
     Args:
         name: as plans show it.
         modules: everything that has weights.
         layers: those of them that are called in this order, once per run, and may come one by one.
         working_bytes: activations of one run, without those that grow with the image.
-        running: entered around every run; whoever moves the part replaces it by what brings the weights.
+        running: entered around every run; a placement replaces it by what brings the weights.
     """
 
     name: str

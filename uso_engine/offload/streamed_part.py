@@ -1,4 +1,4 @@
-"""A part of the engine that lives in host memory and is on the GPU only while it runs: an encoder, the autoencoder."""
+"""A part of the engine that is kept in host memory and copied to the GPU for each run: an encoder, the autoencoder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .host_copy import HostCopy
 from .layer_stream import LayerStream
 
 
-class HostedPart:
+class StreamedPart:
     """Modules whose layers come one by one, and the rest of them for as long as they run.
 
     Args:
