@@ -16,8 +16,9 @@ from benchmarks.measure import RESULTS
 from uso_engine.model.params import TransformerParams
 from uso_engine.offload.phases import GIB, PCIE_BYTES_PER_S
 from uso_engine.offload.plan import plan_memory
-from uso_engine.offload.sizes import TextPrecision, public_engine_sizes
-from uso_engine.precision.tiers import QuantizedTier, layer_kinds
+from uso_engine.offload.sizes import public_engine_sizes
+from uso_engine.precision.tiers import TextTierName, TierName
+from uso_engine.precision.transformer import layer_formats
 
 SOURCE = RESULTS / "quantization.jsonl"
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "quantization.md"
@@ -102,19 +103,19 @@ def plans(records: list[Record]) -> str:
     """Memory plans of every tier for the usual cards."""
     params = TransformerParams()
     rows: list[tuple[str, ...]] = []
-    settings: list[tuple[QuantizedTier | None, TextPrecision]] = [
-        (None, "bf16"),
+    settings: list[tuple[TierName, TextTierName]] = [
+        ("bf16", "bf16"),
         ("fp8", "bf16"),
         ("int8", "int8"),
         ("int4", "int8"),
     ]
     for tier, text_encoder in settings:
-        sizes = public_engine_sizes(params, {} if tier is None else layer_kinds(params, tier), text_encoder=text_encoder)
+        sizes = public_engine_sizes(params, layer_formats(params, tier), text_encoder=text_encoder)
         for budget in (24, 16, 12, 8):
             plan = plan_memory(budget * GIB, sizes)
             blocks = len(plan.streamed_double_blocks) + len(plan.streamed_single_blocks)
             rows.append((
-                f"{tier or 'bf16'}, T5 {text_encoder}",
+                f"{tier}, T5 {text_encoder}",
                 f"{budget} GiB",
                 f"{plan.peak_bytes / GIB:.1f} GiB" if plan.fits else "; ".join(plan.problems),
                 ", ".join(plan.streamed) or "nothing",
