@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +20,7 @@ from .api.statistics import EngineStatistics
 from .conditioning.cache import CacheStatistics
 from .conditioning.style import StyleTokens
 from .conditioning.text import TextEmbedding
-from .config import EngineConfig, Tier, load_config
+from .config import EngineConfig, load_config
 from .diffusers_face import DiffusersFace
 from .errors import EngineClosedError
 from .generation import LoadedParts
@@ -33,6 +33,8 @@ from .loading.transformer import LoadProgress
 from .offload.budget import find_budget
 from .offload.placement import release_cached_memory
 from .pipeline import Pipeline
+from .precision.tiers import FLOAT_TIERS
+from .precision.transformer import DTYPES
 from .preparation import prepare
 from .process_state import clean_process_state
 from .progress import StepProgress
@@ -40,7 +42,6 @@ from .provenance import log_warnings
 from .request_type import request_type_of
 from .sampling.step import OnStep, Step
 from .scheduling.assembly import make_loop, statistics_of
-from .scheduling.trace import Trace
 from .scheduling.waiting import refuse_inside_on_step, wait_for
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from .offload.plan import MemoryPlan
     from .safety import SafetyChecker
 
-DTYPE_TIERS: dict[torch.dtype, Tier] = {torch.float32: "float32", torch.bfloat16: "bf16"}
+DTYPE_TIERS = {DTYPES[name]: tier for name, tier in FLOAT_TIERS.items()}
 
 
 class USOEngine(DiffusersFace):
@@ -260,9 +261,8 @@ class USOEngine(DiffusersFace):
         """What is waiting and running, and what was done since the engine was loaded."""
         return statistics_of(self.loop, self.parts)
 
-    @contextmanager
-    def trace(self, path: str | Path) -> Iterator[None]:
-        """Write what the engine's threads do within the ``with`` statement to a file in Chrome's trace format.
+    def trace(self, path: str | Path) -> AbstractContextManager[None]:
+        """Write what the engine's threads do within a ``with`` statement to a file in Chrome's trace format.
 
         Args:
             path: a .json file for chrome://tracing or Perfetto. On a GPU stretches end when the work is handed over.
@@ -270,12 +270,7 @@ class USOEngine(DiffusersFace):
         Raises:
             OutputError: it cannot be written.
         """
-        self.loop.trace = trace = Trace()
-        try:
-            yield
-        finally:
-            self.loop.trace = None
-            trace.write(path)
+        return self.loop.traced(path)
 
     def warmup(self) -> None:
         """Run one step at the default size, so that the first request finds kernels compiled and buffers allocated."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from uso_engine.config import QueueLimits
 from uso_engine.errors import EngineClosedError, EngineDeadError, EngineDrainingError, QueueFullError, USOError
+from uso_engine.queue_limits import QueueLimits
 
 from .active import ActiveRequest
 from .counters import Counters

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import threading
-import weakref
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -19,6 +19,7 @@ from uso_engine.sampling.step import Step
 from uso_engine.stopwatch import Span
 
 from .active import ActiveRequest
+from .ending import end_with_the_interpreter
 from .handle import Failed, StepTaken
 from .lora_switch import LoRASwitch
 from .machine import Machine
@@ -67,7 +68,7 @@ class RequestLoop:
             )
             for name in ("conditioning", "decoding")
         )
-        _loops.add(self)
+        end_with_the_interpreter(self)
 
     def submit(self, request: ActiveRequest) -> None:
         """Begin with a request that is in line."""
@@ -102,6 +103,16 @@ class RequestLoop:
         change = self._lora_switch.ask(loras)
         self._wake()
         change.done.result()
+
+    @contextmanager
+    def traced(self, path: str | Path) -> Iterator[None]:
+        """Write what the threads do meanwhile to a file; see `uso_engine.scheduling.trace`."""
+        self.trace = trace = Trace()
+        try:
+            yield
+        finally:
+            self.trace = None
+            trace.write(path)
 
     def drain(self, deadline_s: float) -> int:
         """Accept nothing more and finish what is there.
@@ -281,15 +292,3 @@ class RequestLoop:
     def _record(self, lane: str, name: str, span: Span, **details: object) -> None:
         if self.trace is not None:
             self.trace.add(lane, name, span.start_s, span.end_s, **details)
-
-
-_loops: weakref.WeakSet[RequestLoop] = weakref.WeakSet()
-
-
-@atexit.register
-def _stop_all() -> None:
-    """At the interpreter's end no thread may be inside PyTorch."""
-    for loop in tuple(_loops):
-        loop.stop()
-    for loop in tuple(_loops):
-        loop.join()

@@ -7,9 +7,9 @@ import threading
 from collections.abc import Callable, Hashable
 
 from uso_engine.api.events import Done, Queued
-from uso_engine.config import QueueLimits
 from uso_engine.errors import RequestCancelledError, RequestTimeoutError
 from uso_engine.process_state import ProcessHold
+from uso_engine.queue_limits import QueueLimits
 
 from .acceptance import Acceptance
 from .active import ActiveRequest, Work
