@@ -129,11 +129,26 @@ class LimitsConfig(Section):
 
 
 class SafetyConfig(Section):
-    """The image classifier that withholds unsafe pictures."""
+    """The image classifier that withholds unsafe pictures.
+
+    `forbid_disabling` refuses requests that switch it off. `runtime` "onnx" runs `onnx_file`, which `uso-engine export-safety`
+    makes of `folder`, on ONNX Runtime's `provider`; "torch" runs the folder's weights on the engine's device.
+    """
 
     folder: str = "Falconsai/nsfw_image_detection"
     threshold: float = Field(0.5, gt=0, lt=1)
     forbid_disabling: bool = False
+    runtime: Literal["torch", "onnx"] = "torch"
+    onnx_file: str | None = None
+    provider: Literal["cpu", "cuda"] | None = Field(None, description='only with runtime "onnx", which takes "cpu" by default')
+
+    @model_validator(mode="after")
+    def _of_one_runtime(self) -> SafetyConfig:
+        if self.runtime == "onnx" and self.onnx_file is None:
+            raise ValueError('runtime "onnx" needs onnx_file, which `uso-engine export-safety` makes')
+        if self.runtime == "torch" and self.provider is not None:
+            raise ValueError(f'provider {self.provider!r} is for runtime "onnx"; runtime "torch" uses the engine\'s device')
+        return self
 
 
 class CacheConfig(Section):

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .offload.plan import MemoryPlan
-    from .safety import SafetyChecker
+    from .safety.checker import SafetyChecker
 
 DTYPE_TIERS: dict[torch.dtype, Tier] = {torch.float32: "float32", torch.bfloat16: "bf16"}
 
