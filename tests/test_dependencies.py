@@ -23,7 +23,7 @@ LAYERS = (
     {"errors", "turn", "process_state", "local_names"},
     {"model", "precision"},
     {"imaging", "conditioning", "sampling", "weights", "safety"},
-    {"api", "config"},
+    {"api", "config", "config_files"},
     {"request_type", "offload", "loading", "pipeline", "generation", "engine"}
     | {"progress", "call_arguments", "provenance", "stopwatch"},
     {"verification", "evaluation", "comparison", "embedded", "serving"},
