@@ -23,7 +23,7 @@ LAYERS = (
     {"errors", "interrupt_lock", "process_state", "local_names"},
     {"model", "precision"},
     {"imaging", "conditioning", "sampling", "weights", "safety"},
-    {"api", "config"},
+    {"api", "config", "config_files"},
     {"request_type", "offload", "loading", "pipeline", "inputs", "generation", "preparation", "scheduling"}
     | {"engine", "async_engine", "diffusers_face", "progress", "call_arguments", "provenance", "stopwatch"},
     {"verification", "evaluation", "comparison", "embedded", "serving"},

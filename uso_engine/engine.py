@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .offload.plan import MemoryPlan
-    from .safety import SafetyChecker
+    from .safety.checker import SafetyChecker
 
 DTYPE_TIERS = {DTYPES[name]: tier for name, tier in FLOAT_TIERS.items()}
 
