@@ -17,12 +17,12 @@ from uso_engine.offload.sizes import (
     ROW_WIDTHS,
     EngineSizes,
     PublicModels,
-    TextPrecision,
-    Workload,
-    engine_sizes,
+    RequestSize,
+    public_engine_sizes,
     transformer_sizes,
 )
-from uso_engine.precision.tiers import RULES, QuantizedTier, layer_kinds
+from uso_engine.precision.tiers import TextTierName, TierName
+from uso_engine.precision.transformer import layer_formats
 
 FLUX = TransformerParams()
 
@@ -102,25 +102,24 @@ def test_sizes_of_the_public_models() -> None:
     assert count(safety) == sizes.safety
 
 
-def flux(tier: str, text_encoder: TextPrecision = "int8") -> EngineSizes:
-    kinds = {name: layer_kinds(FLUX, name) for name in RULES}
-    return engine_sizes(FLUX, {} if tier == "bf16" else kinds[tier], text_encoder=text_encoder)  # type: ignore[index]
+def flux(tier: TierName, text_encoder: TextTierName = "int8") -> EngineSizes:
+    return public_engine_sizes(FLUX, layer_formats(FLUX, tier), text_encoder=text_encoder)
 
 
 def test_sizes_of_the_transformer_add_up() -> None:
-    whole = transformer_sizes(FLUX, {})
+    whole = transformer_sizes(FLUX, layer_formats(FLUX, "bf16"))
     assert whole.total == 2 * 11_901_408_320
     assert sum(whole.modulation) == pytest.approx(2 * 3.247e9, rel=1e-3)
     assert (len(whole.double_blocks), len(whole.single_blocks), len(whole.modulation)) == (19, 38, 2 * 19 + 38 + 1)
-    limits: dict[QuantizedTier, float] = {"fp8": 9.1e9, "int4": 4.9e9}
+    limits: dict[TierName, float] = {"fp8": 9.1e9, "int4": 4.9e9}
     for tier, most in limits.items():
-        assert transformer_sizes(FLUX, layer_kinds(FLUX, tier)).without_modulation <= most
-    assert Workload().rows == 5824
+        assert transformer_sizes(FLUX, layer_formats(FLUX, tier)).without_modulation <= most
+    assert RequestSize().rows == 5824
 
 
 @pytest.mark.parametrize("budget_gib", [24, 16, 12, 8])
 @pytest.mark.parametrize("tier", ["fp8", "int8", "int4"])
-def test_every_tier_has_a_plan_for_every_usual_card(tier: str, budget_gib: int) -> None:
+def test_every_tier_has_a_plan_for_every_usual_card(tier: TierName, budget_gib: int) -> None:
     sizes = flux(tier)
     plan = plan_memory(budget_gib * GIB, sizes)
     assert plan.fits
@@ -148,7 +147,7 @@ def test_plans_get_better_with_the_budget() -> None:
 
 
 def test_strips_come_after_what_moves_once_and_before_what_moves_at_every_step() -> None:
-    sizes, work = flux("int4"), Workload()
+    sizes, work = flux("int4"), RequestSize()
     found = {budget: plan_memory(budget * GIB, sizes) for budget in (12, 8)}
     assert (found[12].decoding, found[8].decoding) == ("whole", "strips")
     assert "T5" in found[12].streamed
@@ -163,7 +162,7 @@ def test_strips_come_after_what_moves_once_and_before_what_moves_at_every_step()
 def test_a_plan_decodes_other_sizes_as_they_need_it() -> None:
     sizes = flux("fp8")
     plan = plan_memory(16 * GIB, sizes)
-    works = [Workload(width=side, height=side) for side in (512, 1024, 1536, 2048)]
+    works = [RequestSize(width=side, height=side) for side in (512, 1024, 1536, 2048)]
     assert [plan.decoding_for(sizes, work) for work in works] == ["whole", "whole", "strips", "host strips"]
     for work in works:
         assert plan.peak_for(sizes, work).peak_bytes <= plan.budget_bytes
@@ -189,7 +188,7 @@ def test_transfers_are_counted_per_step_and_per_style_image() -> None:
     assert plan.moved_bytes == 28 * per_step + once + twice
     assert plan.transfer_s == pytest.approx(plan.moved_bytes / 25e9)
     assert plan_memory(8 * GIB, sizes, pcie_bytes_per_s=50e9).transfer_s == pytest.approx(plan.transfer_s / 2)
-    more = plan_memory(8 * GIB, sizes, Workload(styles=2))
+    more = plan_memory(8 * GIB, sizes, RequestSize(styles=2))
     assert more.fits and more.moved_bytes > plan.moved_bytes
 
 
@@ -199,7 +198,7 @@ def test_budget_too_small_says_why() -> None:
     text = str(plan)
     assert "budget 2.0 GiB: too small" in text
     assert "denoising needs" in text and "even with everything streamed" in text
-    big = plan_memory(8 * GIB, flux("int4"), Workload(width=2048, height=2048, images=4))
+    big = plan_memory(8 * GIB, flux("int4"), RequestSize(width=2048, height=2048, images=4))
     assert [problem.split()[0] for problem in big.problems] == ["denoising"]
     for wrong in (0, -1):
         with pytest.raises(ValueError, match="positive"):

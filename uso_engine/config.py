@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from .errors import ConfigError, MissingFileError
 from .local_names import local_name
 from .model.params import FamilyName, TransformerParams
+from .precision.tiers import TextTierName, TierName
 from .weights.autoencoder_keys import AutoencoderParams
 from .weights.model_sizes import MOST_PROBLEMS, read_sizes, shown
 
@@ -30,8 +31,8 @@ MOST_PROMPT_TOKENS = 4_096
 MOST_LORAS = 64
 LARGEST_CACHE_MIB = 1_048_576
 LARGEST_FLOAT32 = 3.4e38
+LONGEST_S = 31_536_000
 _MOST_FILE_BYTES = 1_000_000
-Tier = Literal["float32", "bf16", "fp8", "int8", "int4"]
 
 
 class Section(BaseModel):
@@ -143,6 +144,23 @@ class CacheConfig(Section):
     content_mib: float = Field(64, ge=0, le=LARGEST_CACHE_MIB)
 
 
+class QueueLimits(Section):
+    """How much waits and how long, when requests come faster than they are done; beyond it a request is refused at once.
+
+    `max_requests` and `max_mib` (of opened pictures and given tensors) bound what is accepted and not yet done, `max_queue_s`
+    the time until a request's first step, `max_request_s` the time until it is done. Requests share a denoising step up to
+    `max_step_tokens` transformer tokens; a larger one has a step to itself. Requests with other LoRAs than those in the weights
+    are waited for at most `lora_patience_s` before the weights change for them.
+    """
+
+    max_requests: int = Field(64, ge=1, le=1_000_000)
+    max_mib: float = Field(2048, gt=0, le=LARGEST_CACHE_MIB)
+    max_queue_s: float = Field(3_600, gt=0, le=LONGEST_S)
+    max_request_s: float = Field(86_400, gt=0, le=LONGEST_S)
+    max_step_tokens: int = Field(4_608, ge=1, le=100_000_000)
+    lora_patience_s: float = Field(10, ge=0, le=LONGEST_S)
+
+
 class PrecisionConfig(Section):
     """How weights are kept and multiplied.
 
@@ -151,10 +169,10 @@ class PrecisionConfig(Section):
     quantised file with its hash when it is loaded.
     """
 
-    tier: Tier = "bf16"
+    tier: TierName = "bf16"
     keep: tuple[str, ...] | None = Field(None, strict=False)  # TOML has lists
     int8_activations: bool = False
-    text_encoder: Literal["bf16", "int8", "fp8"] = "bf16"
+    text_encoder: TextTierName = "bf16"
     check_contents: bool = True
 
 
@@ -180,6 +198,7 @@ class EngineConfig(Section):
     limits: LimitsConfig = LimitsConfig()
     safety: SafetyConfig | None = None
     cache: CacheConfig = CacheConfig()
+    queue: QueueLimits = QueueLimits()
     precision: PrecisionConfig = PrecisionConfig()
     base_folder: Path | None = Field(None, exclude=True, description="where relative paths start; the TOML file's folder")
 

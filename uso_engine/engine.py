@@ -18,7 +18,7 @@ from .api.result import GenerationResult
 from .conditioning.cache import CacheStatistics
 from .conditioning.style import StyleTokens
 from .conditioning.text import TextEmbedding
-from .config import EngineConfig, Tier, load_config
+from .config import EngineConfig, load_config
 from .errors import EngineClosedError
 from .imaging.open import Alpha, ImageLimits, ImageSource, open_image
 from .imaging.pixels import to_pixels
@@ -29,6 +29,8 @@ from .loading.transformer import LoadProgress
 from .offload.budget import find_budget
 from .offload.placement import release_cached_memory
 from .pipeline import Pipeline
+from .precision.tiers import FLOAT_TIERS
+from .precision.transformer import DTYPES
 from .process_state import clean_process_state
 from .progress import StepProgress
 from .provenance import log_warnings, result_of
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
     from .offload.plan import MemoryPlan
     from .safety import SafetyChecker
 
-DTYPE_TIERS: dict[torch.dtype, Tier] = {torch.float32: "float32", torch.bfloat16: "bf16"}
+DTYPE_TIERS = {DTYPES[name]: tier for name, tier in FLOAT_TIERS.items()}
 
 
 class USOEngine:
@@ -112,12 +114,12 @@ class USOEngine:
         if not isinstance(config, EngineConfig):
             config = load_config(config)
         request_type_of(config)  # It may refuse: before minutes of loading.
-        place = check_device(device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu"))
+        runs_on = check_device(device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu"))
         tier = None if dtype is None else DTYPE_TIERS[dtype]
         asked = config.memory_budget_gib if memory_budget_gib is None else memory_budget_gib
-        budget = find_budget(config, config.precision.tier if tier is None else tier, place, asked)
-        pipeline, safety = load_parts(config, device=place, tier=tier, attention=attention, budget=budget, progress=progress)
-        return cls(config, pipeline, safety=safety, device=place, image_limits=image_limits)
+        budget = find_budget(config, config.precision.tier if tier is None else tier, runs_on, asked)
+        pipeline, safety = load_parts(config, device=runs_on, tier=tier, attention=attention, budget=budget, progress=progress)
+        return cls(config, pipeline, safety=safety, device=runs_on, image_limits=image_limits)
 
     @property
     def memory_plan(self) -> MemoryPlan | None:

@@ -62,5 +62,39 @@ class EngineClosedError(USOError):
     """The engine was closed; its weights are gone."""
 
 
+class EngineDrainingError(USOError):
+    """The engine finishes what it has and accepts no more requests."""
+
+
+class EngineDeadError(USOError):
+    """The thread that computes has failed, and with it every request; the cause says why. Only a new engine goes on."""
+
+
+class QueueFullError(USOError):
+    """The engine has as many requests as it may hold; nothing of this one was begun.
+
+    Args:
+        bound: name of the setting that was reached, as under ``[queue]``.
+        limit: its value.
+        value: what it would be with this request.
+        retry_after_s: when there is likely to be room.
+    """
+
+    def __init__(self, bound: str, limit: float, value: float, retry_after_s: float) -> None:
+        super().__init__(
+            f"the queue is full: queue.{bound} is {limit:g}, with this request it would be {value:g}; "
+            f"try again in {retry_after_s:.0f} s"
+        )
+        self.bound, self.limit, self.value, self.retry_after_s = bound, limit, value, retry_after_s
+
+
+class RequestTimeoutError(USOError, TimeoutError):
+    """A request was not done, or not begun, in the time that it had; the message says which bound."""
+
+
+class RequestCancelledError(USOError):
+    """A request was cancelled by whoever made it."""
+
+
 class GenerationCancelled(USOError):
     """A caller stopped a generation from ``on_step``."""

@@ -61,11 +61,13 @@ def _tier_needs() -> dict[str, str]:
     """GPU memory of the full-size transformer in every tier, from sizes alone."""
     from uso_engine.model.params import TransformerParams
     from uso_engine.offload.sizes import transformer_sizes
-    from uso_engine.precision.tiers import RULES, layer_kinds
+    from uso_engine.precision.tiers import TIERS
+    from uso_engine.precision.transformer import DTYPES, layer_formats
 
     params = TransformerParams()
-    found = {"bf16": transformer_sizes(params, {})}
-    found |= {tier: transformer_sizes(params, layer_kinds(params, tier)) for tier in RULES}
+    found = {
+        name: transformer_sizes(params, layer_formats(params, name), dtype=DTYPES[tier.dtype]) for name, tier in TIERS.items()
+    }
     return {
         tier: f"transformer {sizes.total / 1e9:.1f} GB, {sizes.without_modulation / 1e9:.1f} without modulation linears"
         for tier, sizes in found.items()
@@ -75,7 +77,7 @@ def _tier_needs() -> dict[str, str]:
 def _plans(config: str, budgets: list[float], size: tuple[int, int, int]) -> None:
     """Print a configuration's memory plans; computed from sizes alone, so that no weights are needed."""
     from uso_engine.config import load_config
-    from uso_engine.offload.budget import budget_bytes, public_sizes, usual_workload
+    from uso_engine.offload.budget import budget_bytes, public_sizes, usual_request_size
     from uso_engine.offload.plan import describe_plans
 
     settings = load_config(config)
@@ -85,7 +87,7 @@ def _plans(config: str, budgets: list[float], size: tuple[int, int, int]) -> Non
         raise ValueError(
             f"--width and --height must be at least 16, --num-images at least 1, got {size[0]}, {size[1]}, {size[2]}"
         )
-    workload = replace(usual_workload(settings), width=size[0], height=size[1], images=size[2])
+    workload = replace(usual_request_size(settings), width=size[0], height=size[1], images=size[2])
     tier = settings.precision.tier
     sizes = public_sizes(settings, tier)
     say(f"{settings.name}, tier {tier}, {size[2]} x {size[0]}x{size[1]}")

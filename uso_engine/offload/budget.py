@@ -6,14 +6,15 @@ from dataclasses import dataclass
 
 import torch
 
-from uso_engine.config import EngineConfig, Tier
+from uso_engine.config import EngineConfig
 from uso_engine.errors import MemoryBudgetError
-from uso_engine.precision.tiers import FLOAT_TIERS, Kind, QuantizedTier, layer_kinds
+from uso_engine.precision.tiers import TIERS, Format, TierName
+from uso_engine.precision.transformer import DTYPES, layer_formats
 
 from .autoencoder_sizes import CoderSizes
 from .phases import GIB, RESERVE_BYTES
 from .plan import MemoryPlan, plan_memory
-from .sizes import EngineSizes, TransformerSizes, Workload, engine_sizes, transformer_sizes
+from .sizes import EngineSizes, RequestSize, TransformerSizes, public_engine_sizes, transformer_sizes
 
 SMALLEST_BUDGET_GIB, LARGEST_BUDGET_GIB = 0.001, 1e6
 
@@ -32,10 +33,10 @@ class MemoryBudget:
     binding: bool
 
 
-def kinds_of(config: EngineConfig, tier: QuantizedTier) -> dict[str, Kind]:
-    """The form of every matrix that a configuration's precision asks for."""
+def formats_of(config: EngineConfig, tier: TierName) -> dict[str, Format]:
+    """The format of every matrix that a configuration's precision asks for."""
     precision = config.precision
-    return layer_kinds(config.transformer.params, tier, keep=precision.keep, int8_activations=precision.int8_activations)
+    return layer_formats(config.transformer.params, tier, keep=precision.keep, int8_activations=precision.int8_activations)
 
 
 def budget_bytes(gib: object, name: str) -> int:
@@ -49,7 +50,7 @@ def budget_bytes(gib: object, name: str) -> int:
     return int(gib * GIB)
 
 
-def find_budget(config: EngineConfig, tier: Tier, device: torch.device, asked_gib: float | None) -> MemoryBudget | None:
+def find_budget(config: EngineConfig, tier: TierName, device: torch.device, asked_gib: float | None) -> MemoryBudget | None:
     """What a plan has to keep within; None where everything has room and needs no plan.
 
     Args:
@@ -67,21 +68,21 @@ def find_budget(config: EngineConfig, tier: Tier, device: torch.device, asked_gi
         _require_room(budget, device)
         # Known without loading anything; the parts around the transformer are measured once they are loaded.
         alone = EngineSizes(transformer_sizes_of(config, tier), {}, CoderSizes(), CoderSizes())
-        require_fit(plan_memory(budget, alone, usual_workload(config)), config)
+        require_fit(plan_memory(budget, alone, usual_request_size(config)), config)
         return MemoryBudget(budget, binding=True)
     if device.type != "cuda":
         return None
     free = torch.cuda.mem_get_info(device)[0]
     public = public_sizes(config, tier)
-    plan = plan_memory(free, public, usual_workload(config))
+    plan = plan_memory(free, public, usual_request_size(config))
     everything_stays = not plan.streamed and not plan.streamed_double_blocks and not plan.streamed_single_blocks
     return None if plan.fits and everything_stays and plan.decoding == "whole" else MemoryBudget(free, binding=False)
 
 
-def usual_workload(config: EngineConfig) -> Workload:
+def usual_request_size(config: EngineConfig) -> RequestSize:
     """What an engine is planned for: one image of the default size with one content and one style image."""
     has_style, has_content = config.projector is not None, config.autoencoder is not None
-    return Workload(
+    return RequestSize(
         width=config.defaults.width,
         height=config.defaults.height,
         steps=config.defaults.steps,
@@ -93,16 +94,16 @@ def usual_workload(config: EngineConfig) -> Workload:
     )
 
 
-def public_sizes(config: EngineConfig, tier: Tier) -> EngineSizes:
+def public_sizes(config: EngineConfig, tier: TierName) -> EngineSizes:
     """Sizes of a configuration's transformer and of the public models around it, before anything is loaded."""
-    kinds, dtype = _form_of(config, tier)
-    return engine_sizes(config.transformer.params, kinds, text_encoder=config.precision.text_encoder, dtype=dtype)
+    formats, dtype = _form_of(config, tier)
+    return public_engine_sizes(config.transformer.params, formats, text_encoder=config.precision.text_encoder, dtype=dtype)
 
 
-def transformer_sizes_of(config: EngineConfig, tier: Tier) -> TransformerSizes:
+def transformer_sizes_of(config: EngineConfig, tier: TierName) -> TransformerSizes:
     """Sizes of a configuration's transformer in a tier."""
-    kinds, dtype = _form_of(config, tier)
-    return transformer_sizes(config.transformer.params, kinds, dtype=dtype)
+    formats, dtype = _form_of(config, tier)
+    return transformer_sizes(config.transformer.params, formats, dtype=dtype)
 
 
 def require_fit(plan: MemoryPlan, config: EngineConfig) -> None:
@@ -125,8 +126,6 @@ def _require_room(size_bytes: int, device: torch.device) -> None:
         raise MemoryBudgetError(f"memory_budget_gib is {size_bytes / GIB:g}, but {device} has {here / GIB:.2f} GiB free")
 
 
-def _form_of(config: EngineConfig, tier: Tier) -> tuple[dict[str, Kind], torch.dtype]:
+def _form_of(config: EngineConfig, tier: TierName) -> tuple[dict[str, Format], torch.dtype]:
     """What becomes of the transformer's matrices, and the type of the rest."""
-    if tier == "float32" or tier == "bf16":
-        return {}, FLOAT_TIERS[tier]
-    return kinds_of(config, tier), torch.bfloat16
+    return formats_of(config, tier), DTYPES[TIERS[tier].dtype]
