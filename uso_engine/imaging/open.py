@@ -24,7 +24,7 @@ from uso_engine.imaging.source import (
     is_image_source,
     is_tensor,
 )
-from uso_engine.local_names import has_file_scheme, local_name
+from uso_engine.local_names import has_file_scheme, is_local_name, local_name
 
 if TYPE_CHECKING:
     from uso_engine.imaging.decode_pool import DecodePool
@@ -119,7 +119,8 @@ def open_image(
         image = tensor_to_image(source, max_pixels=limits.max_pixels, label=label)
     else:
         data = _read(source, limits, label)
-        formats: Formats = "web" if not limits.allow_paths or _is_from_elsewhere(source) else "all"
+        is_from_elsewhere = isinstance(source, str) and not is_local_name(source)
+        formats: Formats = "web" if is_from_elsewhere or not limits.allow_paths else "all"
         if limits.decode_pool is not None:
             return limits.decode_pool.decode(
                 data,
@@ -133,13 +134,6 @@ def open_image(
             data, max_pixels=limits.max_pixels, label=label, deadline_s=limits.decode_deadline_s, formats=formats
         )
     return to_rgb(image, label=label, orientation=orientation, alpha=alpha)
-
-
-def _is_from_elsewhere(source: ImageSource) -> bool:
-    """Whether a source is a URL or a data URI, whose contents strangers may have chosen."""
-    if not isinstance(source, str):
-        return False
-    return source[:5].lower() == "data:" or (SCHEME.match(source) is not None and not has_file_scheme(source))
 
 
 def _read(source: ImageSource, limits: ImageLimits, label: str) -> bytes:
