@@ -13,12 +13,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.measure import RESULTS
-from uso_engine.model.params import TransformerParams
+from benchmarks.memory_plans import TIER_CONFIGS
+from uso_engine.config import load_config
+from uso_engine.offload.budget import public_sizes
 from uso_engine.offload.phases import GIB, PCIE_BYTES_PER_S
 from uso_engine.offload.plan import plan_memory
-from uso_engine.offload.sizes import public_engine_sizes
-from uso_engine.precision.tiers import TextTierName, TierName
-from uso_engine.precision.transformer import layer_formats
 
 SOURCE = RESULTS / "quantization.jsonl"
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "quantization.md"
@@ -101,16 +100,11 @@ def memory(records: list[Record]) -> str:
 
 def plans(records: list[Record]) -> str:
     """Memory plans of every tier for the usual cards."""
-    params = TransformerParams()
     rows: list[tuple[str, ...]] = []
-    settings: list[tuple[TierName, TextTierName]] = [
-        ("bf16", "bf16"),
-        ("fp8", "bf16"),
-        ("int8", "int8"),
-        ("int4", "int8"),
-    ]
-    for tier, text_encoder in settings:
-        sizes = public_engine_sizes(params, layer_formats(params, tier), text_encoder=text_encoder)
+    for name in TIER_CONFIGS:
+        config = load_config(name)
+        tier, text_encoder = config.precision.tier, config.precision.text_encoder
+        sizes = public_sizes(config, tier)
         for budget in (24, 16, 12, 8):
             plan = plan_memory(budget * GIB, sizes)
             blocks = len(plan.streamed_double_blocks) + len(plan.streamed_single_blocks)
