@@ -77,7 +77,7 @@ class Tier:
 # The bounds leave room above the worst errors of drawn cases, which docs/quantization.md shows.
 # Modulation linears turn one vector into the shifts, scales and gates of every row, so their error reaches everything at once;
 # they run only at admission, so their size costs host memory and a transfer, not speed. They stay in floating point except in
-# int4, beside whose own error int8 is free (`benchmarks/sensitivity.py`).
+# int4, beside whose own error int8 is free (`benchmarks/tiers/sensitivity.py`).
 TIERS: Mapping[TierName, Tier] = {
     "float32": Tier("float", "float", "float", ANY_GPU, 5e-6, 5e-6, dtype="float32"),
     "bf16": Tier("float", "float", "float", AMPERE, 0.015, 0.015, text_encoder="float"),
