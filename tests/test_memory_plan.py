@@ -21,7 +21,7 @@ from uso_engine.offload.sizes import (
     public_engine_sizes,
     transformer_sizes,
 )
-from uso_engine.precision.tiers import TextTierName, TierName
+from uso_engine.precision.tiers import QUANTIZED_TIERS, TextTierName, TierName
 from uso_engine.precision.transformer import layer_formats
 
 FLUX = TransformerParams()
@@ -118,7 +118,7 @@ def test_sizes_of_the_transformer_add_up() -> None:
 
 
 @pytest.mark.parametrize("budget_gib", [24, 16, 12, 8])
-@pytest.mark.parametrize("tier", ["fp8", "int8", "int4"])
+@pytest.mark.parametrize("tier", QUANTIZED_TIERS)
 def test_every_tier_has_a_plan_for_every_usual_card(tier: TierName, budget_gib: int) -> None:
     sizes = flux(tier)
     plan = plan_memory(budget_gib * GIB, sizes)

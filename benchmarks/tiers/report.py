@@ -18,6 +18,7 @@ from uso_engine.config import load_config
 from uso_engine.offload.budget import public_sizes
 from uso_engine.offload.phases import GIB, PCIE_BYTES_PER_S
 from uso_engine.offload.plan import plan_memory
+from uso_engine.precision.tiers import ANY_GPU, TIERS
 
 SOURCE = RESULTS / "quantization.jsonl"
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "quantization.md"
@@ -46,6 +47,22 @@ def percent(value: object, digits: int = 2) -> str:
 def gigabytes(value: object) -> str:
     """Bytes as 10^9 bytes."""
     return f"{float(value) / 1e9:.2f}"  # type: ignore[arg-type]
+
+
+def rules(records: list[Record]) -> str:
+    """What becomes of a matrix in each tier, and what computes it."""
+    rows = [
+        (
+            f"`{name}`",
+            *(tier.dtype if chosen == "float" else chosen for chosen in (tier.blocks, tier.sensitive, tier.modulation)),
+            "any GPU, or a CPU" if tier.oldest_gpu == ANY_GPU else f"{tier.oldest_gpu.name} or newer, or a CPU",
+            f"{percent(tier.velocity_bound, 1)} / {percent(tier.latent_bound, 1)}",
+        )
+        for name, tier in TIERS.items()
+        if not tier.is_exact
+    ]
+    columns = ("tier", "blocks", "sensitive layers (`keep`)", "modulation linears", "needs")
+    return table((*columns, "`verify` allows: first velocity / last latent"), rows)
 
 
 def tiers(records: list[Record]) -> str:
@@ -143,6 +160,7 @@ def decoding(records: list[Record]) -> str:
 
 
 SECTIONS: dict[str, Callable[[list[Record]], str]] = {
+    "rules": rules,
     "tiers": tiers,
     "products": products,
     "sensitivity": sensitivity,
