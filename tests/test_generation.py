@@ -163,8 +163,9 @@ def test_encoders_take_the_same_choice(engine: USOEngine) -> None:
 def recorded(monkeypatch: pytest.MonkeyPatch, shapes: list[Shapes]) -> None:
     """Let what the engine's threads compute for a request be seen by the last of these."""
     for owner, name in ((PipelineMachine, "admit"), (PipelineMachine, "step"), (Generation, "encode"), (Generation, "finish")):
+        original: Callable[..., Any] = getattr(owner, name)
 
-        def seen(*given: Any, original: Callable[..., Any] = getattr(owner, name)) -> Any:
+        def seen(*given: Any, original: Callable[..., Any] = original) -> Any:
             with shapes[-1]:
                 return original(*given)
 

@@ -33,8 +33,7 @@ from .loading.transformer import LoadProgress
 from .offload.budget import find_budget
 from .offload.placement import release_cached_memory
 from .pipeline import Pipeline
-from .precision.tiers import FLOAT_TIERS
-from .precision.transformer import DTYPES
+from .precision.transformer import TIER_OF_DTYPE
 from .preparation import prepare
 from .process_state import clean_process_state
 from .progress import StepProgress
@@ -49,9 +48,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .offload.plan import MemoryPlan
-    from .safety import SafetyChecker
-
-DTYPE_TIERS = {DTYPES[name]: tier for name, tier in FLOAT_TIERS.items()}
+    from .safety.checker import SafetyChecker
 
 
 class USOEngine(DiffusersFace):
@@ -125,7 +122,7 @@ class USOEngine(DiffusersFace):
             config = load_config(config)
         request_type_of(config)  # It may refuse: before minutes of loading.
         runs_on = check_device(device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu"))
-        tier = None if dtype is None else DTYPE_TIERS[dtype]
+        tier = None if dtype is None else TIER_OF_DTYPE[dtype]
         asked = config.memory_budget_gib if memory_budget_gib is None else memory_budget_gib
         budget = find_budget(config, config.precision.tier if tier is None else tier, runs_on, asked)
         pipeline, safety = load_parts(config, device=runs_on, tier=tier, attention=attention, budget=budget, progress=progress)

@@ -61,6 +61,10 @@ def settings_for(name: str, workload: Workload) -> EngineConfig:
     return config.model_copy(update={"transformer": transformer, "defaults": defaults, "content": content})
 
 
+TIER_CONFIGS = ["uso-flux-dev", *(f"uso-flux-dev-{tier}" for tier in QUANTIZED_TIERS)]
+"""The configuration of every tier for the public models."""
+
+
 def text_parts(config: EngineConfig, workload: Workload) -> list[tuple[OffloadablePart, nn.Module, int]]:
     """T5 and CLIP: the part, the encoder and its tokens."""
     t5, clip = text_modules(workload)
@@ -188,7 +192,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=None, help="file of JSON lines; by default this machine's")
     options = parser.parse_args()
-    names = options.config or ["uso-flux-dev", *(f"uso-flux-dev-{tier}" for tier in QUANTIZED_TIERS)]
+    names = options.config or TIER_CONFIGS
     workload, device = WORKLOADS[options.workload], torch.device(options.device)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
