@@ -42,6 +42,10 @@ class Acceptance:
             return EngineDrainingError(f"engine {self._name} finishes what it has and accepts no more requests")
         return None
 
+    def reason(self) -> USOError:
+        """Why nothing is computed any more, once that is so."""
+        return self.refusal() or EngineClosedError(f"engine {self._name} was closed")
+
     def check_alive(self) -> None:
         """Whether anything is done any more, if not requests.
 
