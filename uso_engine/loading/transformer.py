@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -198,7 +199,9 @@ def _from_quantized_file(
         formats=formats_of(config, tier),
         path=path,
     )
-    return LoadedQuantizedTransformer(module, description.formats, lambda: open_originals(description))
+    hashes = tuple(recorded.sha256 for recorded in description.loras)
+    opener = partial(open_originals, description)
+    return LoadedQuantizedTransformer(module, description.formats, opener, configured_hashes=hashes)
 
 
 def _perhaps_missing(text: str, config: EngineConfig) -> Path:

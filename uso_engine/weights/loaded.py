@@ -32,6 +32,11 @@ class LoadedTransformer:
         """LoRAs in the weights now, with their weights, in merging order."""
         return self._merged
 
+    @property
+    def configured_hashes(self) -> tuple[str | None, ...]:
+        """SHA-256 of each LoRA that the configuration names."""
+        return tuple(getattr(lora.name, "sha256", None) for lora, _ in self._configured)
+
     def set_loras(
         self, extra: Sequence[tuple[LoRA, float]], *, keep_configured: bool = True, progress: Progress | None = None
     ) -> tuple[str, ...]:

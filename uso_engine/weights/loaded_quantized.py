@@ -27,15 +27,23 @@ class LoadedQuantizedTransformer:
         formats: of every matrix.
         originals: the open source and the configured LoRAs; or, where the transformer came from a quantised file, what opens
             them: called when LoRAs are changed, not before.
+        configured_hashes: SHA-256 of each LoRA that is merged, where the originals are not open.
     """
 
     def __init__(
-        self, module: Transformer, formats: Mapping[str, Format], originals: tuple[TensorSource, LoRASet] | Originals
+        self,
+        module: Transformer,
+        formats: Mapping[str, Format],
+        originals: tuple[TensorSource, LoRASet] | Originals,
+        *,
+        configured_hashes: tuple[str | None, ...] = (),
     ) -> None:
         self.module = module
         self._formats = dict(formats)
         self._originals = originals
         self._opened = None if callable(originals) else originals
+        loras = () if self._opened is None else self._opened[1]
+        self.configured_hashes = configured_hashes or tuple(getattr(lora.name, "sha256", None) for lora, _ in loras)
         self._merged: LoRASet | None = None
 
     @property
