@@ -151,11 +151,12 @@ def _collect(source: TensorSource, params: TransformerParams, findings: Findings
     known.update(_numberless(name) for style in KEY_STYLES for name in style.layers(_ONE_OF_EACH))
     layers: dict[str, FoundLayer] = {}
     refused: set[str] = set()
+    every_key = frozenset(source.keys())
     for key in source.keys():  # noqa: SIM118 - a source is not a mapping
         if is_text_encoder_key(key):
             findings.text_encoders.append(key)
             continue
-        parsed = parse_key(key) if len(key) <= _LONGEST_KEY else None
+        parsed = parse_key(key, beside=every_key) if len(key) <= _LONGEST_KEY else None
         kind = refusal(key) if len(key) <= _LONGEST_KEY and parsed is None else None
         if kind is not None:
             refused.add(key.rsplit(".", 1)[0])
