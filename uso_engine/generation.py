@@ -37,7 +37,7 @@ from .stopwatch import Stopwatch
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from .safety import SafetyChecker
+    from .safety.checker import SafetyChecker
 
 
 @dataclass(frozen=True)
