@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import uso_engine
 from uso_engine import ResearchOptions, USOEngine
-from uso_engine.sampling.denoiser import Step
+from uso_engine.sampling.step import Step
 from uso_engine.sampling.watched_steps import WatchedSteps
 
 OWN_FILE = Path(uso_engine.__file__).parent / "embedded/uso-tiny/dit_lora.safetensors"
