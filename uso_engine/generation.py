@@ -25,7 +25,7 @@ from .offload.budget import usual_request_size
 from .offload.sizes import RequestSize
 from .pipeline import Denoised, DenoiseSettings, Pipeline
 from .process_state import clean_process_state
-from .provenance import result_of
+from .provenance import result_of, tier_of
 from .sampling.family import Family
 from .sampling.job import ImageJob, Job
 from .sampling.schedule import check_sigmas
@@ -218,7 +218,8 @@ class Generation:
         denoised = Denoised(torch.stack([job.unpacked() for job in jobs]), steps, tokens, attention)
         pipeline, safety = self.parts.pipeline, self.parts.safety
         with self.watch.stage("decode"):
-            images = from_pixels(pipeline.decode(denoised.latents))
+            pixels = pipeline.decode(denoised.latents)
+            images = from_pixels(pixels, latents=denoised.latents, tier=tier_of(self.parts.config, pipeline))
         made = self._generated(denoised, images)
         flags = (False,) * len(images)
         if self.request.enable_safety_checker and safety is not None:
