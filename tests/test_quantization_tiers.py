@@ -133,7 +133,7 @@ def test_widths_that_no_tile_fits_stay_in_floating_point() -> None:
 
 def test_tiers_by_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "fp8" in tiers_of_gpu((8, 9)) and "fp8" in tiers_of_gpu((12, 0))
-    assert tiers_of_gpu((8, 6)) == ("float32", "bf16", "int8", "int4")
+    assert set(tiers_of_gpu((8, 6))) >= {"float32", "bf16", "int8", "int4"} and "fp8" not in tiers_of_gpu((8, 6))
     assert tiers_of_gpu((7, 5)) == ("float32",)
     check_tier("fp8", torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
