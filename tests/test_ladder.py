@@ -12,6 +12,7 @@ from benchmarks.step.authors_way import AuthorsWay
 from benchmarks.step.encode_decode import time_stages
 from benchmarks.tiers import steps as tier_steps
 from benchmarks.workload import WORKLOADS, merge, random_inputs, random_lora, random_transformer
+from uso_engine.precision.tiers import QUANTIZED_TIERS
 from uso_kernels.attention import choose_backend
 from uso_kernels.ragged import Ragged
 
