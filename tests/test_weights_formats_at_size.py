@@ -24,8 +24,8 @@ from uso_engine.weights.files.safetensors_header import DTYPES
 from uso_engine.weights.files.stored_scales import with_scales
 from uso_engine.weights.files.tensor_source import TensorSource
 from uso_engine.weights.loading import load_parameters
+from uso_engine.weights.model_shapes import transformer_shapes
 from uso_engine.weights.transformer_checkpoint import open_transformer_checkpoint
-from uso_engine.weights.transformer_keys import transformer_shapes
 
 FULL = TransformerParams()
 NAMES = {dtype: name for name, dtype in DTYPES.items()}

@@ -20,7 +20,6 @@ from .api.research import ResearchOptions
 from .api.result import GenerationResult
 from .conditioning.cache import hash_image, hash_tensor
 from .config import EngineConfig
-from .weights.loaded_quantized import LoadedQuantizedTransformer
 from .weights.lora.low_rank import FileName
 
 if TYPE_CHECKING:
@@ -110,7 +109,7 @@ def describe(
         "steps_taken": made.denoised.steps,
         "enable_safety_checker": request.enable_safety_checker,
         "config": config.name,
-        "tier": tier_of(config, pipeline),
+        "tier": pipeline.loaded.tier,
         "loras": [_lora(name, weight) for name, weight in made.loras],
         "attention": list(made.denoised.attention),
         "kernels": kernels_of(pipeline),
@@ -155,13 +154,6 @@ def _research(options: ResearchOptions, made: Generated) -> dict[str, object]:
     if made.latents_changed:
         record["latents_changed_by_on_step"] = True
     return record
-
-
-def tier_of(config: EngineConfig, pipeline: Pipeline) -> str:
-    """The precision tier that the transformer is in; a ``dtype`` may have been given instead of the configuration's."""
-    if isinstance(pipeline.loaded, LoadedQuantizedTransformer):
-        return config.precision.tier
-    return "float32" if pipeline.transformer.img_in.weight.dtype == torch.float32 else "bf16"
 
 
 def kernels_of(pipeline: Pipeline) -> str:

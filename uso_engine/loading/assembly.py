@@ -78,13 +78,7 @@ def load_style_encoder(config: EngineConfig, *, device: torch.device | str, dtyp
     section = config.projector
     hidden_size = config.transformer.params.hidden_size
     projector = StyleProjector(section.vision_tokens, section.vision_width, section.style_tokens, hidden_size, device="meta")
-    source = open_projector_checkpoint(
-        resolve(section.checkpoint, "style projector", config),
-        vision_tokens=section.vision_tokens,
-        vision_width=section.vision_width,
-        style_tokens=section.style_tokens,
-        hidden_size=hidden_size,
-    )
+    source = open_projector_checkpoint(resolve(section.checkpoint, "style projector", config), projector)
     try:
         load_parameters(projector, source, device=device, dtype=dtype)
     finally:

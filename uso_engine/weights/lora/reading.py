@@ -15,7 +15,7 @@ from uso_engine.weights.files.key_report import key_count, summarise_keys
 from uso_engine.weights.files.recorded_file import RecordedFile
 from uso_engine.weights.files.safetensors_file import SafetensorsSource
 from uso_engine.weights.files.tensor_source import TensorSource
-from uso_engine.weights.transformer_keys import transformer_shapes
+from uso_engine.weights.model_shapes import transformer_shapes
 
 from .adapters import check_layer, updates_of
 from .control import refuse_control_lora
