@@ -140,7 +140,7 @@ def test_from_pixels_refuses_other_shapes_and_no_numbers() -> None:
         from_pixels(torch.zeros(3, 4, 4))
     broken = torch.zeros(1, 3, 2, 2)
     broken[0, 0, 0, 0] = float("nan")
-    with pytest.raises(NumericsError, match="1 of 12 pixel values are not numbers$"):
+    with pytest.raises(NumericsError, match=r"1 of 12 pixel values are not numbers$"):
         from_pixels(broken)
     with pytest.raises(NumericsError, match=r"the latents are numbers, so the autoencoder made them: .*decode_dtype"):
         from_pixels(broken, latents=torch.zeros(1, 16, 2, 2), tier="fp8")
