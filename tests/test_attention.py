@@ -118,6 +118,15 @@ def test_every_backend_that_runs_here(lengths: list[int], dtype: torch.dtype) ->
     assert ran >= 2
 
 
+def test_dense_attention_is_widened_where_a_cpu_has_no_bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then it is the exact result, rounded once: with 8 bits, 2^-9 of a number is half a unit."""
+    monkeypatch.setattr("uso_kernels.cpu.multiplies_bfloat16", lambda: False)
+    q, k, v, layout = operands([40, 100], ("cpu", torch.bfloat16))
+    result = attention(q, k, v, layout, layout, backend="dense").double()
+    expected = truth(q, k, v, layout, layout)
+    assert bool(((result - expected).abs() <= 2**-8 * expected.abs() + 1e-6).all())
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("lengths", [*LENGTHS, [48, 48, 48], [4608], [5824, 700]], ids=str)
 def test_every_backend_that_runs_on_this_gpu(lengths: list[int]) -> None:
@@ -145,7 +154,8 @@ def test_choice_and_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     layout, equal = Ragged.pack([40, 17]), Ragged.pack([32, 32])
     assert choose_backend(cpu, torch.float32, equal, equal) == "dense"
-    for has_amx, expected in ((False, "chunked"), (True, "dense")):
+    for multiplies, has_amx, expected in ((True, False, "chunked"), (True, True, "dense"), (False, False, "dense")):
+        monkeypatch.setattr("uso_kernels.cpu.multiplies_bfloat16", lambda multiplies=multiplies: multiplies)
         monkeypatch.setattr("uso_kernels.attention.dense_runs_on_amx", lambda has_amx=has_amx: has_amx)
         assert choose_backend(cpu, torch.bfloat16, layout, layout) == expected
     q = torch.empty(layout.rows, 2, 64)
@@ -163,6 +173,7 @@ def test_choice_and_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_dense_attention_that_torch_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU with AMX, limited to AVX2, PyTorch's bfloat16 attention raises from inside; float32 runs."""
     layout = Ragged.pack([32, 32])
+    monkeypatch.setattr("uso_kernels.cpu.multiplies_bfloat16", lambda: True)
     monkeypatch.setattr("uso_kernels.attention.dense._cpu_has_amx", lambda: True)
     monkeypatch.setattr("uso_kernels.attention.dense._is_limited_below_amx", lambda: True)
     dense_runs_on_amx.cache_clear()

@@ -10,7 +10,7 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 
 from uso_engine.config import load_config, parse_config
 from uso_engine.errors import FetchError
-from uso_engine.loading.download import download, download_tokenizers, missing_parts, parts
+from uso_engine.loading.download import configured_files, download, download_tokenizers, missing_files
 
 Call = tuple[str, str, tuple[Any, str | None]]
 
@@ -51,7 +51,7 @@ def test_every_part_of_the_real_model_is_asked_for(calls: list[Call]) -> None:
     wanted = [pattern for patterns in of_flux for pattern in patterns]
     assert {pattern.split("/")[0] for pattern in wanted} == {"text_encoder_2", "tokenizer_2"}
     assert all(detail[1] == "secret" for _, _, detail in calls)
-    assert len(said) == len(list(parts(load_config("uso-flux-dev"))))
+    assert len(said) == len(list(configured_files(load_config("uso-flux-dev"))))
 
 
 def test_uno_asks_for_its_lora_and_for_no_style_encoder(calls: list[Call]) -> None:
@@ -65,7 +65,7 @@ def test_uno_asks_for_its_lora_and_for_no_style_encoder(calls: list[Call]) -> No
 def test_the_embedded_model_needs_nothing(calls: list[Call]) -> None:
     download(load_config("uso-tiny"), token=None, report=lambda line: None)
     assert calls == []
-    assert missing_parts(load_config("uso-tiny")) == []
+    assert missing_files(load_config("uso-tiny")) == []
 
 
 def test_a_path_that_looks_like_a_hub_id_is_left_alone(calls: list[Call], tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_a_path_that_looks_like_a_hub_id_is_left_alone(calls: list[Call], tmp_pa
 def test_what_is_missing_is_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     config = load_config("uso-flux-dev")
-    assert len(missing_parts(config)) == len(list(parts(config)))
+    assert len(missing_files(config)) == len(list(configured_files(config)))
 
 
 def test_gated_models_say_where_to_accept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The ruler: classifiers that read drawings, rows that change one input, and uso-tiny measured with it."""
+"""Evaluation: classifiers that read drawings, rows that change one input, and uso-tiny measured with it."""
 
 from __future__ import annotations
 

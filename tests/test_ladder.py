@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import cold_start, ladder, memory_plans, step_benchmark, tier_steps
-from benchmarks.authors_way import AuthorsWay
-from benchmarks.encode_decode import time_stages
+from benchmarks.memory import plans as memory_plans
+from benchmarks.step import against_diffusers, cold_start, ladder
+from benchmarks.step.authors_way import AuthorsWay
+from benchmarks.step.encode_decode import time_stages
+from benchmarks.tiers import steps as tier_steps
 from benchmarks.workload import WORKLOADS, merge, random_inputs, random_lora, random_transformer
-from uso_kernels.attention.dense import dense_runs_on_amx
+from uso_kernels.attention import choose_backend
+from uso_kernels.ragged import Ragged
 
 CPU = torch.device("cpu")
 
@@ -61,10 +64,11 @@ def test_lora_matters_to_the_first_rung() -> None:
 
 def test_steps_against_diffusers_and_from_a_cold_start(tmp_path: Path) -> None:
     out = tmp_path / "records.jsonl"
-    record = step_benchmark.run(WORKLOADS["tiny"], CPU, torch.float32, 1, out)
+    record = against_diffusers.run(WORKLOADS["tiny"], CPU, torch.float32, 1, out)
     assert float(str(record["difference"])) < 5e-6
     cold = cold_start.run(WORKLOADS["tiny"], CPU, torch.bfloat16, out)
-    assert cold["attention"] == ("dense" if dense_runs_on_amx() else "chunked",)
+    one = Ragged.pack([32])
+    assert cold["attention"] == (choose_backend(CPU, torch.bfloat16, one, one),)
     assert [json.loads(line)["benchmark"] for line in out.read_text().splitlines()] == ["step", "cold_start"]
 
 
@@ -77,9 +81,9 @@ def test_every_tier_steps_like_bf16(tmp_path: Path) -> None:
 
 def test_memory_plans_are_rehearsed_at_small_size() -> None:
     workload, name = WORKLOADS["tiny"], "uso-flux-dev-int8"
-    roomy = memory_plans.carry_out(memory_plans.settings_for(name, workload), workload, 8, CPU)
+    roomy = memory_plans.measure_within(memory_plans.settings_for(name, workload), workload, 8, CPU)
     budget = float(str(roomy["planned_peak_gib"])) - 0.0005
-    tight = memory_plans.carry_out(memory_plans.settings_for(name, workload), workload, budget, CPU)
+    tight = memory_plans.measure_within(memory_plans.settings_for(name, workload), workload, budget, CPU)
     assert (roomy["streamed"], roomy["moved_gb"]) == ([], 0)
     assert tight["streamed"]
     assert float(str(tight["planned_peak_gib"])) <= budget

@@ -9,15 +9,15 @@ from torch import nn
 
 from uso_engine.model.packing import PackedBatch
 from uso_engine.offload.host_copy import HostCopy
-from uso_engine.offload.hosted_part import HostedPart
 from uso_engine.offload.layer_stream import LayerStream, place_transformer
 from uso_engine.offload.phases import GIB, MODULATION
 from uso_engine.offload.plan import MemoryPlan, plan_memory
-from uso_engine.offload.sizes import engine_sizes
+from uso_engine.offload.sizes import public_engine_sizes
+from uso_engine.offload.streamed_part import StreamedPart
 
 
 def plan_with(**changes: object) -> MemoryPlan:
-    plan = plan_memory(80 * GIB, engine_sizes(SMALL, {}))
+    plan = plan_memory(80 * GIB, public_engine_sizes(SMALL, {}))
     return replace(plan, **changes)  # type: ignore[arg-type]
 
 
@@ -106,7 +106,7 @@ def test_streamed_text_encoder_computes_the_same() -> None:
         expected = encoder(input_ids=tokens).last_hidden_state
         rest = encoder.shared.weight.nbytes + encoder.encoder.final_layer_norm.weight.nbytes
         layers = sum(parameter.nbytes for parameter in encoder.encoder.block.parameters())
-        part = HostedPart([encoder], list(encoder.encoder.block), "cpu")
+        part = StreamedPart([encoder], list(encoder.encoder.block), "cpu")
         at_rest = {name: parameter.data_ptr() for name, parameter in encoder.named_parameters()}
         for _ in range(2):
             with part.running():
@@ -120,7 +120,7 @@ def test_streamed_text_encoder_computes_the_same() -> None:
 
 def test_a_part_that_fails_rests_on_the_host_again() -> None:
     layer = nn.Linear(8, 8)
-    part = HostedPart([layer], [], "cpu")
+    part = StreamedPart([layer], [], "cpu")
     at_rest = layer.weight.data_ptr()
     with part.running():
         assert layer.weight.data_ptr() != at_rest

@@ -17,9 +17,9 @@ from uso_engine.offload.sizes import (
     ROW_WIDTHS,
     EngineSizes,
     PublicModels,
+    RequestSize,
     TextPrecision,
-    Workload,
-    engine_sizes,
+    public_engine_sizes,
     transformer_sizes,
 )
 from uso_engine.precision.tiers import RULES, QuantizedTier, layer_kinds
@@ -104,7 +104,7 @@ def test_sizes_of_the_public_models() -> None:
 
 def flux(tier: str, text_encoder: TextPrecision = "int8") -> EngineSizes:
     kinds = {name: layer_kinds(FLUX, name) for name in RULES}
-    return engine_sizes(FLUX, {} if tier == "bf16" else kinds[tier], text_encoder=text_encoder)  # type: ignore[index]
+    return public_engine_sizes(FLUX, {} if tier == "bf16" else kinds[tier], text_encoder=text_encoder)  # type: ignore[index]
 
 
 def test_sizes_of_the_transformer_add_up() -> None:
@@ -115,7 +115,7 @@ def test_sizes_of_the_transformer_add_up() -> None:
     limits: dict[QuantizedTier, float] = {"fp8": 9.1e9, "int4": 4.9e9}
     for tier, most in limits.items():
         assert transformer_sizes(FLUX, layer_kinds(FLUX, tier)).without_modulation <= most
-    assert Workload().rows == 5824
+    assert RequestSize().rows == 5824
 
 
 @pytest.mark.parametrize("budget_gib", [24, 16, 12, 8])
@@ -148,7 +148,7 @@ def test_plans_get_better_with_the_budget() -> None:
 
 
 def test_strips_come_after_what_moves_once_and_before_what_moves_at_every_step() -> None:
-    sizes, work = flux("int4"), Workload()
+    sizes, work = flux("int4"), RequestSize()
     found = {budget: plan_memory(budget * GIB, sizes) for budget in (12, 8)}
     assert (found[12].decoding, found[8].decoding) == ("whole", "strips")
     assert "T5" in found[12].streamed
@@ -163,7 +163,7 @@ def test_strips_come_after_what_moves_once_and_before_what_moves_at_every_step()
 def test_a_plan_decodes_other_sizes_as_they_need_it() -> None:
     sizes = flux("fp8")
     plan = plan_memory(16 * GIB, sizes)
-    works = [Workload(width=side, height=side) for side in (512, 1024, 1536, 2048)]
+    works = [RequestSize(width=side, height=side) for side in (512, 1024, 1536, 2048)]
     assert [plan.decoding_for(sizes, work) for work in works] == ["whole", "whole", "strips", "host strips"]
     for work in works:
         assert plan.peak_for(sizes, work).peak_bytes <= plan.budget_bytes
@@ -189,7 +189,7 @@ def test_transfers_are_counted_per_step_and_per_style_image() -> None:
     assert plan.moved_bytes == 28 * per_step + once + twice
     assert plan.transfer_s == pytest.approx(plan.moved_bytes / 25e9)
     assert plan_memory(8 * GIB, sizes, pcie_bytes_per_s=50e9).transfer_s == pytest.approx(plan.transfer_s / 2)
-    more = plan_memory(8 * GIB, sizes, Workload(styles=2))
+    more = plan_memory(8 * GIB, sizes, RequestSize(styles=2))
     assert more.fits and more.moved_bytes > plan.moved_bytes
 
 
@@ -199,7 +199,7 @@ def test_budget_too_small_says_why() -> None:
     text = str(plan)
     assert "budget 2.0 GiB: too small" in text
     assert "denoising needs" in text and "even with everything streamed" in text
-    big = plan_memory(8 * GIB, flux("int4"), Workload(width=2048, height=2048, images=4))
+    big = plan_memory(8 * GIB, flux("int4"), RequestSize(width=2048, height=2048, images=4))
     assert [problem.split()[0] for problem in big.problems] == ["denoising"]
     for wrong in (0, -1):
         with pytest.raises(ValueError, match="positive"):

@@ -14,12 +14,12 @@ from PIL import Image
 from uso_engine import ResearchOptions, USOEngine, load_config
 from uso_engine.config import EngineConfig, PrecisionConfig
 from uso_engine.errors import MemoryBudgetError
-from uso_engine.generation import Pictures, workload
+from uso_engine.generation import Pictures, request_size
 from uso_engine.offload.budget import find_budget
 from uso_engine.offload.phases import GIB, MODULATION, Choice, moved_bytes_of
 from uso_engine.offload.placement import Placement
 from uso_engine.offload.plan import MemoryPlan, plan_memory
-from uso_engine.offload.sizes import EngineSizes, Workload
+from uso_engine.offload.sizes import EngineSizes, RequestSize
 
 REQUEST: dict[str, Any] = {"prompt": "the object in the hills", "num_inference_steps": 3, "seed": 5}
 CPU = torch.device("cpu")
@@ -37,7 +37,7 @@ def placement_of(engine: USOEngine) -> Placement:
     return placement
 
 
-def everything_streamed(budget_bytes: int, sizes: EngineSizes, work: Workload) -> MemoryPlan:
+def everything_streamed(budget_bytes: int, sizes: EngineSizes, work: RequestSize) -> MemoryPlan:
     """A plan such as a tiny budget would need for a large model: uso-tiny's own parts are smaller than what they compute."""
     parts = {name: part.weight_bytes for name, part in sizes.components.items()}
     blocks = range(len(sizes.transformer.single_blocks) - 1)
@@ -238,7 +238,7 @@ def test_plans_count_what_research_options_bring(pictures: dict[str, Any], tmp_p
             style_tokens=(long, tmp_path / "style.safetensors"),
             prompt_embedding=tmp_path / "prompt.safetensors",
         )
-        work = workload(pipeline, request, options, Pictures((), ()), (64, 64))
+        work = request_size(pipeline, request, options, Pictures((), ()), (64, 64))
     assert (work.steps, work.images, work.negative, work.sequences) == (100, 2, True, 4)
     assert (work.contents, work.styles) == (0, 0)
     assert work.text_tokens == 3 * 20 + 2 * len(long.tokens)

@@ -13,8 +13,8 @@ from test_placement import config_of, everything_streamed
 from torch import Tensor, nn
 
 from uso_engine import USOEngine
-from uso_engine.offload.hosted_part import HostedPart
 from uso_engine.offload.layer_stream import LayerStream
+from uso_engine.offload.streamed_part import StreamedPart
 from uso_engine.sampling.denoiser import Step
 
 pytestmark = pytest.mark.gpu
@@ -108,7 +108,7 @@ def test_a_buffer_is_not_overwritten_while_it_is_read(count: int) -> None:
             x = layer(x)
     stream.remove()
     assert torch.equal(x.cpu(), expected)
-    part = HostedPart([nn.ModuleList(layers)], [], "cuda")
+    part = StreamedPart([nn.ModuleList(layers)], [], "cuda")
     y = torch.zeros(1 << 22, device="cuda")
     for layer in layers:
         with part.running():

@@ -12,7 +12,7 @@ from uso_engine.model.params import TransformerParams
 from uso_engine.offload.layer_stream import place_transformer
 from uso_engine.offload.phases import GIB, MODULATION
 from uso_engine.offload.plan import plan_memory
-from uso_engine.offload.sizes import ROW_WIDTHS, engine_sizes, transformer_sizes
+from uso_engine.offload.sizes import ROW_WIDTHS, public_engine_sizes, transformer_sizes
 from uso_engine.precision.tiers import CLASSES, Kind, layer_kinds, tiers_of_gpu
 from uso_engine.weights.quantizing import quantize
 from uso_engine.weights.recipe import recipe_source
@@ -52,7 +52,7 @@ def test_streamed_transformer_stays_within_its_plan() -> None:
     conditions = drawn_conditions(WIDE, seed=1, text=512, style=192, contents=((64, 64),))
     sizes = transformer_sizes(WIDE, kinds)
     plan = replace(
-        plan_memory(80 * GIB, engine_sizes(WIDE, kinds)),
+        plan_memory(80 * GIB, public_engine_sizes(WIDE, kinds)),
         streamed={MODULATION: sum(sizes.modulation)},
         streamed_double_blocks=(0, 1),
         streamed_single_blocks=(0, 1, 2),

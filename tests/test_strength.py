@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from uso_engine import ResearchOptions, Step, USOEngine
 from uso_engine.imaging.pixels import from_pixels, to_pixels
 from uso_engine.offload.phases import Choice, phases_of
-from uso_engine.offload.sizes import EngineSizes, TransformerSizes, Workload
+from uso_engine.offload.sizes import EngineSizes, RequestSize, TransformerSizes
 from uso_engine.sampling.latents import draw_noise
 from uso_engine.sampling.schedule import schedule
 from uso_engine.sampling.strength import last_steps, noised
@@ -105,9 +105,9 @@ def test_the_plan_counts_a_picture_that_is_encoded_at_the_outputs_size() -> None
         hidden_size=64, vectors=2, always=1000, double_blocks=(1000,), single_blocks=(10,), modulation=(50,), scratch=0
     )
     sizes = EngineSizes(transformer, {})
-    work = Workload(width=2048, height=1024)
+    work = RequestSize(width=2048, height=1024)
 
-    def encoding(work: Workload) -> int:
+    def encoding(work: RequestSize) -> int:
         return next(phase.peak_bytes for phase in phases_of(Choice(frozenset()), sizes, work) if phase.name == "content")
 
     small, large = (sizes.encoder.peak_bytes(sizes.encoding, pixels) for pixels in (512 * 512, 2048 * 1024))

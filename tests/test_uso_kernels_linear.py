@@ -19,8 +19,11 @@ def drawn(*shape: int, dtype: torch.dtype, seed: int) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize(("rows", "k", "n"), SHAPES)
-def test_bits_are_those_of_torchs_own_product(rows: int, k: int, n: int, dtype: torch.dtype) -> None:
+def test_bits_are_those_of_torchs_own_product(
+    rows: int, k: int, n: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Alone, strided, in parts of the columns, and beside a second sequence."""
+    monkeypatch.setattr("uso_kernels.cpu.multiplies_bfloat16", lambda: True)
     x, weight = drawn(rows, k, dtype=dtype, seed=1), drawn(n, k, dtype=dtype, seed=2)
     strided = torch.empty(rows, k + 16, dtype=dtype)[:, :k].copy_(x)
     pair, layout = torch.cat((x, x)), Ragged.pack([rows, rows])
@@ -31,6 +34,28 @@ def test_bits_are_those_of_torchs_own_product(rows: int, k: int, n: int, dtype: 
             assert torch.equal(linear(x, part, added), expected)
             assert torch.equal(linear(strided, part, added), F.linear(strided, part, added))
             assert torch.equal(linear(pair, part, added, layout), torch.cat((expected, expected)))
+
+
+@pytest.mark.parametrize("rows", [1, 16, 700], ids=str)
+def test_widened_products_round_once(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a CPU has no bfloat16 products, the result is the exact one rounded: in chunks, strided, in parts, in company."""
+    monkeypatch.setattr("uso_kernels.cpu.multiplies_bfloat16", lambda: False)
+    x, weight = drawn(rows, 144, dtype=torch.bfloat16, seed=1)[:, :128], drawn(96, 128, dtype=torch.bfloat16, seed=2)
+    for bias in (None, drawn(96, dtype=torch.bfloat16, seed=3)):
+        exact = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+        result = linear(x, weight, bias)
+        # Half a unit in the last of 8 bits, and what float32 sums are off by.
+        assert float(((result.double() - exact).abs() / exact.abs().clamp(min=1)).max()) < 2**-8 + 1e-5
+        assert torch.equal(linear(x[None], weight, bias), result[None])
+        part = linear(x, weight[32:], None if bias is None else bias[32:])
+        assert float((part.double() - result[:, 32:].double()).abs().max()) <= 2**-7 * float(exact.abs().max())
+        layout = Ragged.pack([32, rows, 16])
+        company = drawn(layout.rows, 128, dtype=torch.bfloat16, seed=4)
+        company[layout.span(1)] = x
+        company[layout.span(1).stop : layout.end(1)] = 0
+        alone = linear(company[layout.row_slices[1]], weight, bias)
+        assert torch.equal(linear(company, weight, bias, layout)[layout.row_slices[1]], alone)
+    assert linear(x[:0], weight).shape == (0, 96)
 
 
 @pytest.mark.parametrize("bias", [None, drawn(96, dtype=torch.float32, seed=3)], ids=["plain", "bias"])

@@ -112,12 +112,12 @@ class USOEngine:
         if not isinstance(config, EngineConfig):
             config = load_config(config)
         request_type_of(config)  # It may refuse: before minutes of loading.
-        place = check_device(device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu"))
+        runs_on = check_device(device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu"))
         tier = None if dtype is None else DTYPE_TIERS[dtype]
         asked = config.memory_budget_gib if memory_budget_gib is None else memory_budget_gib
-        budget = find_budget(config, config.precision.tier if tier is None else tier, place, asked)
-        pipeline, safety = load_parts(config, device=place, tier=tier, attention=attention, budget=budget, progress=progress)
-        return cls(config, pipeline, safety=safety, device=place, image_limits=image_limits)
+        budget = find_budget(config, config.precision.tier if tier is None else tier, runs_on, asked)
+        pipeline, safety = load_parts(config, device=runs_on, tier=tier, attention=attention, budget=budget, progress=progress)
+        return cls(config, pipeline, safety=safety, device=runs_on, image_limits=image_limits)
 
     @property
     def memory_plan(self) -> MemoryPlan | None:

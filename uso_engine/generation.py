@@ -18,7 +18,7 @@ from .conditioning.text import TextEmbedding
 from .imaging.open import ImageLimits, ImageSource, open_image
 from .imaging.pixels import from_pixels, to_pixels
 from .imaging.resize import resize_content
-from .offload.sizes import Workload
+from .offload.sizes import RequestSize
 from .pipeline import Denoised, DenoiseSettings, Pipeline
 from .sampling.admission import Conditions
 from .sampling.denoiser import OnStep
@@ -233,7 +233,7 @@ def run(
 ) -> Generated:
     """Make a request's images."""
     if pipeline.placement is not None:
-        pipeline.placement.require(workload(pipeline, request, options, pictures, size))
+        pipeline.placement.require(request_size(pipeline, request, options, pictures, size))
     with watch.stage("encode"):
         encoded = encode_conditions(pipeline, request, options, pictures)
         start = None
@@ -258,9 +258,9 @@ def run(
     )
 
 
-def workload(
+def request_size(
     pipeline: Pipeline, request: GenerationRequest, options: ResearchOptions, pictures: Pictures, size: tuple[int, int]
-) -> Workload:
+) -> RequestSize:
     """What a request asks of the memory."""
     assert pipeline.placement is not None
     usual = pipeline.placement.usual

@@ -36,7 +36,7 @@ from .weights.lora.low_rank import LoRASet
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Part = TypeVar("Part")
+Present = TypeVar("Present")
 
 
 @dataclass(frozen=True)
@@ -289,7 +289,7 @@ class Pipeline:
         return tensor if self.placement is None else tensor.cpu()
 
 
-def _present(part: Part | None, name: str) -> Part:
+def _present(part: Present | None, name: str) -> Present:
     if part is None:
         raise BackendError(f"this engine has no {name}: its configuration does not name one")
     return part

@@ -16,7 +16,7 @@ from PIL import Image
 
 from uso_engine.conditioning.image_processor import ImageProcessor, check_processor
 from uso_engine.conditioning.model_folder import require_files
-from uso_engine.conditioning.movable_part import MovablePart, attention_working_bytes
+from uso_engine.conditioning.offloadable_part import OffloadablePart, attention_working_bytes
 from uso_engine.conditioning.pretrained import load_pretrained
 from uso_engine.errors import CheckpointError, SafetyError
 from uso_engine.process_state import clean_process_state
@@ -53,7 +53,7 @@ class SafetyChecker:
         self.threshold = threshold
         self._model = model
         self._processor = processor
-        self.part = MovablePart("safety classifier", [model], (), _working_bytes(model.config))
+        self.part = OffloadablePart("safety classifier", [model], (), _working_bytes(model.config))
         self._label = _label_index({int(index): name for index, name in (model.config.id2label or {}).items()}, label)
 
     @classmethod

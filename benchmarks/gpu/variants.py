@@ -14,11 +14,11 @@ from unittest.mock import patch
 
 from torch import Tensor
 
-from benchmarks.authors_way import Inputs
-from benchmarks.ladder import Evaluate, engine_step
 from benchmarks.measure import output_hash, relative_difference
-from benchmarks.step_benchmark import TIME
-from benchmarks.tier_steps import kinds_by_name, quantized_copy
+from benchmarks.step.against_diffusers import TIME
+from benchmarks.step.authors_way import Inputs
+from benchmarks.step.ladder import Evaluate, engine_step
+from benchmarks.tiers.steps import kinds_by_name, quantized_copy
 from benchmarks.workload import Workload
 from uso_engine.model.transformer import Transformer
 from uso_kernels import operation

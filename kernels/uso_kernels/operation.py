@@ -65,7 +65,7 @@ class Operation:
         self.native(*operands)
         for position in self.writes:
             written = operands[position]
-            # As the operator would: whoever kept the tensor for a backward pass learns that it changed.
+            # As the operator would: autograd sees that a tensor saved for backward has changed.
             if isinstance(written, Tensor) and not written.is_inference():
                 increment_version(written)
 

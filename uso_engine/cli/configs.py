@@ -10,7 +10,7 @@ import typer
 from uso_engine.config import config_folder, list_configs, load_config
 from uso_engine.loading.download import download as fetch
 from uso_engine.loading.download import download_tokenizers as fetch_tokenizers
-from uso_engine.loading.download import missing_parts
+from uso_engine.loading.download import missing_files
 
 from .app import app, console, reports_errors, say, warn
 
@@ -24,7 +24,7 @@ def list_all() -> None:
     """List the configurations that come with the engine."""
     for name in list_configs():
         config = load_config(name)
-        missing = missing_parts(config)
+        missing = missing_files(config)
         state = "ready" if not missing else f"missing {len(missing)} parts: uso-engine download {name}"
         say(f"{name:24} {config.description} ({state})")
     say(f"files in {config_folder()}")
@@ -54,7 +54,7 @@ def download(
         return
     loaded = load_config(config)
     fetch(loaded, token=token, report=say)
-    missing = missing_parts(loaded)
+    missing = missing_files(loaded)
     if missing:
         names = ", ".join(f"{part.what} ({part.text})" for part in missing)
         warn(names, label="not on the hub, and not here:")

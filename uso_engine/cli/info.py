@@ -75,7 +75,7 @@ def _tier_needs() -> dict[str, str]:
 def _plans(config: str, budgets: list[float], size: tuple[int, int, int]) -> None:
     """Print a configuration's memory plans; computed from sizes alone, so that no weights are needed."""
     from uso_engine.config import load_config
-    from uso_engine.offload.budget import budget_bytes, public_sizes, usual_workload
+    from uso_engine.offload.budget import budget_bytes, public_sizes, usual_request_size
     from uso_engine.offload.plan import describe_plans
 
     settings = load_config(config)
@@ -85,7 +85,7 @@ def _plans(config: str, budgets: list[float], size: tuple[int, int, int]) -> Non
         raise ValueError(
             f"--width and --height must be at least 16, --num-images at least 1, got {size[0]}, {size[1]}, {size[2]}"
         )
-    workload = replace(usual_workload(settings), width=size[0], height=size[1], images=size[2])
+    workload = replace(usual_request_size(settings), width=size[0], height=size[1], images=size[2])
     tier = settings.precision.tier
     sizes = public_sizes(settings, tier)
     say(f"{settings.name}, tier {tier}, {size[2]} x {size[0]}x{size[1]}")

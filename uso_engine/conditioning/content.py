@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from uso_engine.conditioning.cache import hash_tensor
-from uso_engine.conditioning.movable_part import MovablePart
+from uso_engine.conditioning.offloadable_part import OffloadablePart
 from uso_engine.conditioning.pretrained import fingerprint
 from uso_engine.conditioning.strips import Strips, decode_in_strips, encode_in_strips
 from uso_engine.sampling.noise import draw_normal
@@ -74,11 +74,11 @@ class Autoencoder:
         """Copied between host and device while decoding in strips that wait on the host, so far."""
         settings = f"{scale_factor} {shift_factor} {encode_dtype} {tile_side}"
         self.identity = fingerprint([module.encoder], settings)
-        self._part = MovablePart("autoencoder", [module])
+        self._part = OffloadablePart("autoencoder", [module])
 
     @property
-    def parts(self) -> tuple[MovablePart, ...]:
-        """Encoder and decoder as one, for whoever moves them."""
+    def parts(self) -> tuple[OffloadablePart, ...]:
+        """Encoder and decoder as one part of a memory plan."""
         return (self._part,)
 
     @property

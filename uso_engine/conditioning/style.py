@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from uso_engine.conditioning.cache import hash_image, hash_tensor, tensor_bytes
 from uso_engine.conditioning.image_processor import check_processor
 from uso_engine.conditioning.model_folder import require_files
-from uso_engine.conditioning.movable_part import MovablePart, attention_working_bytes
+from uso_engine.conditioning.offloadable_part import OffloadablePart, attention_working_bytes
 from uso_engine.conditioning.pretrained import fingerprint, load_pretrained
 from uso_engine.conditioning.single_file import SIGLIP, load_encoder_file
 from uso_engine.conditioning.storage import load_conditioning, save_conditioning
@@ -177,7 +177,7 @@ class StyleEncoder:
             next(self._embeddings.parameters()).element_size(),
         )
         modules = [self._embeddings, self._layers, projector]
-        self._part = MovablePart("SigLIP and projector", modules, list(self._layers), working)
+        self._part = OffloadablePart("SigLIP and projector", modules, list(self._layers), working)
 
     @classmethod
     def from_folder(cls, folder: str | Path, projector: StyleProjector, *, device: torch.device | str = "cpu") -> StyleEncoder:
@@ -220,8 +220,8 @@ class StyleEncoder:
         return cls(vision, projector, processor)
 
     @property
-    def parts(self) -> tuple[MovablePart, ...]:
-        """The tower with its projector, for whoever moves it."""
+    def parts(self) -> tuple[OffloadablePart, ...]:
+        """The tower with its projector, as a part of a memory plan."""
         return (self._part,)
 
     def to(self, device: torch.device | str) -> StyleEncoder:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from uso_engine.conditioning.cache import hash_text, tensor_bytes
-from uso_engine.conditioning.movable_part import MovablePart, attention_working_bytes
+from uso_engine.conditioning.offloadable_part import OffloadablePart, attention_working_bytes
 from uso_engine.conditioning.pretrained import fingerprint
 from uso_engine.conditioning.prompt_tokenizer import (
     PromptTokenizer,
@@ -157,10 +157,12 @@ class TextEncoders:
         self.pooled_width = int(clip.config.hidden_size)
         words = (self._t5_words, self._clip_words)
         self.identity = fingerprint([t5, clip], *(f"{entry.limit} {entry.definition}" for entry in words))
-        self._t5_part = MovablePart("T5", [t5], list(t5.encoder.block))
+        self._t5_part = OffloadablePart("T5", [t5], list(t5.encoder.block))
         # Some releases of transformers 5 hold the layers one level deeper.
         tower = getattr(clip, "text_model", clip)
-        self._clip_part = MovablePart("CLIP", [clip], list(tower.encoder.layers), _clip_working_bytes(clip, clip_max_length))
+        self._clip_part = OffloadablePart(
+            "CLIP", [clip], list(tower.encoder.layers), _clip_working_bytes(clip, clip_max_length)
+        )
 
     @classmethod
     def from_folders(
@@ -199,12 +201,12 @@ class TextEncoders:
 
     @property
     def t5(self) -> T5EncoderModel:
-        """The T5 encoder itself, for whoever keeps it in fewer bits."""
+        """The T5 encoder, whose matrices may be replaced by 8-bit ones."""
         return self._t5
 
     @property
-    def parts(self) -> tuple[MovablePart, ...]:
-        """Both encoders, for whoever moves them."""
+    def parts(self) -> tuple[OffloadablePart, ...]:
+        """Both encoders, as parts of a memory plan."""
         # T5 may have been quantised since.
         self._t5_part.working_bytes = _t5_working_bytes(self._t5, self._t5_words.limit)
         return self._t5_part, self._clip_part

@@ -1,1 +1,1 @@
-"""Pictures drawn by code and the ruler that judges the engine on them."""
+"""Evaluation: pictures drawn by code, and classifiers that judge the engine's pictures by them."""

@@ -1,4 +1,4 @@
-"""The ruler: how often a person would find the object kept, the style applied and the place that was asked for.
+"""Evaluation: the share of pictures in which the object is kept, the style applied and the place the one that was asked for.
 
 Held-out triplets are generated and read by classifiers that only ever saw drawings. Every row says what was changed: references
 dropped or exchanged for another triplet's, fewer steps, another precision tier. A lossy option is judged against fewer steps.

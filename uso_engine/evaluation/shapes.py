@@ -11,7 +11,7 @@ import numpy.typing as npt
 Points = npt.NDArray[np.float64]
 """Corners of one polygon, [n, 2], x to the right and y down."""
 
-Part = tuple[int, Points]
+Polygon = tuple[int, Points]
 """A role (which colour of a style's palette fills it) and the polygon."""
 
 MAIN, SECOND, ACCENT, SKY, GROUND, DETAIL, LIGHT, OUTLINE = range(8)
@@ -35,7 +35,7 @@ def _ring(cx: float, cy: float, outer: float, inner: float, start: float, end: f
     return np.concatenate([_ellipse(cx, cy, outer, outer, start, end, 14), _ellipse(cx, cy, inner, inner, end, start, 14)])
 
 
-def _mushroom(v: Sequence[float]) -> list[Part]:
+def _mushroom(v: Sequence[float]) -> list[Polygon]:
     stem, wide, high = 0.16 + 0.16 * v[0], 0.65 + 0.33 * v[1], 0.55 + 0.4 * v[2]
     foot = stem * (0.9 + 0.6 * v[3])
     spots = [
@@ -49,7 +49,7 @@ def _mushroom(v: Sequence[float]) -> list[Part]:
     ]
 
 
-def _fish(v: Sequence[float]) -> list[Part]:
+def _fish(v: Sequence[float]) -> list[Polygon]:
     long, high, tail = 0.58 + 0.17 * v[0], 0.3 + 0.27 * v[1], 0.25 + 0.3 * v[2]
     return [
         (SECOND, _poly((-long * 0.75, 0.0), (-0.98, -tail), (-0.85, 0.0), (-0.98, tail))),
@@ -60,7 +60,7 @@ def _fish(v: Sequence[float]) -> list[Part]:
     ]
 
 
-def _house(v: Sequence[float]) -> list[Part]:
+def _house(v: Sequence[float]) -> list[Polygon]:
     wide, wall, peak = 0.5 + 0.3 * v[0], -0.25 + 0.3 * v[1], -0.95 + 0.25 * v[2]
     return [
         (MAIN, _box(-wide, wall, wide, 0.9)),
@@ -70,7 +70,7 @@ def _house(v: Sequence[float]) -> list[Part]:
     ]
 
 
-def _star(v: Sequence[float]) -> list[Part]:
+def _star(v: Sequence[float]) -> list[Polygon]:
     points, inner = 5 + int(v[0] * 2.99), 0.36 + 0.22 * v[1]
     angles = -math.pi / 2 + np.arange(2 * points) * math.pi / points
     radius = np.where(np.arange(2 * points) % 2, inner, 0.98)
@@ -81,7 +81,7 @@ def _star(v: Sequence[float]) -> list[Part]:
     ]
 
 
-def _cup(v: Sequence[float]) -> list[Part]:
+def _cup(v: Sequence[float]) -> list[Polygon]:
     top, foot, high = 0.5 + 0.18 * v[0], 0.28 + 0.22 * v[1], 0.5 + 0.35 * v[2]
     band = -high * (0.5 - 0.6 * v[3])
     return [
@@ -92,9 +92,9 @@ def _cup(v: Sequence[float]) -> list[Part]:
     ]
 
 
-def _tree(v: Sequence[float]) -> list[Part]:
+def _tree(v: Sequence[float]) -> list[Polygon]:
     trunk = 0.09 + 0.1 * v[0]
-    parts: list[Part] = [(SECOND, _box(-trunk, 0.2, trunk, 0.97))]
+    parts: list[Polygon] = [(SECOND, _box(-trunk, 0.2, trunk, 0.97))]
     wide = 0.5 + 0.25 * v[1]
     if v[3] < 0.5:
         tiers = ((0.45, 1.0), (0.05, 0.8), (-0.35, 0.58))
@@ -105,7 +105,7 @@ def _tree(v: Sequence[float]) -> list[Part]:
     return [*parts, *((ACCENT, _ellipse(x, y, 0.09, 0.09, n=10)) for x, y in ((-0.35, 0.1), (0.32, 0.0), (0.0, -0.45)))]
 
 
-def _boat(v: Sequence[float]) -> list[Part]:
+def _boat(v: Sequence[float]) -> list[Polygon]:
     deck, keel, mast = 0.8 + 0.15 * v[0], 0.4 + 0.2 * v[1], -0.75 - 0.2 * v[2]
     return [
         (ACCENT, _box(-0.05, mast, 0.04, 0.42)),
@@ -115,10 +115,10 @@ def _boat(v: Sequence[float]) -> list[Part]:
     ]
 
 
-def _flower(v: Sequence[float]) -> list[Part]:
+def _flower(v: Sequence[float]) -> list[Polygon]:
     petals, reach, size = 5 + int(v[0] * 3.99), 0.34 + 0.08 * v[1], 0.17 + 0.07 * v[2]
     angles = np.arange(petals) * 2 * math.pi / petals
-    parts: list[Part] = [
+    parts: list[Polygon] = [
         (SECOND, _box(-0.05, -0.1, 0.05, 0.97)),
         (SECOND, _poly((0.0, 0.75), (0.4 + 0.2 * v[3], 0.4), (0.12, 0.42))),
         (SECOND, _poly((0.0, 0.9), (-0.4 - 0.2 * v[3], 0.55), (-0.12, 0.55))),
@@ -127,7 +127,7 @@ def _flower(v: Sequence[float]) -> list[Part]:
     return [*parts, (ACCENT, _ellipse(0, -0.38, 0.2, 0.2, n=16))]
 
 
-def _car(v: Sequence[float]) -> list[Part]:
+def _car(v: Sequence[float]) -> list[Polygon]:
     roof, cabin, wheel = -0.4 - 0.2 * v[0], 0.4 + 0.2 * v[1], 0.2 + 0.07 * v[2]
     return [
         (MAIN, _poly((-cabin - 0.2, 0.05), (-cabin + 0.1, roof), (cabin - 0.2 * v[3], roof), (cabin + 0.15, 0.05))),
@@ -139,7 +139,7 @@ def _car(v: Sequence[float]) -> list[Part]:
     ]
 
 
-def _cat(v: Sequence[float]) -> list[Part]:
+def _cat(v: Sequence[float]) -> list[Polygon]:
     wide, high, ear = 0.68 + 0.2 * v[0], 0.58 + 0.15 * v[1], 0.75 + 0.2 * v[2]
     eye = 0.09 + 0.07 * v[3]
     return [
@@ -153,7 +153,7 @@ def _cat(v: Sequence[float]) -> list[Part]:
     ]
 
 
-def _umbrella(v: Sequence[float]) -> list[Part]:
+def _umbrella(v: Sequence[float]) -> list[Polygon]:
     wide, high = 0.75 + 0.22 * v[0], 0.6 + 0.25 * v[1]
     inner = wide * (0.25 + 0.2 * v[2])
     return [
@@ -165,7 +165,7 @@ def _umbrella(v: Sequence[float]) -> list[Part]:
     ]
 
 
-def _rocket(v: Sequence[float]) -> list[Part]:
+def _rocket(v: Sequence[float]) -> list[Polygon]:
     wide, fin, nose = 0.24 + 0.13 * v[0], 0.25 + 0.2 * v[1], -0.5 + 0.2 * v[2]
     return [
         (ACCENT, _poly((-wide * 0.6, 0.55), (0.0, 0.82 + 0.16 * v[3]), (wide * 0.6, 0.55))),
@@ -177,7 +177,7 @@ def _rocket(v: Sequence[float]) -> list[Part]:
     ]
 
 
-OBJECTS: dict[str, Callable[[Sequence[float]], list[Part]]] = {
+OBJECTS: dict[str, Callable[[Sequence[float]], list[Polygon]]] = {
     "mushroom": _mushroom,
     "fish": _fish,
     "house": _house,
@@ -194,25 +194,25 @@ OBJECTS: dict[str, Callable[[Sequence[float]], list[Part]]] = {
 """Kind of object -> its parts, back to front, in a box of -1..1, for four shape numbers in 0..1."""
 
 
-def _hills(v: Sequence[float]) -> list[Part]:
+def _hills(v: Sequence[float]) -> list[Polygon]:
     x = np.linspace(-1.05, 1.05, 26)
-    parts: list[Part] = []
+    parts: list[Polygon] = []
     for role, base, swing, phase in ((DETAIL, 0.2, 0.3, 6.3 * v[0]), (GROUND, 0.55, 0.18, 6.3 * v[1] + 2)):
         top = np.stack([x, base + swing * np.sin(x * (3.2 + v[2]) + phase)], axis=1)
         parts.append((role, np.concatenate([top, [(1.05, 1.1), (-1.05, 1.1)]])))
     return parts
 
 
-def _mountains(v: Sequence[float]) -> list[Part]:
-    parts: list[Part] = []
+def _mountains(v: Sequence[float]) -> list[Polygon]:
+    parts: list[Polygon] = []
     for x, y in ((-0.62, -0.45 + 0.3 * v[0]), (0.6, -0.65 + 0.3 * v[1])):
         parts.append((DETAIL, _poly((x - 0.65, 0.6), (x, y), (x + 0.65, 0.6))))
         parts.append((LIGHT, _poly((x - 0.17, y + 0.28), (x, y), (x + 0.17, y + 0.28))))
     return [*parts, (GROUND, _box(-1.1, 0.55, 1.1, 1.1))]
 
 
-def _sea(v: Sequence[float]) -> list[Part]:
-    parts: list[Part] = [(GROUND, _box(-1.1, -0.05 + 0.2 * v[0], 1.1, 1.1))]
+def _sea(v: Sequence[float]) -> list[Polygon]:
+    parts: list[Polygon] = [(GROUND, _box(-1.1, -0.05 + 0.2 * v[0], 1.1, 1.1))]
     x = np.linspace(-1.05, 1.05, 30)
     for row in range(4):
         y = 0.28 + 0.22 * row + 0.05 * np.sin(x * (9 + 3 * v[1]) + 6.3 * v[2] + row)
@@ -221,9 +221,9 @@ def _sea(v: Sequence[float]) -> list[Part]:
     return parts
 
 
-def _city(v: Sequence[float]) -> list[Part]:
+def _city(v: Sequence[float]) -> list[Polygon]:
     heights = (0.15, -0.35, 0.05, 0.25, -0.15, -0.55, 0.1)
-    parts: list[Part] = []
+    parts: list[Polygon] = []
     for i, height in enumerate(heights):
         x, top = -1.05 + 0.3 * i, height + 0.25 * v[i % 4]
         parts.append((DETAIL, _box(x, top, x + 0.28, 0.75)))
@@ -231,8 +231,8 @@ def _city(v: Sequence[float]) -> list[Part]:
     return [*parts, (GROUND, _box(-1.1, 0.72, 1.1, 1.1))]
 
 
-def _forest(v: Sequence[float]) -> list[Part]:
-    parts: list[Part] = [(GROUND, _box(-1.1, 0.62 + 0.1 * v[0], 1.1, 1.1))]
+def _forest(v: Sequence[float]) -> list[Polygon]:
+    parts: list[Polygon] = [(GROUND, _box(-1.1, 0.62 + 0.1 * v[0], 1.1, 1.1))]
     for i in range(5):
         x = -0.95 + 0.46 * i + 0.15 * v[i % 4]
         wide = 0.06 + 0.05 * v[(i + 1) % 4]
@@ -240,9 +240,9 @@ def _forest(v: Sequence[float]) -> list[Part]:
     return parts
 
 
-def _sunshine(v: Sequence[float]) -> list[Part]:
+def _sunshine(v: Sequence[float]) -> list[Polygon]:
     x, y, r = (-0.72 if v[0] < 0.5 else 0.72), -0.72, 0.3 + 0.12 * v[1]
-    parts: list[Part] = [(GROUND, _box(-1.1, 0.7 + 0.1 * v[2], 1.1, 1.1))]
+    parts: list[Polygon] = [(GROUND, _box(-1.1, 0.7 + 0.1 * v[2], 1.1, 1.1))]
     for angle in np.arange(12) * math.pi / 6 + v[3]:
         c, s = math.cos(angle), math.sin(angle)
         parts.append(
@@ -258,8 +258,8 @@ def _sunshine(v: Sequence[float]) -> list[Part]:
     return [*parts, (LIGHT, _ellipse(x, y, r * 0.9, r * 0.9))]
 
 
-def _clouds(v: Sequence[float]) -> list[Part]:
-    parts: list[Part] = []
+def _clouds(v: Sequence[float]) -> list[Polygon]:
+    parts: list[Polygon] = []
     for i, (x, y) in enumerate(((-0.65, -0.72), (0.45, -0.8), (0.75, -0.15), (-0.85, 0.0), (-0.2, 0.85), (0.7, 0.75))):
         cx, cy = x + 0.25 * (v[i % 4] - 0.5), y + 0.15 * (v[(i + 1) % 4] - 0.5)
         puffs = ((-0.2, 0.04, 0.15), (0.2, 0.04, 0.15), (0.0, -0.04, 0.2))
@@ -267,11 +267,11 @@ def _clouds(v: Sequence[float]) -> list[Part]:
     return parts
 
 
-def _plain(v: Sequence[float]) -> list[Part]:
+def _plain(v: Sequence[float]) -> list[Polygon]:
     return []
 
 
-PLACES: dict[str, Callable[[Sequence[float]], list[Part]]] = {
+PLACES: dict[str, Callable[[Sequence[float]], list[Polygon]]] = {
     "plain": _plain,
     "hills": _hills,
     "mountains": _mountains,

@@ -11,14 +11,14 @@ import torch
 
 from uso_engine.conditioning.cache import MIB, CacheLimits
 from uso_engine.conditioning.content import Autoencoder
-from uso_engine.conditioning.movable_part import MovablePart
+from uso_engine.conditioning.offloadable_part import OffloadablePart
 from uso_engine.conditioning.style import StyleEncoder
 from uso_engine.conditioning.text import TextEncoders
 from uso_engine.config import AutoencoderConfig, EngineConfig, Tier
 from uso_engine.errors import BackendError, CheckpointError, ConfigError
 from uso_engine.model.projector import StyleProjector
 from uso_engine.offload.budget import MemoryBudget
-from uso_engine.offload.placement import place
+from uso_engine.offload.placement import carry_out
 from uso_engine.pipeline import Pipeline
 from uso_engine.precision.text_encoder import quantize_text_encoder
 from uso_engine.sampling.family import FAMILIES
@@ -134,7 +134,7 @@ def load_pipeline(
     tier: Tier | None = None,
     attention: str = "auto",
     budget: MemoryBudget | None = None,
-    other_parts: Sequence[MovablePart] = (),
+    other_parts: Sequence[OffloadablePart] = (),
     progress: LoadProgress | None = None,
 ) -> Pipeline:
     """Load every part that a configuration names.
@@ -178,7 +178,7 @@ def load_pipeline(
         placement = None
         if budget is not None:
             parts = [*other_parts, *(part for owner in (text, style, autoencoder) if owner is not None for part in owner.parts)]
-            placement = place(
+            placement = carry_out(
                 config, tier, budget, transformer=loaded.module, parts=parts, autoencoder=autoencoder, device=runs_on
             )
         undo.pop_all()
@@ -232,4 +232,4 @@ def check_device(device: torch.device | str) -> torch.device:
 
 
 def _no_progress(part: str, done: int, total: int) -> None:
-    """Nobody is watching."""
+    """Report nothing: the default where a caller gave no `progress`."""

@@ -19,7 +19,7 @@ from uso_engine.errors import CheckpointError, MissingFileError, USOError
 from uso_engine.weights.files.key_report import short_reason
 from uso_engine.weights.files.paths import local_path
 
-from .download import Part, parts
+from .download import ConfiguredFile, configured_files
 from .examination import PartFacts, examine_part
 
 FOLDERS = ("diffusion_models", "unet", "checkpoints", "text_encoders", "clip", "clip_vision", "vae", "loras", "model_patches")
@@ -83,7 +83,7 @@ def find_in_comfyui(folder: Path, config: EngineConfig) -> FoundParts:
     if not places:
         raise MissingFileError(f"{folder}: none of ComfyUI's folders is in it ({', '.join(FOLDERS)})")
     found = FoundParts()
-    for what in dict.fromkeys(part.what for part in parts(config)):
+    for what in dict.fromkeys(part.what for part in configured_files(config)):
         if what not in _PLACES:
             continue
         files = [file for name in _PLACES[what] for place in places.get(name, ()) for file in _files(place)]
@@ -115,7 +115,7 @@ def configuration_from(found: FoundParts, config: EngineConfig) -> EngineConfig:
         found: from `find_in_comfyui` or `find_in_diffusers`.
         config: the one that was looked for.
     """
-    paths = {part.what: own for part in parts(config) if (own := _own_path(part, config)) is not None}
+    paths = {part.what: own for part in configured_files(config) if (own := _own_path(part, config)) is not None}
     paths |= {what: str(candidate.path) for what, candidate in found.chosen.items()}
     changes: dict[str, object] = {}
     for name, key, what in (
@@ -137,7 +137,7 @@ def configuration_from(found: FoundParts, config: EngineConfig) -> EngineConfig:
     return config.model_copy(update=changes)
 
 
-def _own_path(part: Part, config: EngineConfig) -> str | None:
+def _own_path(part: ConfiguredFile, config: EngineConfig) -> str | None:
     """Where a part of the configuration lies, if it is a file beside it: what is written elsewhere must still find it."""
     if part.text.startswith(EMBEDDED_PREFIX):
         return None

@@ -18,7 +18,7 @@ _UNWANTED = ("flax_model*", "tf_model*", "*.onnx", "onnx/*", "*.msgpack", "*.h5"
 
 
 @dataclass(frozen=True)
-class Part:
+class ConfiguredFile:
     """One file or folder that a configuration names.
 
     Args:
@@ -37,30 +37,30 @@ class Part:
         return None if self.text.startswith(EMBEDDED_PREFIX) else split_hub_id(self.text)
 
 
-def parts(config: EngineConfig) -> Iterator[Part]:
+def configured_files(config: EngineConfig) -> Iterator[ConfiguredFile]:
     """Every file and folder of a configuration, in loading order."""
-    yield Part("transformer checkpoint", config.transformer.checkpoint, _is_file(config.transformer.checkpoint))
+    yield ConfiguredFile("transformer checkpoint", config.transformer.checkpoint, _is_file(config.transformer.checkpoint))
     for lora in config.loras:
-        yield Part("LoRA", lora.path, True)
+        yield ConfiguredFile("LoRA", lora.path, True)
     if config.projector is not None:
-        yield Part("style projector", config.projector.checkpoint, True)
+        yield ConfiguredFile("style projector", config.projector.checkpoint, True)
     if config.vision is not None:
-        yield Part("vision encoder", config.vision.folder, _is_file(config.vision.folder))
+        yield ConfiguredFile("vision encoder", config.vision.folder, _is_file(config.vision.folder))
     for name, entry in (("T5", config.t5), ("CLIP", config.clip)):
         if entry is not None:
-            yield Part(f"{name} text encoder", entry.folder, _is_file(entry.folder))
+            yield ConfiguredFile(f"{name} text encoder", entry.folder, _is_file(entry.folder))
             if entry.tokenizer is not None:
-                yield Part(f"{name} tokenizer", entry.tokenizer, False)
+                yield ConfiguredFile(f"{name} tokenizer", entry.tokenizer, False)
     if config.autoencoder is not None:
-        yield Part("autoencoder", config.autoencoder.checkpoint, _is_file(config.autoencoder.checkpoint))
+        yield ConfiguredFile("autoencoder", config.autoencoder.checkpoint, _is_file(config.autoencoder.checkpoint))
     if config.safety is not None:
-        yield Part("safety checker", config.safety.folder, False)
+        yield ConfiguredFile("safety checker", config.safety.folder, False)
 
 
-def missing_parts(config: EngineConfig) -> list[Part]:
+def missing_files(config: EngineConfig) -> list[ConfiguredFile]:
     """What is not on this machine."""
     missing = []
-    for part in parts(config):
+    for part in configured_files(config):
         if part.text.startswith(EMBEDDED_PREFIX):
             continue
         try:
@@ -81,7 +81,7 @@ def download(config: EngineConfig, *, token: str | None, report: Callable[[str],
     Raises:
         FetchError: a repository is gated, does not exist or cannot be reached; parts fetched before stay in the cache.
     """
-    for part in parts(config):
+    for part in configured_files(config):
         # A path in the form of a hub id, `weights/model.safetensors`, is one if it is there.
         if part.hub_id is None or local_path(part.text, what=part.what, base_dir=config.base_folder).exists():
             continue

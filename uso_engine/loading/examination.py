@@ -26,7 +26,7 @@ from uso_engine.weights.lora.reading import read_lora
 from uso_engine.weights.projector_checkpoint import open_projector_checkpoint
 from uso_engine.weights.quantized_checkpoint import read_description
 
-from .download import Part, parts
+from .download import ConfiguredFile, configured_files
 from .transformer import open_originals_of, resolve
 
 
@@ -53,7 +53,7 @@ class Examined:
         problem: what is wrong, or "".
     """
 
-    part: Part
+    part: ConfiguredFile
     facts: PartFacts | None
     problem: str = ""
 
@@ -65,7 +65,7 @@ def examine(config: EngineConfig) -> Iterator[Examined]:
         Each part as it was found.
     """
     is_merged = False
-    for part in parts(config):
+    for part in configured_files(config):
         try:
             path = resolve(part.text, part.what, config)
             is_merged = is_merged or (part.what == "transformer checkpoint" and is_quantized_file(path))
@@ -84,7 +84,7 @@ def examine_part(what: str, path: Path, config: EngineConfig) -> PartFacts:
     """Check one part by its headers.
 
     Args:
-        what: as `uso_engine.loading.download.parts` calls it.
+        what: as `uso_engine.loading.download.configured_files` calls it.
         path: where it lies.
         config: whose sizes it must have.
 

@@ -13,7 +13,7 @@ from uso_engine.weights.files.checkpoint_files import open_checkpoint
 from uso_engine.weights.files.key_report import bulleted
 from uso_engine.weights.files.quantized_file import is_quantized_file
 
-from .download import Part, parts
+from .download import ConfiguredFile, configured_files
 from .transformer import resolve
 
 _SUBFOLDERS = {"transformer checkpoint": "transformer", "autoencoder": "vae"}
@@ -31,7 +31,7 @@ def require_parts(config: EngineConfig) -> None:
     """
     missing: list[str] = []
     needs_loras = True
-    for part in parts(config):
+    for part in configured_files(config):
         try:
             path = resolve(part.text, part.what, config)
         except MissingFileError as error:
@@ -51,7 +51,7 @@ def require_parts(config: EngineConfig) -> None:
         raise MissingFileError(bulleted(f"{config.name}: not on this machine; {how}", missing))
 
 
-def _lacking(part: Part, path: Path, config: EngineConfig) -> list[str]:
+def _lacking(part: ConfiguredFile, path: Path, config: EngineConfig) -> list[str]:
     """The files that a part which is there still lacks."""
     lacking: list[str] = []
 

@@ -13,7 +13,7 @@ from uso_engine.precision.tiers import FLOAT_TIERS, Kind, QuantizedTier, layer_k
 from .autoencoder_sizes import CoderSizes
 from .phases import GIB, RESERVE_BYTES
 from .plan import MemoryPlan, plan_memory
-from .sizes import EngineSizes, TransformerSizes, Workload, engine_sizes, transformer_sizes
+from .sizes import EngineSizes, RequestSize, TransformerSizes, public_engine_sizes, transformer_sizes
 
 SMALLEST_BUDGET_GIB, LARGEST_BUDGET_GIB = 0.001, 1e6
 
@@ -67,21 +67,21 @@ def find_budget(config: EngineConfig, tier: Tier, device: torch.device, asked_gi
         _require_room(budget, device)
         # Known without loading anything; the parts around the transformer are measured once they are loaded.
         alone = EngineSizes(transformer_sizes_of(config, tier), {}, CoderSizes(), CoderSizes())
-        require_fit(plan_memory(budget, alone, usual_workload(config)), config)
+        require_fit(plan_memory(budget, alone, usual_request_size(config)), config)
         return MemoryBudget(budget, binding=True)
     if device.type != "cuda":
         return None
     free = torch.cuda.mem_get_info(device)[0]
     public = public_sizes(config, tier)
-    plan = plan_memory(free, public, usual_workload(config))
+    plan = plan_memory(free, public, usual_request_size(config))
     everything_stays = not plan.streamed and not plan.streamed_double_blocks and not plan.streamed_single_blocks
     return None if plan.fits and everything_stays and plan.decoding == "whole" else MemoryBudget(free, binding=False)
 
 
-def usual_workload(config: EngineConfig) -> Workload:
+def usual_request_size(config: EngineConfig) -> RequestSize:
     """What an engine is planned for: one image of the default size with one content and one style image."""
     has_style, has_content = config.projector is not None, config.autoencoder is not None
-    return Workload(
+    return RequestSize(
         width=config.defaults.width,
         height=config.defaults.height,
         steps=config.defaults.steps,
@@ -96,7 +96,7 @@ def usual_workload(config: EngineConfig) -> Workload:
 def public_sizes(config: EngineConfig, tier: Tier) -> EngineSizes:
     """Sizes of a configuration's transformer and of the public models around it, before anything is loaded."""
     kinds, dtype = _form_of(config, tier)
-    return engine_sizes(config.transformer.params, kinds, text_encoder=config.precision.text_encoder, dtype=dtype)
+    return public_engine_sizes(config.transformer.params, kinds, text_encoder=config.precision.text_encoder, dtype=dtype)
 
 
 def transformer_sizes_of(config: EngineConfig, tier: Tier) -> TransformerSizes:

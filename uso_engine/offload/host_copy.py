@@ -12,7 +12,7 @@ from uso_engine.errors import MemoryBudgetError
 _ALIGNMENT = 256
 
 
-class _Place:
+class _TensorSlot:
     """Where one tensor of a module belongs, and its bytes within the buffer."""
 
     def __init__(self, owner: nn.Module, name: str, tensor: Tensor, offset: int) -> None:
@@ -48,7 +48,7 @@ class HostCopy:
 
     def __init__(self, modules: Sequence[nn.Module], excluded: Sequence[nn.Module] = (), *, pinned: bool) -> None:
         left_out = {id(part) for other in excluded for part in other.modules()}
-        self._places: list[_Place] = []
+        self._slots: list[_TensorSlot] = []
         tensors: list[Tensor] = []
         # A tensor under two names (T5's embedding) is kept once.
         offsets: dict[int, int] = {}
@@ -57,15 +57,15 @@ class HostCopy:
             if id(tensor) not in offsets:
                 offsets[id(tensor)] = end
                 end += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
-            self._places.append(_Place(owner, name, tensor, offsets[id(tensor)]))
+            self._slots.append(_TensorSlot(owner, name, tensor, offsets[id(tensor)]))
             tensors.append(tensor)
         try:
             self.memory = torch.empty(end, dtype=torch.uint8, pin_memory=pinned)
         except RuntimeError as error:
             kind = "pinned host memory" if pinned else "host memory"
             raise MemoryBudgetError(f"no {end / 2**30:.2f} GiB of {kind} for weights that find no room on the GPU") from error
-        for place, tensor in zip(self._places, tensors, strict=True):
-            place.view(self.memory).copy_(tensor)
+        for slot, tensor in zip(self._slots, tensors, strict=True):
+            slot.view(self.memory).copy_(tensor)
         self.rest()
 
     @property
@@ -79,15 +79,15 @@ class HostCopy:
 
     def run_from(self, buffer: Tensor) -> None:
         """Let the modules' tensors be those in a copy of the buffer."""
-        for place in self._places:
-            place.put(buffer)
+        for slot in self._slots:
+            slot.put(buffer)
 
     def take_over(self) -> None:
         """Copy what others have put into the modules since (other LoRAs, say) into the buffer; to be called at rest."""
-        for place in self._places:
-            here = place.view(self.memory)
-            if place.tensor.data_ptr() != here.data_ptr():
-                here.copy_(place.tensor)
+        for slot in self._slots:
+            here = slot.view(self.memory)
+            if slot.tensor.data_ptr() != here.data_ptr():
+                here.copy_(slot.tensor)
         self.rest()
 
 

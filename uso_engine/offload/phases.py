@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .autoencoder_sizes import STRIP_PIXELS, Cut
-from .sizes import ROW_WIDTHS, EngineSizes, TransformerSizes, Workload
+from .sizes import ROW_WIDTHS, EngineSizes, RequestSize, TransformerSizes
 
 GIB = 1 << 30
 PCIE_BYTES_PER_S = 25e9
@@ -60,7 +60,7 @@ def block_buffers(choice: Choice, transformer: TransformerSizes) -> int:
     return min(BUFFERS, len(blocks)) * max(blocks, default=0)
 
 
-def phases_of(choice: Choice, sizes: EngineSizes, work: Workload) -> list[Phase]:
+def phases_of(choice: Choice, sizes: EngineSizes, work: RequestSize) -> list[Phase]:
     """Every phase of a request with its peak."""
     transformer = sizes.transformer
     resident = sum(resident_of(choice, sizes).values())
@@ -94,7 +94,7 @@ def phases_of(choice: Choice, sizes: EngineSizes, work: Workload) -> list[Phase]
     return [Phase(name, resident + load) for name, load in loads.items()]
 
 
-def peak_of(choice: Choice, sizes: EngineSizes, work: Workload) -> int:
+def peak_of(choice: Choice, sizes: EngineSizes, work: RequestSize) -> int:
     """Bytes of the highest phase."""
     return max(phase.peak_bytes for phase in phases_of(choice, sizes, work))
 
@@ -109,14 +109,14 @@ def resident_of(choice: Choice, sizes: EngineSizes) -> dict[str, int]:
     return resident
 
 
-def repeated_bytes_of(choice: Choice, sizes: EngineSizes, work: Workload) -> int:
+def repeated_bytes_of(choice: Choice, sizes: EngineSizes, work: RequestSize) -> int:
     """Bytes moved over and over in a request: blocks at every step, and what decoding keeps on the host."""
     pixels, strip_pixels = work.width * work.height, sizes.strip_pixels or STRIP_PIXELS
     decoding = work.images * sizes.decoder.moved_bytes(choice.decoding, pixels, strip_pixels)
     return work.steps * block_bytes(choice, sizes.transformer) + decoding
 
 
-def moved_bytes_of(choice: Choice, sizes: EngineSizes, work: Workload) -> int:
+def moved_bytes_of(choice: Choice, sizes: EngineSizes, work: RequestSize) -> int:
     """Bytes moved between host and GPU per request when nothing is cached."""
     prompts = 2 if work.negative else 1
     uses = {

@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 
 from uso_engine.conditioning.content import Autoencoder
-from uso_engine.conditioning.movable_part import MovablePart
+from uso_engine.conditioning.offloadable_part import OffloadablePart
 from uso_engine.conditioning.strips import Strips
 from uso_engine.config import EngineConfig, Tier
 from uso_engine.errors import MemoryBudgetError
 from uso_engine.model.transformer import Transformer
 
 from .autoencoder_sizes import FLUX_DECODER, FLUX_ENCODER, STRIP_PIXELS, Cut
-from .budget import MemoryBudget, require_fit, transformer_sizes_of, usual_workload
-from .hosted_part import HostedPart
+from .budget import MemoryBudget, require_fit, transformer_sizes_of, usual_request_size
 from .layer_stream import place_transformer
 from .phases import GIB
 from .plan import MemoryPlan, plan_memory
-from .sizes import ComponentSizes, EngineSizes, Workload
+from .sizes import ComponentSizes, EngineSizes, RequestSize
+from .streamed_part import StreamedPart
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class Placement:
 
     Args:
         plan: where everything is to be.
-        usual: the workload that it was made for.
+        usual: the request that it was made for.
         sizes: what the plan was made from.
         budget: what the plan keeps within.
         transformer: on the host, with its weights.
@@ -52,22 +52,22 @@ class Placement:
     def __init__(
         self,
         plan: MemoryPlan,
-        usual: Workload,
+        usual: RequestSize,
         sizes: EngineSizes,
         *,
         budget: MemoryBudget,
         transformer: Transformer,
-        parts: Sequence[MovablePart],
+        parts: Sequence[OffloadablePart],
         autoencoder: Autoencoder | None,
         device: torch.device,
     ) -> None:
         self.plan, self.usual, self.sizes, self.budget = plan, usual, sizes, budget
         self._streams = place_transformer(transformer, plan, device)
-        self._hosted: list[HostedPart] = []
+        self._hosted: list[StreamedPart] = []
         self._parts, self._device = tuple(parts), device
         for part in parts:
             if part.name in plan.streamed:
-                hosted = HostedPart(part.modules, part.layers, device)
+                hosted = StreamedPart(part.modules, part.layers, device)
                 part.running = hosted.running
                 self._hosted.append(hosted)
             else:
@@ -86,7 +86,7 @@ class Placement:
         """How images of a size are to be decoded."""
         return self.plan.decoding_for(self.sizes, replace(self.usual, width=width, height=height, images=images))
 
-    def require(self, work: Workload) -> None:
+    def require(self, work: RequestSize) -> None:
         """Check that a request stays within the budget, before anything of it runs.
 
         Raises:
@@ -127,17 +127,17 @@ class Placement:
         for stream in self._streams.values():
             stream.take_over()
 
-    def _fits(self, work: Workload, images: int) -> bool:
+    def _fits(self, work: RequestSize, images: int) -> bool:
         return self.plan.peak_for(self.sizes, replace(work, images=images)).peak_bytes <= self.plan.budget_bytes
 
 
-def place(
+def carry_out(
     config: EngineConfig,
     tier: Tier,
     budget: MemoryBudget,
     *,
     transformer: Transformer,
-    parts: Sequence[MovablePart],
+    parts: Sequence[OffloadablePart],
     autoencoder: Autoencoder | None,
     device: torch.device,
 ) -> Placement:
@@ -163,7 +163,7 @@ def place(
         FLUX_DECODER.scaled(decoder),
         None if autoencoder is None else autoencoder.strip_pixels,
     )
-    usual = usual_workload(config)
+    usual = usual_request_size(config)
     plan = plan_memory(budget.size_bytes, sizes, usual)
     require_fit(plan, config)
     logger.info("%s: %s", config.name, plan)
@@ -187,7 +187,7 @@ def strips_of(cut: Cut, autoencoder: Autoencoder) -> Strips | None:
     return None if cut == "whole" else Strips(autoencoder.strip_pixels or STRIP_PIXELS, on_host=cut == "host strips")
 
 
-def _component_sizes(part: MovablePart) -> ComponentSizes:
+def _component_sizes(part: OffloadablePart) -> ComponentSizes:
     def size(modules: Sequence[torch.nn.Module]) -> int:
         tensors = {id(tensor): tensor for module in modules for tensor in [*module.parameters(), *module.buffers()]}
         return sum(tensor.nbytes for tensor in tensors.values())

@@ -22,7 +22,7 @@ from .phases import (
     repeated_bytes_of,
     resident_of,
 )
-from .sizes import EngineSizes, TransformerSizes, Workload
+from .sizes import EngineSizes, RequestSize, TransformerSizes
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,13 @@ class MemoryPlan:
         """The highest point of a request, with what is kept free."""
         return max(phase.peak_bytes for phase in self.phases) + RESERVE_BYTES
 
-    def peak_for(self, sizes: EngineSizes, work: Workload) -> Phase:
+    def peak_for(self, sizes: EngineSizes, work: RequestSize) -> Phase:
         """The highest phase of another request under this plan, with what is kept free."""
         phases = self._phases_with(self.decoding_for(sizes, work), sizes, work)
         highest = max(phases, key=lambda phase: phase.peak_bytes)
         return Phase(highest.name, highest.peak_bytes + RESERVE_BYTES)
 
-    def decoding_for(self, sizes: EngineSizes, work: Workload) -> Cut:
+    def decoding_for(self, sizes: EngineSizes, work: RequestSize) -> Cut:
         """How a request's images are decoded: the fastest way that keeps within the budget, or else the smallest.
 
         Whether images are cut does not depend on their number: an image has the same bits alone and among others.
@@ -83,7 +83,7 @@ class MemoryPlan:
         others = [cut for cut in sizes.cuts if cut != "whole"]
         return next((cut for cut in [*uncut, *(cut for cut in others if fits(cut, work.images))]), others[-1])
 
-    def _phases_with(self, decoding: Cut, sizes: EngineSizes, work: Workload) -> list[Phase]:
+    def _phases_with(self, decoding: Cut, sizes: EngineSizes, work: RequestSize) -> list[Phase]:
         choice = Choice(frozenset(self.streamed), self.streamed_double_blocks, self.streamed_single_blocks, decoding)
         return phases_of(choice, sizes, work)
 
@@ -112,14 +112,18 @@ class MemoryPlan:
 
 
 def plan_memory(
-    budget_bytes: int, sizes: EngineSizes, workload: Workload | None = None, *, pcie_bytes_per_s: float = PCIE_BYTES_PER_S
+    budget_bytes: int,
+    sizes: EngineSizes,
+    request: RequestSize | None = None,
+    *,
+    pcie_bytes_per_s: float = PCIE_BYTES_PER_S,
 ) -> MemoryPlan:
     """Place everything within a budget.
 
     Args:
         budget_bytes: GPU memory that may be used, all of the process's.
         sizes: of the engine's parts.
-        workload: the request that must fit; by default one 1024x1024 image with one content and one style image.
+        request: that must fit; by default one 1024x1024 image with one content and one style image.
         pcie_bytes_per_s: transfer rate between host and GPU.
 
     Returns:
@@ -131,7 +135,7 @@ def plan_memory(
     """
     if budget_bytes <= 0 or pcie_bytes_per_s <= 0:
         raise ValueError(f"budget and rate must be positive, got {budget_bytes} and {pcie_bytes_per_s}")
-    work = workload if workload is not None else Workload()
+    work = request if request is not None else RequestSize()
     usable = budget_bytes - RESERVE_BYTES
     fitting = [choice for choice in _choices(sizes, work, usable) if peak_of(choice, sizes, work) <= usable]
     if fitting:
@@ -147,7 +151,7 @@ def plan_memory(
     return MemoryPlan(**{**vars(plan), "problems": problems})
 
 
-def _choices(sizes: EngineSizes, work: Workload, usable: int) -> Iterator[Choice]:
+def _choices(sizes: EngineSizes, work: RequestSize, usable: int) -> Iterator[Choice]:
     """Every set of streamed parts and every way to decode, each with as few streamed blocks as fit."""
     names = [MODULATION, *sizes.components]
     for count in range(len(names) + 1):
@@ -161,7 +165,7 @@ def _choices(sizes: EngineSizes, work: Workload, usable: int) -> Iterator[Choice
 def _with_streamed_blocks(choice: Choice, transformer: TransformerSizes, excess: int) -> Choice:
     """Stream enough blocks to free `excess` bytes, single ones first, spread evenly so that transfers spread over the step.
 
-    The last single block always stays: it is entered by another door (`forward_output_rows`), and it is a sensitive one.
+    The last single block always stays: it runs through `forward_output_rows`, which has no hook, and it is a sensitive one.
     """
     singles = len(transformer.single_blocks) - 1
     for count in range(1, singles + len(transformer.double_blocks) + 1):
@@ -188,7 +192,7 @@ def _smallest(sizes: EngineSizes) -> Choice:
     )
 
 
-def _cost(choice: Choice, sizes: EngineSizes, work: Workload) -> tuple[int, int, int]:
+def _cost(choice: Choice, sizes: EngineSizes, work: RequestSize) -> tuple[int, int, int]:
     """What makes a choice worse, the worst first.
 
     What moves over and over, blocks or strips; then strips, which round otherwise than the whole; then what moves once.
@@ -197,7 +201,7 @@ def _cost(choice: Choice, sizes: EngineSizes, work: Workload) -> tuple[int, int,
     return repeated_bytes_of(choice, sizes, work), cut, moved_bytes_of(choice, sizes, work)
 
 
-def _plan(choice: Choice, sizes: EngineSizes, work: Workload, budget_bytes: int, rate: float) -> MemoryPlan:
+def _plan(choice: Choice, sizes: EngineSizes, work: RequestSize, budget_bytes: int, rate: float) -> MemoryPlan:
     streamed: dict[str, int] = {}
     if MODULATION in choice.streamed:
         streamed[MODULATION] = sum(sizes.transformer.modulation)
@@ -216,14 +220,16 @@ def _plan(choice: Choice, sizes: EngineSizes, work: Workload, budget_bytes: int,
     )
 
 
-def describe_plans(sizes: EngineSizes, budgets_gib: Sequence[float] = (24, 16, 12, 8), workload: Workload | None = None) -> str:
+def describe_plans(
+    sizes: EngineSizes, budgets_gib: Sequence[float] = (24, 16, 12, 8), request: RequestSize | None = None
+) -> str:
     """Plans for several budgets as text, for ``uso-engine info``."""
     transformer = sizes.transformer
     head = (
         f"transformer {transformer.without_modulation / 1e9:.2f} GB without modulation linears "
         f"({sum(transformer.modulation) / 1e9:.2f} GB); parts around it: the public models"
     )
-    return "\n".join([head, *(str(plan_memory(int(budget * GIB), sizes, workload)) for budget in budgets_gib)])
+    return "\n".join([head, *(str(plan_memory(int(budget * GIB), sizes, request)) for budget in budgets_gib)])
 
 
 def _gib(size: int) -> str:

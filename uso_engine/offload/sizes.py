@@ -109,7 +109,7 @@ class EngineSizes:
 
 
 @dataclass(frozen=True)
-class Workload:
+class RequestSize:
     """What is to fit: one request.
 
     Args:
@@ -209,7 +209,7 @@ class PublicModels:
     projector_params: tuple[int, int, int] = field(default=(729, 1152, 64))
 
 
-def engine_sizes(
+def public_engine_sizes(
     params: TransformerParams,
     kinds: Mapping[str, Kind],
     *,

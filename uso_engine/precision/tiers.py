@@ -1,8 +1,8 @@
 """Which layer is kept in which form: a tier is a rule over the transformer's matrices.
 
-The defaults were chosen with ``benchmarks/sensitivity.py``. Modulation linears turn one vector into the shifts, scales and
-gates of every row, so their error reaches everything at once; they run only at admission, so their size costs host memory and a
-transfer, not speed. They stay in floating point except in int4, beside whose own error int8 is free.
+The defaults were chosen with `benchmarks/tiers/sensitivity.py`. Modulation linears turn one vector into the shifts, scales
+and gates of every row, so their error reaches everything at once; they run only at admission, so their size costs host memory
+and a transfer, not speed. They stay in floating point except in int4, beside whose own error int8 is free.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ DEFAULT_KEEP = (
     "double_blocks.-1.txt_attn.qkv",
 )
 """The sensitive layers: the first double and the last single block, and of the last double block the two matrices whose
-quantisation moves the answer most for their size (`benchmarks/sensitivity.py`). Without these two, fp8 misses its bound on
-models without a guidance embedding."""
+quantisation moves the answer most for their size (`benchmarks/tiers/sensitivity.py`). Without these two, fp8 misses its bound
+on models without a guidance embedding."""
 
 ALWAYS_FLOAT = ("img_in", "txt_in", "time_in", "vector_in", "guidance_in", "final_layer.linear")
 """The embedders and the last projection: 0.4 % of the parameters, and the model reads its own type from ``img_in``."""

@@ -130,7 +130,7 @@ class Denoiser:
 
     @property
     def batch(self) -> PackedBatch:
-        """The packed batch, for whoever reads observed tensors."""
+        """The packed batch: where each sequence's rows lie in observed tensors."""
         return self._batch
 
     @property
@@ -197,7 +197,7 @@ class Denoiser:
             report = self.step(observer if self.index == 0 else None)
             if on_step is not None:
                 running = report.latents
-                # A caller who collects them must not find the last step's everywhere.
+                # A caller may keep them: later steps write to the running ones.
                 report.latents = tuple(latent.clone() for latent in running)
                 on_step(report)
                 _take_over(report.latents, running)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from uso_kernels.cpu import widens
 from uso_kernels.launch import TRITON_MISSING, is_interpreting, needs_gradient
 from uso_kernels.operands import FLOAT_DTYPES
 from uso_kernels.ragged import Ragged
@@ -81,9 +82,10 @@ def available_backends(device: torch.device | str) -> dict[str, str | None]:
 def choose_backend(device: torch.device, dtype: torch.dtype, queries: Ragged, keys: Ragged) -> str:
     """The default backend for a batch.
 
-    On a CPU: in bfloat16 chunked matrix products, the faster way there, but dense calls if it has AMX, which use it better; in
-    other types dense calls. Both give a sequence the same bits in any company. On a GPU: dense calls where every sequence is
-    long, one dense call where lengths are equal, else one launch for all.
+    On a CPU: in bfloat16 chunked matrix products where AVX-512 and no AMX multiplies them, the faster way there; else dense
+    calls, which use AMX better, and which are widened where the CPU has no bfloat16 products. Both give a sequence the same
+    bits in any company. On a GPU: dense calls where every sequence is long, one dense call where lengths are equal, else one
+    launch for all.
 
     Args:
         device: where the tensors are.
@@ -95,7 +97,8 @@ def choose_backend(device: torch.device, dtype: torch.dtype, queries: Ragged, ke
         A key of `BACKENDS`.
     """
     if device.type != "cuda":
-        return "chunked" if dtype == torch.bfloat16 and device.type == "cpu" and not dense_runs_on_amx() else "dense"
+        is_narrow = dtype == torch.bfloat16 and device.type == "cpu"
+        return "chunked" if is_narrow and not widens(dtype, device) and not dense_runs_on_amx() else "dense"
     if len(keys) == 1 or min(keys.lengths) >= LONG_SEQUENCE:
         return "dense"
     if unequal_lengths(queries, keys) is None:

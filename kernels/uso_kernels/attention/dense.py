@@ -2,6 +2,8 @@
 
 On Hopper and Blackwell its cuDNN backend is asked for first. On Hopper that is torch's own first choice from 2.11 on; its next,
 FlashAttention-2, is 1.7 to 2.3 times slower (transformers PR 48163).
+
+On a CPU without bfloat16 products (`uso_kernels.cpu`) such operands are widened, sequence by sequence.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from uso_kernels.cpu import widens
 from uso_kernels.ragged import Ragged
 
 from .triton import attend_sequence, attention_reference
@@ -60,12 +63,15 @@ def _preference(q: Tensor) -> AbstractContextManager[object]:
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged, out: Tensor | None) -> Tensor:
     """Attend within each sequence, one after another; operands as `uso_kernels.attention.attention` has checked them."""
+    wide = widens(q.dtype, q.device)
     with _preference(q):
-        if out is None:
+        if out is None and not wide:
             return attention_reference(q, k, v, queries, keys)
+        out = q.new_empty(q.shape) if out is None else out
         for i in range(len(queries)):
             span, key_span = queries.span(i), keys.span(i)
-            out[span] = attend_sequence(q[span], k[key_span], v[key_span])
+            operands = (q[span], k[key_span], v[key_span])
+            out[span] = attend_sequence(*(x.float() for x in operands) if wide else operands)
             out[span.stop : queries.end(i)] = 0
     return out
 

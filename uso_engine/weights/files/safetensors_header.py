@@ -1,4 +1,4 @@
-"""What a safetensors file says it holds, believed only as far as the file bears it out.
+"""The header of a safetensors file, checked against the file: names, types, shapes and byte ranges of its tensors.
 
 Layout: the header's length in 8 bytes little-endian; the header, a JSON object from tensor name to type, shape and byte range;
 the tensors' bytes. Source: the format's description in the README of huggingface/safetensors.

@@ -21,7 +21,7 @@ from uso_engine.precision.finite import is_finite
 from uso_engine.weights.files.tensor_source import TensorSource
 
 from .found import Findings, FoundLayer
-from .keys import Part
+from .keys import Role
 from .layer_update import LayerUpdate
 from .layers import LayerRows, LoRALayer
 from .low_rank import LowRankUpdate
@@ -29,33 +29,33 @@ from .products import Difference, HadamardProduct, KroneckerProduct, LowRankProd
 from .scaling import PeftScaling
 from .update import WeightUpdate
 
-_LOW_RANK = (Part.DOWN, Part.UP)
-_HADAMARD = (Part.HADAMARD_1A, Part.HADAMARD_1B, Part.HADAMARD_2A, Part.HADAMARD_2B)
+_LOW_RANK = (Role.DOWN, Role.UP)
+_HADAMARD = (Role.HADAMARD_1A, Role.HADAMARD_1B, Role.HADAMARD_2A, Role.HADAMARD_2B)
 _KRONECKER = (
-    (Part.KRONECKER_1, Part.KRONECKER_1A, Part.KRONECKER_1B),
-    (Part.KRONECKER_2, Part.KRONECKER_2A, Part.KRONECKER_2B),
+    (Role.KRONECKER_1, Role.KRONECKER_1A, Role.KRONECKER_1B),
+    (Role.KRONECKER_2, Role.KRONECKER_2A, Role.KRONECKER_2B),
 )
 _KINDS = {
     "low-rank": _LOW_RANK,
     "LoKr": (*_KRONECKER[0], *_KRONECKER[1]),
     "LoHa": _HADAMARD,
-    "difference": (Part.DIFFERENCE,),
+    "difference": (Role.DIFFERENCE,),
 }
 
 
 def check_layer(source: TensorSource, layer: FoundLayer, findings: Findings) -> None:
     """Note what is wrong with one layer: parts that are missing or too many, shapes and types. Reads no values."""
     keys = layer.keys
-    if Part.ALPHA in keys and math.prod(source.shape(keys[Part.ALPHA])) != 1:
-        findings.add("alpha is not a single number", keys[Part.ALPHA])
+    if Role.ALPHA in keys and math.prod(source.shape(keys[Role.ALPHA])) != 1:
+        findings.add("alpha is not a single number", keys[Role.ALPHA])
     for part, key in keys.items():
-        if part is not Part.ALPHA and not source.dtype(key).is_floating_point:
+        if part is not Role.ALPHA and not source.dtype(key).is_floating_point:
             findings.add("not floating-point numbers", key)
     kinds = [kind for kind, parts in _KINDS.items() if any(part in keys for part in parts)]
     if len(kinds) > 1:
         findings.add(f"{' and '.join(kinds)} for one layer", layer.a_key)
         return
-    if not kinds and not any(part in keys for part in (Part.BIAS_DIFFERENCE, Part.UP_BIAS)):
+    if not kinds and not any(part in keys for part in (Role.BIAS_DIFFERENCE, Role.UP_BIAS)):
         kinds = ["low-rank"]  # an alpha or a magnitude alone
     kind = kinds[0] if kinds else ""
     _check_magnitude(source, layer, kind, findings)
@@ -66,11 +66,11 @@ def check_layer(source: TensorSource, layer: FoundLayer, findings: Findings) -> 
     if layer.target is None or missing or not kind:
         return
     if kind == "difference":
-        _check_difference(source, keys[Part.DIFFERENCE], layer.target, findings)
+        _check_difference(source, keys[Role.DIFFERENCE], layer.target, findings)
     elif not layer.target.columns:
         findings.add(f"{kind} for a norm, which is a vector", layer.a_key)
     elif kind == "low-rank":
-        _check_low_rank(source, keys[Part.DOWN], keys[Part.UP], layer.target, findings)
+        _check_low_rank(source, keys[Role.DOWN], keys[Role.UP], layer.target, findings)
     elif kind == "LoHa":
         _check_hadamard(source, layer, layer.target, findings)
     else:
@@ -95,8 +95,8 @@ def updates_of(
     target = layer.target
     if target is None:
         return []
-    tensors: dict[Part, Tensor] = {
-        part: _read(source, key, findings) for part, key in layer.keys.items() if part is not Part.ALPHA
+    tensors: dict[Role, Tensor] = {
+        part: _read(source, key, findings) for part, key in layer.keys.items() if part is not Role.ALPHA
     }
     alpha = _alpha(source, layer, findings)
     found: list[tuple[str, WeightUpdate]] = []
@@ -106,28 +106,28 @@ def updates_of(
         scale = scaling.scale(name, rank) if alpha is None else alpha / rank
     elif isinstance(product, KroneckerProduct) and alpha is None and scaling.rank is not None:
         scale = scaling.scale(name, scaling.rank)
-    if isinstance(product, LowRankProduct) and Part.MAGNITUDE not in tensors:
+    if isinstance(product, LowRankProduct) and Role.MAGNITUDE not in tensors:
         found += [
             (part.key, LowRankUpdate(product.down, _rows(product.up, part), scale, row_start=part.row)) for part in target.parts
         ]
     elif product is not None:
-        found.append(_whole(target, product, scale, _magnitude(tensors.get(Part.MAGNITUDE), target)))
-    for part, factor in ((Part.BIAS_DIFFERENCE, 1.0), (Part.UP_BIAS, scale)):
+        found.append(_whole(target, product, scale, _magnitude(tensors.get(Role.MAGNITUDE), target)))
+    for part, factor in ((Role.BIAS_DIFFERENCE, 1.0), (Role.UP_BIAS, scale)):
         if part in tensors:
             values = Difference(tensors[part].reshape(-1, 1))
             found.append((target.bias_key, _whole(target, values, factor, None)[1]))
     return found
 
 
-def _product(tensors: dict[Part, Tensor]) -> tuple[Product | None, int | None]:
+def _product(tensors: dict[Role, Tensor]) -> tuple[Product | None, int | None]:
     """The layer's change and its rank; no rank where alpha does not count."""
-    if Part.UP in tensors:
-        down, up = tensors[Part.DOWN], tensors[Part.UP]
+    if Role.UP in tensors:
+        down, up = tensors[Role.DOWN], tensors[Role.UP]
         return LowRankProduct(down, up), down.shape[0]
-    if Part.DIFFERENCE in tensors:
-        values = tensors[Part.DIFFERENCE]
+    if Role.DIFFERENCE in tensors:
+        values = tensors[Role.DIFFERENCE]
         return Difference(values.reshape(values.shape[0], -1)), None
-    if Part.HADAMARD_1A in tensors:
+    if Role.HADAMARD_1A in tensors:
         a, b, c, d = (tensors[part] for part in _HADAMARD)
         return HadamardProduct((a, b), (c, d)), b.shape[0]
     if any(part in tensors for part in _KINDS["LoKr"]):
@@ -157,11 +157,11 @@ def _magnitude(values: Tensor | None, target: LoRALayer) -> Tensor | None:
 
 
 def _alpha(source: TensorSource, layer: FoundLayer, findings: Findings) -> float | None:
-    if Part.ALPHA not in layer.keys:
+    if Role.ALPHA not in layer.keys:
         return None
-    alpha = source.read(layer.keys[Part.ALPHA]).double().item()
+    alpha = source.read(layer.keys[Role.ALPHA]).double().item()
     if not math.isfinite(alpha):
-        findings.add("alpha is not a finite number", layer.keys[Part.ALPHA])
+        findings.add("alpha is not a finite number", layer.keys[Role.ALPHA])
     return alpha
 
 
@@ -178,7 +178,7 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[:2] if len(shape) > 2 and math.prod(shape[2:]) == 1 else shape
 
 
-def _missing(keys: dict[Part, str], kind: str) -> list[Part]:
+def _missing(keys: dict[Role, str], kind: str) -> list[Role]:
     if kind != "LoKr":
         return [part for part in _KINDS.get(kind, ()) if part not in keys]
     missing = []
@@ -232,7 +232,7 @@ def _check_difference(source: TensorSource, key: str, target: LoRALayer, finding
 
 
 def _check_magnitude(source: TensorSource, layer: FoundLayer, kind: str, findings: Findings) -> None:
-    key = layer.keys.get(Part.MAGNITUDE)
+    key = layer.keys.get(Role.MAGNITUDE)
     if key is None or layer.target is None:
         return
     if kind == "difference":
@@ -242,10 +242,10 @@ def _check_magnitude(source: TensorSource, layer: FoundLayer, kind: str, finding
 
 
 def _check_biases(source: TensorSource, layer: FoundLayer, findings: Findings) -> None:
-    for part in (Part.BIAS_DIFFERENCE, Part.UP_BIAS):
+    for part in (Role.BIAS_DIFFERENCE, Role.UP_BIAS):
         if part not in layer.keys or layer.target is None:
             continue
-        if part is Part.UP_BIAS and Part.UP not in layer.keys:
+        if part is Role.UP_BIAS and Role.UP not in layer.keys:
             findings.add("a bias of an up matrix that is missing", layer.keys[part])
         if not layer.target.columns:
             findings.add("a change of the bias of a norm, which has none", layer.keys[part])

@@ -8,7 +8,7 @@ from uso_engine.errors import LoRAError
 from uso_engine.weights.files.tensor_source import TensorSource
 
 from .found import FoundLayer
-from .keys import Part
+from .keys import Role
 
 
 def refuse_control_lora(source: TensorSource, layers: Mapping[str, FoundLayer]) -> None:
@@ -22,12 +22,12 @@ def refuse_control_lora(source: TensorSource, layers: Mapping[str, FoundLayer]) 
         LoRAError: the input layer's ``down`` matrix takes more channels than the transformer has.
     """
     for layer in layers.values():
-        if layer.target is None or layer.target.parts[0].key != "img_in.weight" or Part.DOWN not in layer.keys:
+        if layer.target is None or layer.target.parts[0].key != "img_in.weight" or Role.DOWN not in layer.keys:
             continue
-        shape = source.shape(layer.keys[Part.DOWN])
+        shape = source.shape(layer.keys[Role.DOWN])
         if len(shape) == 2 and shape[1] > layer.target.columns:
             raise LoRAError(
                 f"{source.describe()}: a control LoRA (such as FLUX.1-Canny-dev-lora or FLUX.1-Depth-dev-lora): "
-                f"{layer.keys[Part.DOWN]} takes {shape[1]} input channels, the transformer has {layer.target.columns}; the "
+                f"{layer.keys[Role.DOWN]} takes {shape[1]} input channels, the transformer has {layer.target.columns}; the "
                 "others would be a control picture, which USO has no place for"
             )

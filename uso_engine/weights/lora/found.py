@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from uso_engine.errors import LoRAError
 from uso_engine.weights.files.key_report import bulleted, summarise_keys
 
-from .keys import Part
+from .keys import Role
 from .layers import LoRALayer
 
 
@@ -15,7 +15,7 @@ from .layers import LoRALayer
 class FoundLayer:
     """The keys of one layer as they are found, and where it lies in the model."""
 
-    keys: dict[Part, str] = field(default_factory=dict)
+    keys: dict[Role, str] = field(default_factory=dict)
     target: LoRALayer | None = None
     style: str = ""
     prefix: str = ""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 
-class Part(Enum):
+class Role(Enum):
     """What a tensor of a LoRA file is to its layer."""
 
     DOWN = "down"
@@ -29,7 +29,7 @@ class Part(Enum):
     HADAMARD_2B = "hada_w2_b"
 
 
-CHANGES_ALONE = (Part.DIFFERENCE, Part.BIAS_DIFFERENCE, Part.UP_BIAS)
+CHANGES_ALONE = (Role.DIFFERENCE, Role.BIAS_DIFFERENCE, Role.UP_BIAS)
 """Parts that are a change by themselves: where such a tensor is zero, it changes nothing."""
 
 
@@ -38,21 +38,24 @@ class LoRAKey:
     """A key that was understood: the layer's name as the file writes it, and the part."""
 
     layer: str
-    part: Part
+    part: Role
 
 
 _ADAPTER = r"(?:\.[A-Za-z0-9_-]+)?"
 """PEFT puts the adapter's name between: ``lora_A.default.weight``."""
 
 _PARTS = (
-    (Part.DOWN, re.compile(rf"\.(?:lora_A|lora_down|lora\.down|lora_linear_layer\.down|down){_ADAPTER}\.weight$|\.lora_A$")),
-    (Part.UP, re.compile(rf"\.(?:lora_B|lora_up|lora\.up|lora_linear_layer\.up|up){_ADAPTER}\.weight$|\.lora_B$")),
-    (Part.ALPHA, re.compile(r"\.alpha$")),
-    (Part.UP_BIAS, re.compile(rf"\.(?:lora_B|lora_up){_ADAPTER}\.bias$")),
-    (Part.MAGNITUDE, re.compile(rf"\.dora_scale$|\.lora_magnitude_vector{_ADAPTER}(?:\.weight)?$")),
-    (Part.DIFFERENCE, re.compile(r"\.(?:diff|w_norm)$")),
-    (Part.BIAS_DIFFERENCE, re.compile(r"\.(?:diff_b|b_norm)$")),
-    *((part, re.compile(rf"\.{part.value}{_ADAPTER}$")) for part in Part if part.name.startswith(("KRONECKER", "HADAMARD"))),
+    (
+        Role.DOWN,
+        re.compile(rf"\.(?:lora_A|lora_down|lora\.down|lora_linear_layer\.down|down){_ADAPTER}\.weight$|\.lora_A$"),
+    ),
+    (Role.UP, re.compile(rf"\.(?:lora_B|lora_up|lora\.up|lora_linear_layer\.up|up){_ADAPTER}\.weight$|\.lora_B$")),
+    (Role.ALPHA, re.compile(r"\.alpha$")),
+    (Role.UP_BIAS, re.compile(rf"\.(?:lora_B|lora_up){_ADAPTER}\.bias$")),
+    (Role.MAGNITUDE, re.compile(rf"\.dora_scale$|\.lora_magnitude_vector{_ADAPTER}(?:\.weight)?$")),
+    (Role.DIFFERENCE, re.compile(r"\.(?:diff|w_norm)$")),
+    (Role.BIAS_DIFFERENCE, re.compile(r"\.(?:diff_b|b_norm)$")),
+    *((part, re.compile(rf"\.{part.value}{_ADAPTER}$")) for part in Role if part.name.startswith(("KRONECKER", "HADAMARD"))),
 )
 
 _REFUSED = (

@@ -19,7 +19,7 @@ from .adapters import check_layer, updates_of
 from .control import refuse_control_lora
 from .found import Findings, FoundLayer
 from .key_styles import KEY_STYLES
-from .keys import CHANGES_ALONE, Part, is_text_encoder_key, parse_key, refusal
+from .keys import CHANGES_ALONE, Role, is_text_encoder_key, parse_key, refusal
 from .layers import KeyStyle, LoRALayer
 from .low_rank import LoRA, LoRASet, LowRankUpdate
 from .repeated import drop_repeated
@@ -118,10 +118,10 @@ def _check_presence(
     """A layer may have no bias, and settings may speak of magnitudes that the file does not have."""
     known = transformer_shapes(params).keys()
     for layer in layers.values():
-        for part in (Part.BIAS_DIFFERENCE, Part.UP_BIAS):
+        for part in (Role.BIAS_DIFFERENCE, Role.UP_BIAS):
             if part in layer.keys and layer.target and layer.target.bias_key not in known:
                 findings.add("a change of a bias that the layer does not have", layer.keys[part])
-    if scaling.uses_dora and not any(Part.MAGNITUDE in layer.keys for layer in layers.values()):
+    if scaling.uses_dora and not any(Role.MAGNITUDE in layer.keys for layer in layers.values()):
         findings.add("the settings say DoRA (use_dora), but no layer has a magnitude; one of them", next(iter(layers)))
 
 
@@ -165,7 +165,7 @@ def _collect(source: TensorSource, params: TransformerParams, findings: Findings
             findings.add("the same part of a layer twice", key)
         else:
             layers[parsed.layer].keys[parsed.part] = key
-    for name in [name for name, layer in layers.items() if name in refused and set(layer.keys) == {Part.ALPHA}]:
+    for name in [name for name, layer in layers.items() if name in refused and set(layer.keys) == {Role.ALPHA}]:
         del layers[name]  # the alpha of a refused adapter, whose other keys are in the findings
     for name, layer in layers.items():
         _locate(name, layer, tables, known, findings)

@@ -1,0 +1,22 @@
+"""What the CPU computes with, where it decides how something is computed best."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+
+
+@lru_cache
+def multiplies_bfloat16() -> bool:
+    """Whether PyTorch multiplies bfloat16 matrices on this CPU by a library made for it.
+
+    oneDNN takes them from AVX-512 on (on ARM: from the bf16 extension on). Elsewhere PyTorch's own loop computes them at an
+    eighth of float32's rate, so that widening both operands, multiplying and rounding once is faster and no less exact.
+    """
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def widens(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether products of a type are best computed in float32 on a device."""
+    return device.type == "cpu" and dtype == torch.bfloat16 and not multiplies_bfloat16()
