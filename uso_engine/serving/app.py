@@ -30,8 +30,8 @@ from .plain_routes import plain_router
 from .queue_records import QueueRecords, owner_name
 from .queue_runner import QueueRunner
 from .queue_upkeep import QueueUpkeep
-from .refusal import Refusal, bad_request, refusal_of
-from .request_log import RequestLog
+from .refusal import Refusal, bad_request
+from .request_log import RefusalAnswers, RequestLog
 from .request_record import record_of
 from .service import Service
 from .settings import ServerSettings
@@ -136,7 +136,7 @@ def _routed(
         return document[0]
 
     app.openapi = openapi  # type: ignore[method-assign]
-    app.add_exception_handler(Refusal, _refused)
+    app.add_middleware(RefusalAnswers)
     app.add_exception_handler(HTTPException, _http_refused)
     app.add_exception_handler(RequestValidationError, _parameter_refused)
     return app
@@ -145,10 +145,6 @@ def _routed(
 def _answer(request: Request, refusal: Refusal) -> Response:
     body = refusal.body(request.url.path, record_of(request.scope).request_id)
     return Response(body, refusal.status, headers=refusal.headers, media_type="application/json")
-
-
-async def _refused(request: Request, error: Exception) -> Response:
-    return _answer(request, refusal_of(error))
 
 
 async def _http_refused(request: Request, error: Exception) -> Response:

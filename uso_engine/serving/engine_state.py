@@ -24,13 +24,16 @@ class EngineState:
 
     Args:
         open_engine: loads it.
+
+    Attributes:
+        on_failure: told why it could not be loaded.
     """
 
     def __init__(self, open_engine: OpenEngine) -> None:
         self._open = open_engine
+        self.on_failure: Callable[[BaseException], None] | None = None
         self._engine: ServedEngine | None = None
         self._phase: Phase = "loading"
-        self._settled = asyncio.Event()
 
     @property
     def phase(self) -> Phase:
@@ -56,11 +59,6 @@ class EngineState:
             raise Refusal(503, "The engine is not ready.", errors=[f"it is {phase}"], retry_after_s=wait)
         return self._engine
 
-    async def settled(self) -> Phase:
-        """The phase after loading."""
-        await self._settled.wait()
-        return self.phase
-
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Load in the background, and close at the end."""
@@ -70,7 +68,7 @@ class EngineState:
             yield
         finally:
             ending.set()
-            if self._phase == "loading":
+            if self._engine is None:
                 task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
@@ -79,16 +77,17 @@ class EngineState:
         try:
             async with self._open() as engine:
                 self._engine = engine
-                self._phase = "ready"
-                self._settled.set()
-                logger.info("the engine is ready")
+                if self._phase == "loading":  # and not told to end meanwhile
+                    self._phase = "ready"
+                    logger.info("the engine is ready")
                 await ending.wait()
         except Exception as error:
-            if self._phase != "loading":
+            if self._engine is not None:
                 raise
             self._phase = "failed"
-            logger.error("the engine could not be loaded: %s", error, exc_info=error)
-            self._settled.set()
+            logger.error("the engine could not be loaded: %s", error)
+            if self.on_failure is not None:
+                self.on_failure(error)
 
     async def drain(self, deadline_s: float) -> None:
         """Take no more requests and let the running ones finish."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
 from fastapi.responses import Response, StreamingResponse
@@ -26,7 +26,7 @@ _PRIORITIES = {"normal": 0, "low": -1}
 Owner = Annotated[str, Path(max_length=64, description="First part of the model's name.")]
 Name = Annotated[str, Path(max_length=64, description="Second part of the model's name.")]
 Identifier = Annotated[str, Path(max_length=64)]
-_ACCEPTED = {202: {"model": FalStatus, "description": "It is not completed yet."}}
+_ACCEPTED: dict[int | str, dict[str, Any]] = {202: {"model": FalStatus, "description": "It is not completed yet."}}
 
 
 def fal_router(service: Service, runner: QueueRunner) -> APIRouter:

@@ -12,7 +12,7 @@ from uso_engine.api.fields import MAX_IMAGES, MODEL
 from uso_engine.api.request import GenerationRequest
 from uso_engine.api.response import ErrorBody, GenerationResponse
 
-from .openai_dialect import RENAMED, REPLACED, OpenAIImages
+from .openai_dialect import REPLACED, OpenAIImages
 from .settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def _describe_answers(document: Schema) -> None:
                     operation["responses"].setdefault(status, {"description": "Success"})["content"] = content
 
 
-def answers(**by_status: tuple[str, str]) -> dict[str, Any]:
+def answers(**by_status: tuple[str, str]) -> dict[int | str, dict[str, Any]]:
     """What a route answers with: by status, a schema's name and what it means (``s201=("GenerationResponse", "…")``)."""
     return {
         int(status.removeprefix("s")): {

@@ -221,7 +221,7 @@ class QueueRunner:
                 return
             except asyncio.CancelledError:
                 raise
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  refusal_of logs what nobody foresaw
                 refusal = refusal_of(error)
                 if refusal.status != 503 or attempt == _MOST_TRIES - 1:
                     await self._finish_refused(waiting, refusal)

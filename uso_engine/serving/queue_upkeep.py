@@ -1,4 +1,4 @@
-"""Upkeep of what replicas share: saying that this one is alive, taking up what a dead one has left, removing what has expired."""
+"""Upkeep of what replicas share: this one is alive, what a dead one has left is taken up, what has expired is removed."""
 
 from __future__ import annotations
 

@@ -22,7 +22,8 @@ class CallerLimits:
     """What each caller may ask for; counted in this process alone.
 
     Args:
-        requests_per_minute: of a caller whose key does not say otherwise; a minute's worth may come at once. None does not count.
+        requests_per_minute: of a caller whose key does not say otherwise; a minute's worth may come at once. None does not
+            count.
         concurrent: requests at once of such a caller. None does not count.
         clock: seconds that only grow.
     """

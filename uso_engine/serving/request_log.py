@@ -1,4 +1,4 @@
-"""The outermost layer: gives each request an identifier, answers what nobody caught, writes one log line, counts."""
+"""The outermost layers: an identifier for each request, an answer to every exception, one log line, one count."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .refusal import CLIENT_GONE, Refusal, refusal_of
-from .request_record import RequestRecord, begin_record
+from .request_record import RequestRecord, begin_record, record_of
 
 logger = logging.getLogger("uso_engine.serving.requests")
 
@@ -27,7 +27,7 @@ class RequestLog:
     """
 
     def __init__(self, app: ASGIApp, observe: Observer) -> None:
-        self._app, self._observe = app, observe
+        self._app, self._observe = RefusalAnswers(app), observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -50,14 +50,6 @@ class RequestLog:
         except asyncio.CancelledError:
             record.outcome = "cancelled"
             raise
-        except ClientDisconnect:
-            record.status, record.outcome = CLIENT_GONE, "cancelled"
-        except Exception as error:
-            refusal = refusal_of(error)
-            if record.status is not None:  # The answer has begun: only breaking it off says that it is not whole.
-                record.outcome = "broken_off"
-                raise
-            await answer_refusal(refusal, scope, send_marked, record)
         finally:
             self._note(scope, record)
 
@@ -67,7 +59,7 @@ class RequestLog:
         fields = {
             "request_id": record.request_id,
             "method": scope["method"],
-            "path": scope["path"][:200],
+            "path": _path(scope),
             "status": record.status,
             "outcome": record.outcome,
             "seconds": round(record.seconds, 4),
@@ -79,8 +71,39 @@ class RequestLog:
         logger.info("request", extra={"fields": {name: value for name, value in fields.items() if value not in ("", None)}})
 
 
-async def answer_refusal(refusal: Refusal, scope: Scope, send: Send, record: RequestRecord) -> None:
-    """Send a refusal outside the routes."""
+def _path(scope: Scope) -> str:
+    """The route's pattern: the names of stored images are secrets. Of what no route takes, the path."""
+    route = scope.get("route")
+    return str(getattr(route, "path", "")) or scope["path"][:200]
+
+
+class RefusalAnswers:
+    """Answers every exception. It stands outside the layers, and within those that would answer one in their own words.
+
+    Args:
+        app: what may raise.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        record = record_of(scope)
+        try:
+            await self._app(scope, receive, send)
+        except ClientDisconnect:
+            record.status, record.outcome = CLIENT_GONE, "cancelled"
+        except Exception as error:
+            if record.status is not None:  # The answer has begun: only breaking it off says that it is not whole.
+                record.outcome = "broken_off"
+                raise
+            await _answer_refusal(refusal_of(error), scope, send, record)
+
+
+async def _answer_refusal(refusal: Refusal, scope: Scope, send: Send, record: RequestRecord) -> None:
     body = refusal.body(scope["path"], record.request_id)
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     headers += [(name.lower().encode(), value.encode()) for name, value in refusal.headers.items()]

@@ -139,7 +139,7 @@ class Service:
         except (asyncio.CancelledError, GeneratorExit):
             record.outcome = "cancelled"
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  refusal_of logs what nobody foresaw
             refusal = refusal_of(error)
             record.outcome = "failed" if refusal.status == 500 else "refused"
             record.details["error_status"] = refusal.status

@@ -1,4 +1,4 @@
-"""The request class that one server takes over HTTP: the hosted contract under the configuration's and the operator's limits."""
+"""The request class that one server takes: the hosted contract under the configuration's and the operator's limits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, create_model
 
-from uso_engine.api.fields import WHOLE
+from uso_engine.api.fields import MODEL, WHOLE
 from uso_engine.api.messages import validation_messages
 from uso_engine.api.request import GenerationRequest, RequestDefaults, request_model
 from uso_engine.config import EngineConfig
@@ -36,9 +36,7 @@ def wire_request(config: EngineConfig, bounds: RequestBounds) -> type[Generation
             wire=True,
         )
         narrowed = _narrowed(kind, bounds, forbids_disabling=config.safety is not None and config.safety.forbid_disabling)
-        narrowed.model_validate(
-            {"model": "bytedance/uso", "prompt": "", "image_urls": [], "num_inference_steps": defaults.steps}
-        )
+        narrowed.model_validate({"model": MODEL, "prompt": "", "image_urls": [], "num_inference_steps": defaults.steps})
     except ValidationError as error:
         found = "; ".join(validation_messages(error))
         raise ConfigError(f"{config.name}: its defaults do not fit the server's limits: {found}") from error
