@@ -33,7 +33,8 @@ from uso_engine.offload.placement import Placement, carry_out, decoding_of, stri
 from uso_engine.precision.text_encoder import quantize_text_encoder
 from uso_engine.precision.tiers import quantized_transformer
 from uso_engine.sampling.admission import admit
-from uso_engine.sampling.denoiser import Denoiser, ImageJob
+from uso_engine.sampling.job import ImageJob
+from uso_engine.sampling.run import DenoisingRun
 from uso_engine.sampling.schedule import schedule
 
 STEPS = 2
@@ -148,7 +149,7 @@ def _denoise(
     sigmas = schedule(config.defaults.steps, 16 * columns, 16 * rows)
     sequence = admit(transformer, conditions(inputs), inputs.grid, sigmas, inputs.guidance)
     noise = torch.randn(16, 2 * rows, 2 * columns)
-    denoiser = Denoiser(transformer, [ImageJob(sequence, noise, tuple(sigmas))])
+    denoiser = DenoisingRun(transformer, [ImageJob(sequence, noise, tuple(sigmas))])
     for _ in range(STEPS):
         denoiser.step()
     placement.end_denoising()
