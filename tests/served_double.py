@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import sys
 from collections.abc import AsyncIterator
@@ -47,7 +48,8 @@ STEP_S = 0.02
 
 
 class DoubleEngine:
-    """Obeys words of the prompt: ``steps:N`` takes N steps of 20 ms, ``raise:NAME`` fails, ``die`` is dead from then on."""
+    """Obeys words of the prompt: ``steps:N`` takes N steps of 20 ms, ``raise:NAME`` fails, ``die`` is dead from then
+    on, ``noise`` makes previews large."""
 
     def __init__(self, config: EngineConfig, most_at_once: int = 64) -> None:
         self.config = config
@@ -107,7 +109,7 @@ class DoubleEngine:
         steps = int(asked[1]) if asked else 1
         for index in range(steps):
             await asyncio.sleep(STEP_S if asked else 0)
-            yield Stepped(index, steps, Image.new("RGB", (16, 16), "red") if previews else None)
+            yield Stepped(index, steps, _preview("noise" in request.prompt) if previews else None)
         yield Decoding()
         yield Done(self._result(request))
 
@@ -142,6 +144,10 @@ class DoubleEngine:
 
     def statistics(self) -> EngineStatistics:
         return EngineStatistics(0, self.running, 0, 5, 500, 100, 1, 1.0, 2, 0, 0, {"done": len(self.ended)}, {})
+
+
+def _preview(noise: bool) -> Image.Image:
+    return Image.frombytes("RGB", (512, 512), os.urandom(3 * 512 * 512)) if noise else Image.new("RGB", (16, 16), "red")
 
 
 def _main(port: int, storage: str, *words: str) -> None:

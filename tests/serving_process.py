@@ -18,6 +18,8 @@ import httpx
 
 TESTS = Path(__file__).resolve().parent
 _START_S = 120
+# One client for all: reading the certificates of another for each call would be most of a test's time.
+HTTP = httpx.Client(trust_env=False, limits=httpx.Limits(max_keepalive_connections=0), timeout=60)
 
 
 @dataclass
@@ -43,6 +45,15 @@ class Served:
         found = [json.loads(line) for line in self.log.read_text().splitlines()]
         return [line for line in found if line["message"] == message]
 
+    def line_of(self, request_id: str) -> dict[str, object]:
+        """The log line of a request; it is written after its answer was sent."""
+        for _ in range(500):
+            found = [line for line in self.lines() if line["request_id"] == request_id]
+            if found:
+                return found[0]
+            threading.Event().wait(0.02)
+        raise AssertionError(f"no line of {request_id} in {self.log.read_text()}")
+
     def end(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and wait for the end."""
         self.process.send_signal(number)
@@ -60,8 +71,7 @@ def serving(command: list[str], log: Path, **environment: str) -> Iterator[Serve
     """Run a server until the block ends. Its standard error goes to a file."""
     paths = os.pathsep.join(str(path) for path in (TESTS.parent, TESTS.parent / "kernels", TESTS))
     variables = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **environment}
-    with log.open("wb") as sink:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=variables)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=variables)
     assert process.stderr is not None
     # Written through a thread, so that the line that says where it listens is waited for without looking again and again.
     listening: list[str] = []
@@ -69,7 +79,7 @@ def serving(command: list[str], log: Path, **environment: str) -> Iterator[Serve
 
     def copy() -> None:
         assert process.stderr is not None
-        with log.open("ab", buffering=0) as sink:
+        with log.open("wb", buffering=0) as sink:
             for line in process.stderr:
                 sink.write(line)
                 if b'"listening"' in line:
@@ -87,17 +97,14 @@ def serving(command: list[str], log: Path, **environment: str) -> Iterator[Serve
             process.kill()
         process.wait()
         copier.join()
-        assert process.stdout is not None
-        process.stdout.close()
         process.stderr.close()
 
 
 def wait_ready(served: Served) -> None:
     """Until the engine is loaded."""
-    with httpx.Client(transport=httpx.HTTPTransport(retries=2)) as client:
-        while client.get(f"{served.url}/readyz").status_code != 200:
-            assert served.process.poll() is None, served.log.read_text()
-            threading.Event().wait(0.1)
+    while HTTP.get(f"{served.url}/readyz").status_code != 200:
+        assert served.process.poll() is None, served.log.read_text()
+        threading.Event().wait(0.1)
 
 
 def free_port() -> int:

@@ -16,7 +16,7 @@ import httpx
 import pytest
 import requests
 from PIL import Image
-from serving_process import Served, double_server, serving, wait_ready
+from serving_process import HTTP, Served, double_server, serving, wait_ready
 
 from uso_engine.api.response import GenerationResponse
 
@@ -81,7 +81,7 @@ def test_the_documented_call_with_fetch(served: Served) -> None:
 
 
 def test_sync_mode_brings_the_image_itself(served: Served) -> None:
-    answer = httpx.post(f"{served.url}{PATH}", json=body(sync_mode=True, output_format="jpeg")).json()
+    answer = HTTP.post(f"{served.url}{PATH}", json=body(sync_mode=True, output_format="jpeg")).json()
     assert answer["data"][0]["url"] == "data:image/jpeg;base64," + answer["data"][0]["b64_json"] == answer["images"][0]["url"]
     assert Image.open(io.BytesIO(base64.b64decode(answer["data"][0]["b64_json"]))).format == "JPEG"
 
@@ -104,7 +104,7 @@ def test_sync_mode_brings_the_image_itself(served: Served) -> None:
     ],
 )
 def test_what_breaks_the_schema_is_named(served: Served, change: dict[str, object], field: str, part: str) -> None:
-    response = httpx.post(f"{served.url}{PATH}", json=body(**change))
+    response = HTTP.post(f"{served.url}{PATH}", json=body(**change))
     answer = response.json()
     assert response.status_code == answer["statusCode"] == 400
     assert list(answer) == ["message", "path", "requestId", "statusCode", "timestamp", "errors", "fields"]
@@ -123,25 +123,26 @@ def test_what_breaks_the_schema_is_named(served: Served, change: dict[str, objec
         (b"{" * 3000, "is not JSON"),
         (b'{"prompt": NaN}', "is not JSON"),
         (b'{"prompt": "\xff"}', "is not JSON"),
-        (b'{"model": "bytedance/uso", "image_urls": [], "prompt": ' + b"9" * 5000 + b"}", "prompt must be a string"),
+        (b'{"model": "bytedance/uso", "image_urls": [], "prompt": ' + b"9" * 4000 + b"}", "prompt must be a string"),
+        (b'{"model": "bytedance/uso", "image_urls": [], "prompt": ' + b"9" * 5000 + b"}", "is not JSON"),
     ],
 )
 def test_what_is_no_request_is_refused(served: Served, content: bytes, part: str) -> None:
-    response = httpx.post(f"{served.url}{PATH}", content=content, headers={"content-type": "application/json"})
+    response = HTTP.post(f"{served.url}{PATH}", content=content, headers={"content-type": "application/json"})
     assert response.status_code == 400
     assert part in response.json()["errors"][0]
 
 
 def test_other_refusals_have_the_same_body(served: Served) -> None:
     calls = {
-        404: httpx.get(f"{served.url}/v1/nothing"),
-        405: httpx.get(f"{served.url}{PATH}"),
-        415: httpx.post(f"{served.url}{PATH}", content=b"{}", headers={"content-type": "text/plain"}),
+        404: HTTP.get(f"{served.url}/v1/nothing"),
+        405: HTTP.get(f"{served.url}{PATH}"),
+        415: HTTP.post(f"{served.url}{PATH}", content=b"{}", headers={"content-type": "text/plain"}),
     }
     for status, response in calls.items():
         assert response.status_code == response.json()["statusCode"] == status
         assert response.headers["content-type"] == "application/json"
-    query = httpx.post(f"{served.url}{PATH}?stream=1", json=body())
+    query = HTTP.post(f"{served.url}{PATH}?stream=1", json=body())
     assert (query.status_code, query.json()["fields"]) == (400, ["stream"])
 
 
@@ -158,20 +159,20 @@ def test_other_refusals_have_the_same_body(served: Served) -> None:
     ],
 )
 def test_what_the_engine_raises_becomes_a_status(served: Served, name: str, status: int, told: list[str]) -> None:
-    response = httpx.post(f"{served.url}{PATH}", json=body(prompt=f"raise:{name}"))
+    response = HTTP.post(f"{served.url}{PATH}", json=body(prompt=f"raise:{name}"))
     assert (response.status_code, response.json()["errors"]) == (status, told)
     assert "secret" not in response.text
     assert ("retry-after" in response.headers) == (status == 503)
 
 
 def test_a_full_queue_is_429_with_the_time_to_come_again(served: Served) -> None:
-    response = httpx.post(f"{served.url}{PATH}", json=body(prompt="raise:full"))
+    response = HTTP.post(f"{served.url}{PATH}", json=body(prompt="raise:full"))
     assert (response.status_code, response.headers["retry-after"]) == (429, "3")
     assert "queue.max_requests is 4" in response.json()["errors"][0]
 
 
 def test_the_deadline_ends_a_request(served: Served) -> None:
-    response = httpx.post(f"{served.url}{PATH}", json=body(prompt="steps:100000"), timeout=30)
+    response = HTTP.post(f"{served.url}{PATH}", json=body(prompt="steps:100000"), timeout=30)
     assert (response.status_code, response.json()["message"]) == (504, "The request was not done in time.")
 
 
@@ -187,7 +188,7 @@ def events(response: httpx.Response) -> Iterator[tuple[str, dict[str, object]]]:
 
 def test_progress_comes_as_events(served: Served) -> None:
     url = f"{served.url}{PATH}?stream=true&previews=true"
-    with httpx.stream("POST", url, json=body(prompt="steps:3")) as response:
+    with HTTP.stream("POST", url, json=body(prompt="steps:3")) as response:
         assert (response.status_code, response.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
         found = list(events(response))
     assert [name for name, _ in found] == ["queued", "conditioning", "step", "step", "step", "decoding", "done"]
@@ -198,33 +199,35 @@ def test_progress_comes_as_events(served: Served) -> None:
 
 
 def test_an_error_among_the_events_has_the_same_body(served: Served) -> None:
-    with httpx.stream("POST", f"{served.url}{PATH}?stream=true", json=body(prompt="raise:bug")) as response:
+    with HTTP.stream("POST", f"{served.url}{PATH}?stream=true", json=body(prompt="raise:bug")) as response:
         name, data = list(events(response))[-1]
     assert (name, data["statusCode"], data["message"]) == ("error", 500, "Internal server error")
 
 
 def gauge(served: Served, name: str) -> float:
-    text = httpx.get(f"{served.url}/metrics").text
+    text = HTTP.get(f"{served.url}/metrics").text
     return float(next(line for line in text.splitlines() if line.startswith(f"{name} ")).split()[-1])
 
 
 def test_a_client_that_leaves_ends_its_request(served: Served) -> None:
     with pytest.raises(httpx.TimeoutException):
-        httpx.post(f"{served.url}{PATH}", json=body(prompt="steps:100000"), timeout=0.3)
-    with httpx.stream("POST", f"{served.url}{PATH}?stream=true", json=body(prompt="steps:100000")) as response:
+        HTTP.post(f"{served.url}{PATH}", json=body(prompt="steps:100000"), timeout=0.3)
+    with HTTP.stream("POST", f"{served.url}{PATH}?stream=true", json=body(prompt="steps:100000")) as response:
         assert next(events(response))[0] == "queued"
+        left = response.headers["x-request-id"]
     # Well before the deadline of two seconds would have ended them.
     began = time.monotonic()
     while gauge(served, "uso_engine_running") > 0:
         assert time.monotonic() - began < 1.5
-    assert [line["outcome"] for line in served.lines()].count("cancelled") >= 2
+    assert served.line_of(left)["outcome"] == "cancelled"
+    assert [line["outcome"] for line in served.lines()].count("cancelled") == 2
 
 
 def test_health_readiness_and_metrics(served: Served) -> None:
-    assert httpx.get(f"{served.url}/healthz").json() == {"status": "ok"}
-    assert httpx.get(f"{served.url}/readyz").json() == {"status": "ready"}
-    httpx.post(f"{served.url}{PATH}", json=body())
-    text = httpx.get(f"{served.url}/metrics").text
+    assert HTTP.get(f"{served.url}/healthz").json() == {"status": "ok"}
+    assert HTTP.get(f"{served.url}/readyz").json() == {"status": "ready"}
+    HTTP.post(f"{served.url}{PATH}", json=body())
+    text = HTTP.get(f"{served.url}/metrics").text
     for name in (
         'uso_requests_total{dialect="hosted",outcome="ok"}',
         'uso_request_seconds_bucket{dialect="hosted",le="0.01"}',
@@ -237,25 +240,25 @@ def test_health_readiness_and_metrics(served: Served) -> None:
 
 
 def test_models_are_listed_as_openai_does(served: Served) -> None:
-    answer = httpx.get(f"{served.url}/v1/models").json()
+    answer = HTTP.get(f"{served.url}/v1/models").json()
     assert [model["id"] for model in answer["data"]] == ["bytedance/uso", "uso"]
     assert answer["object"] == "list" and answer["data"][0]["object"] == "model"
 
 
 def test_log_lines_have_identifiers_and_no_prompts(served: Served) -> None:
     given = "proxy-17-abcdef"
-    httpx.post(f"{served.url}{PATH}", json=body(prompt="hush hush"), headers={"x-request-id": given})
-    (line,) = [line for line in served.lines() if line["request_id"] == given]
+    HTTP.post(f"{served.url}{PATH}", json=body(prompt="hush hush"), headers={"x-request-id": given})
+    line = served.line_of(given)
     assert (line["path"], line["status"], line["dialect"], line["images"]) == (PATH, 201, "hosted", 1)
-    hostile = httpx.post(f"{served.url}{PATH}", json=body(), headers={"x-request-id": 'a" {}\t'})
+    hostile = HTTP.post(f"{served.url}{PATH}", json=body(), headers={"x-request-id": 'a" {} b, long enough'})
     assert len(hostile.headers["x-request-id"]) == 32
     text = served.log.read_text()
     assert "hush" not in text and "YOUR_API_KEY" not in text
-    name = httpx.post(f"{served.url}{PATH}", json=body()).json()["images"][0]["url"].rpartition("/")[2]
-    assert httpx.get(f"{served.url}/files/{name}").status_code == 200
+    name = HTTP.post(f"{served.url}{PATH}", json=body()).json()["images"][0]["url"].rpartition("/")[2]
+    assert HTTP.get(f"{served.url}/files/{name}").status_code == 200
     assert name not in served.log.read_text()
 
 
 def test_no_name_leads_out_of_the_files(served: Served, tmp_path: Path) -> None:
     for name in ("..%2f..%2fetc%2fpasswd", "../queue/x", ".writable", "%00", "a" * 300, "6b0a23fc-" + "0" * 32 + ".png"):
-        assert httpx.get(f"{served.url}/files/{name}").status_code in (400, 404)
+        assert HTTP.get(f"{served.url}/files/{name}").status_code in (400, 404)

@@ -83,7 +83,7 @@ def make_application(
     service = Service(config, settings, state, files, metrics)
     records, owner = QueueRecords(storage), owner_name(host_name, settings.port)
     runner = QueueRunner(service, records, owner)
-    upkeep = QueueUpkeep(runner, records, files, owner, expiry_s=settings.expiry_s)
+    upkeep = QueueUpkeep(runner, records, files, owner, expiry_s=settings.expiry_s, lease_s=settings.lease_s)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -80,9 +80,12 @@ class EngineState:
                 if self._phase == "loading":  # and not told to end meanwhile
                     self._phase = "ready"
                     logger.info("the engine is ready")
-                await ending.wait()
+                try:
+                    await ending.wait()
+                finally:
+                    self._engine = None
         except Exception as error:
-            if self._engine is not None:
+            if self._phase in ("ready", "draining"):
                 raise
             self._phase = "failed"
             logger.error("the engine could not be loaded: %s", error)

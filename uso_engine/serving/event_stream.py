@@ -6,8 +6,12 @@ import asyncio
 import base64
 import io
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import TYPE_CHECKING
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from uso_engine.api.events import Conditioning, Decoding, Done, Event, Queued, Stepped
 
@@ -15,11 +19,49 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MEDIA_TYPE = "text/event-stream"
-HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 BEAT = b": waiting\n\n"
 """A comment, which keeps proxies from taking silence for an end."""
 BEAT_EVERY_S = 10.0
 _PREVIEW_QUALITY = 80
+
+
+class EventResponse(Response):
+    """Events as an answer. When the client leaves, or the server ends, they are closed before the answer is.
+
+    Args:
+        events: encoded ones.
+    """
+
+    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+        super().__init__(headers=_HEADERS, media_type=MEDIA_TYPE)
+        del self.headers["content-length"]
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        sending = asyncio.ensure_future(self._send(send))
+        gone = asyncio.ensure_future(_disconnected(receive))
+        try:
+            await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not sending.done():
+                raise ClientDisconnect
+            sending.result()
+        finally:
+            for one in (sending, gone):
+                one.cancel()
+            await asyncio.gather(sending, gone, return_exceptions=True)
+            await self._events.aclose()
+
+    async def _send(self, send: Send) -> None:
+        async for event in self._events:
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def encoded(name: str, data: str) -> bytes:
@@ -53,7 +95,7 @@ def _as_data_uri(image: Image) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
-async def with_beats(events: AsyncIterator[bytes], every_s: float = BEAT_EVERY_S) -> AsyncIterator[bytes]:
+async def with_beats(events: AsyncGenerator[bytes, None], every_s: float = BEAT_EVERY_S) -> AsyncGenerator[bytes, None]:
     """The same events, with a comment wherever nothing comes for a while; closing it closes them."""
     following: asyncio.Future[bytes] | None = None
     try:
@@ -74,6 +116,4 @@ async def with_beats(events: AsyncIterator[bytes], every_s: float = BEAT_EVERY_S
         if following is not None:
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
-        close = getattr(events, "aclose", None)
-        if close is not None:
-            await close()
+        await events.aclose()

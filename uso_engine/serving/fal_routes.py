@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
 
-from . import event_stream
 from .caller import Caller
+from .event_stream import MEDIA_TYPE, EventResponse, with_beats
 from .fal_answer import FalCancellation, FalStatus, FalTicket, fal_call, fal_fields, status_of, ticket
 from .openapi import ERRORS, json_body
 from .queue_records import QueuedRequest, is_identifier, new_id
@@ -23,6 +23,7 @@ from .wire_request import check_against
 
 _FOLLOW_EVERY_S = 0.5
 _PRIORITIES = {"normal": 0, "low": -1}
+_EVENTS: dict[int | str, dict[str, Any]] = {200: {"description": "Events.", "content": {MEDIA_TYPE: {}}}}
 Owner = Annotated[str, Path(max_length=64, description="First part of the model's name.")]
 Name = Annotated[str, Path(max_length=64, description="Second part of the model's name.")]
 Identifier = Annotated[str, Path(max_length=64)]
@@ -68,14 +69,14 @@ def fal_router(service: Service, runner: QueueRunner) -> APIRouter:
         told = status_of(service.base_url(request), view.state, identifier, view.position)
         return _json(told, 200 if told.status == "COMPLETED" else 202)
 
-    @router.get("/{owner}/{name}/requests/{identifier}/status/stream", response_class=StreamingResponse)
+    @router.get("/{owner}/{name}/requests/{identifier}/status/stream", response_class=Response, responses=_EVENTS)
     async def follow(request: Request, owner: Owner, name: Name, identifier: Identifier, key: Caller) -> Response:
         """The same, as server-sent events: one for each change, until it is completed."""
         model = _model(service, owner, name)
         view = await _view(request, model, identifier, key.name)
         base_url = service.base_url(request)
 
-        async def changes() -> AsyncIterator[bytes]:
+        async def changes() -> AsyncGenerator[bytes, None]:
             last, now = b"", view
             while True:
                 told = status_of(base_url, now.state, identifier, now.position)
@@ -88,9 +89,7 @@ def fal_router(service: Service, runner: QueueRunner) -> APIRouter:
                 await asyncio.sleep(_FOLLOW_EVERY_S)
                 now = await _view(request, model, identifier, key.name)
 
-        return StreamingResponse(
-            event_stream.with_beats(changes()), media_type=event_stream.MEDIA_TYPE, headers=event_stream.HEADERS
-        )
+        return EventResponse(with_beats(changes()))
 
     @router.get("/{owner}/{name}/requests/{identifier}", openapi_extra={"x-answer": "GenerationResponse"})
     async def result(request: Request, owner: Owner, name: Name, identifier: Identifier, key: Caller) -> Response:

@@ -114,9 +114,8 @@ def _refuse_unknown(body: Mapping[str, object], known: Sequence[str]) -> None:
         other = RENAMED.get(name) or ("response_format" if name == "sync_mode" else None)
         near = f"{other!r}?" if other else suggested(name, known)
         hint = f"did you mean {near}" if near else f"known: {', '.join(known)}"
-        problems.append(
-            f"{name[:60]!r} is not a field of OpenAI's dialect, which a request without image_urls is read as; {hint}"
-        )
+        why = "without image_urls a request is read in OpenAI's dialect"
+        problems.append(f"{name[:60]!r} is not a field here ({why}); {hint}")
     raise bad_request(*problems, fields=[name[:60] for name in unknown])
 
 

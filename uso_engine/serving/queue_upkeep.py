@@ -40,7 +40,7 @@ class QueueUpkeep:
         owner: str,
         *,
         expiry_s: float,
-        lease_s: float = 30.0,
+        lease_s: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._runner, self._records, self._files, self._owner = runner, records, files, owner

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TypeVar
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from uso_engine.api.events import Done, Event
 from uso_engine.api.request import GenerationRequest
@@ -102,8 +102,7 @@ class Service:
             # Whatever refuses it at once does so here, while the answer may still have another status.
             first = await while_connected(request, _first(events))
             counted = stack.pop_all()
-        told = event_stream.with_beats(self._told(request, call, first, events, counted))
-        return StreamingResponse(told, media_type=event_stream.MEDIA_TYPE, headers=event_stream.HEADERS)
+        return event_stream.EventResponse(event_stream.with_beats(self._told(request, call, first, events, counted)))
 
     async def deliver(self, call: ImageCall, result: GenerationResult, base_url: str) -> bytes:
         """Encode and store the images and write the answer, in a thread.
@@ -124,7 +123,7 @@ class Service:
 
     async def _told(
         self, request: Request, call: ImageCall, first: Event, events: AsyncIterator[Event], counted: ExitStack
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         record = record_of(request.scope)
         try:
             event: Event | None = first

@@ -97,6 +97,7 @@ class ServerSettings:
         signed_urls: whether answers lead to the object store itself, by URLs that it signs.
         queue_width: requests of the queue that are given to the engine at once.
         max_waiting: requests that the queue holds.
+        lease_s: seconds after which a server that says nothing has ended, and others take up what it left.
         drain_s: seconds that running requests get to finish when the server is told to end.
         page: whether the page at ``/`` is served.
         log_prompts: whether log lines hold prompts.
@@ -121,12 +122,13 @@ class ServerSettings:
     signed_urls: bool = False
     queue_width: int = 4
     max_waiting: int = 1000
+    lease_s: float = 30.0
     drain_s: float = 60.0
     page: bool = True
     log_prompts: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("requests_per_minute", "concurrent", "expiry_s", "queue_width", "max_waiting", "drain_s"):
+        for name in ("requests_per_minute", "concurrent", "expiry_s", "queue_width", "max_waiting", "lease_s", "drain_s"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
