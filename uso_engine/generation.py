@@ -25,7 +25,7 @@ from .offload.budget import usual_request_size
 from .offload.sizes import RequestSize
 from .pipeline import Denoised, DenoiseSettings, Pipeline
 from .process_state import clean_process_state
-from .provenance import result_of, tier_of
+from .provenance import result_of
 from .sampling.family import Family
 from .sampling.job import ImageJob, Job
 from .sampling.schedule import check_sigmas
@@ -219,7 +219,7 @@ class Generation:
         pipeline, safety = self.parts.pipeline, self.parts.safety
         with self.watch.stage("decode"):
             pixels = pipeline.decode(denoised.latents)
-            images = from_pixels(pixels, latents=denoised.latents, tier=tier_of(self.parts.config, pipeline))
+            images = from_pixels(pixels, latents=denoised.latents, tier=pipeline.loaded.tier)
         made = self._generated(denoised, images)
         flags = (False,) * len(images)
         if self.request.enable_safety_checker and safety is not None:
