@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +20,7 @@ from .api.research import ResearchOptions
 from .api.result import GenerationResult
 from .conditioning.cache import hash_image, hash_tensor
 from .config import EngineConfig
+from .weights.lora.low_rank import FileName
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -108,7 +110,7 @@ def describe(
         "enable_safety_checker": request.enable_safety_checker,
         "config": config.name,
         "tier": pipeline.loaded.tier,
-        "loras": [{"path": path, "weight": weight} for path, weight in made.loras],
+        "loras": [_lora(name, weight) for name, weight in made.loras],
         "attention": list(made.denoised.attention),
         "kernels": kernels_of(pipeline),
         "decoding": pipeline.decoding(made.denoised.latents),
@@ -121,6 +123,13 @@ def describe(
         },
     }
     return record | _research(options, made)
+
+
+def _lora(name: str, weight: float) -> dict[str, object]:
+    """A LoRA by what it is anywhere: its path in the configuration, or its file's name, and the hash of its contents."""
+    path = Path(name).name if Path(name).is_absolute() else name
+    record: dict[str, object] = {"path": path, "weight": weight}
+    return record | ({"sha256": name.sha256} if isinstance(name, FileName) else {})
 
 
 def _research(options: ResearchOptions, made: Generated) -> dict[str, object]:

@@ -19,6 +19,7 @@ from .export_safety import export_safety
 from .generate import generate
 from .info import info
 from .quantize import quantize
+from .serve import new_key, serve
 from .verify import verify
 
 app = typer.Typer(
@@ -36,7 +37,7 @@ configurations.command("list")(list_all)
 configurations.command()(show)
 configurations.command()(from_comfyui)
 configurations.command()(from_diffusers)
-for command in (compare, download, check, evaluate, export_safety, generate, info, quantize, verify):
+for command in (compare, download, check, evaluate, export_safety, generate, info, quantize, serve, new_key, verify):
     app.command()(command)
 
 

@@ -26,6 +26,7 @@ from uso_engine.precision.transformer import DTYPES
 from uso_engine.sampling.family import FAMILIES
 from uso_engine.weights import autoencoder_checkpoint
 from uso_engine.weights.loading import load_parameters
+from uso_engine.weights.lora.low_rank import FileName
 from uso_engine.weights.projector_checkpoint import open_projector_checkpoint
 
 from .presence import require_parts
@@ -187,7 +188,11 @@ def load_pipeline(
     limits = CacheLimits(
         *(int(size * MIB) for size in (config.cache.prompt_mib, config.cache.style_mib, config.cache.content_mib))
     )
-    loras = [(entry.path, entry.weight) for entry in config.loras]
+    names = [
+        entry.path if sha256 is None else FileName(entry.path, sha256)
+        for entry, sha256 in zip(config.loras, loaded.configured_hashes, strict=True)
+    ]
+    loras = [(name, entry.weight) for name, entry in zip(names, config.loras, strict=True)]
     family = FAMILIES[config.transformer.family]
     return Pipeline(
         loaded,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -193,7 +194,9 @@ def _from_quantized_file(path: Path, config: EngineConfig, tier: TierName, devic
         formats=formats_of(config, tier),
         path=path,
     )
-    return LoadedQuantizedTransformer(module, tier, lambda: open_originals(description), description.formats)
+    hashes = tuple(recorded.sha256 for recorded in description.loras)
+    opener = partial(open_originals, description)
+    return LoadedQuantizedTransformer(module, tier, opener, description.formats, configured_hashes=hashes)
 
 
 def _perhaps_missing(text: str, config: EngineConfig) -> Path:

@@ -25,14 +25,26 @@ class LoadedTransformer(abc.ABC):
         tier: of its weights.
         originals: what it came from; or what opens them, or raises an error that names what is missing: called when LoRAs are
             changed, not before.
+        configured_hashes: SHA-256 of each LoRA that the configuration names; by default what the opened originals say.
     """
 
-    def __init__(self, module: Transformer, tier: TierName, originals: Originals | Callable[[], Originals]) -> None:
+    def __init__(
+        self,
+        module: Transformer,
+        tier: TierName,
+        originals: Originals | Callable[[], Originals],
+        *,
+        configured_hashes: Sequence[str | None] | None = None,
+    ) -> None:
         self.module = module
         self.tier = tier
         self._originals = originals
         self._opened = None if callable(originals) else originals
         self._merged: LoRASet | None = None
+        if configured_hashes is None:
+            configured = () if self._opened is None else self._opened[1]
+            configured_hashes = [getattr(lora.name, "sha256", None) for lora, _ in configured]
+        self.configured_hashes = tuple(configured_hashes)
         self._closed = False
 
     @property

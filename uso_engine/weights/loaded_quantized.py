@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -24,6 +24,7 @@ class LoadedQuantizedTransformer(LoadedTransformer):
         tier: of its weights.
         originals: as for `LoadedTransformer`; a quantised file's are opened when LoRAs are changed.
         formats: of every matrix.
+        configured_hashes: as for `LoadedTransformer`.
     """
 
     def __init__(
@@ -32,8 +33,10 @@ class LoadedQuantizedTransformer(LoadedTransformer):
         tier: TierName,
         originals: Originals | Callable[[], Originals],
         formats: Mapping[str, Format],
+        *,
+        configured_hashes: Sequence[str | None] | None = None,
     ) -> None:
-        super().__init__(module, tier, originals)
+        super().__init__(module, tier, originals, configured_hashes=configured_hashes)
         self._formats = dict(formats)
 
     def _merge(self, source: TensorSource, before: LoRASet, wanted: LoRASet, progress: Progress | None) -> tuple[str, ...]:
