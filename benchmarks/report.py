@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from uso_engine.model.params import TransformerParams
+from uso_engine.precision.tiers import TIERS
 
 from .fidelity.quality import quality_table, training_table
 from .gpu import tables as gpu_tables
@@ -38,9 +39,11 @@ def roofline_table(records: list[Record]) -> str:
 def memory_table(records: list[Record]) -> str:
     params, tokens = TransformerParams(), Tokens(style=192, content=1024)
     rows = []
-    for tier, size in (("bf16", 2.0), ("fp8, int8", 1.0), ("int4", 0.5625)):
+    for tier, row in TIERS.items():
+        if row.is_exact:
+            continue
         for keeps in (True, False):
-            memory = memory_bytes(params, tokens, bytes_per_weight=size, keeps_modulation=keeps)
+            memory = memory_bytes(params, tokens, tier=tier, keeps_modulation=keeps)
             cells = [f"{memory[name] / 1e9:.2f}" for name in ("weights", "modulation_table", "activations")]
             rows.append([tier, "yes" if keeps else "no", *cells, f"{sum(memory.values()) / 1e9:.2f}"])
     header = ["weights", "modulation linears stay", "weights, GB", "table, GB", "activations, GB", "sum, GB"]

@@ -23,8 +23,8 @@ LAYERS = (
     {"errors", "interrupt_lock", "process_state", "local_names"},
     {"model", "precision"},
     {"imaging", "conditioning", "sampling", "weights", "safety"},
-    {"api", "config"},
-    {"request_type", "offload", "loading", "pipeline", "inputs", "generation", "preparation", "scheduling"}
+    {"section", "queue_limits", "api", "config", "config_files"},
+    {"request_type", "offload", "loading", "pipeline", "inputs", "generated", "generation", "preparation", "scheduling"}
     | {"engine", "async_engine", "diffusers_face", "progress", "call_arguments", "provenance", "stopwatch"},
     {"verification", "evaluation", "comparison", "embedded", "serving"},
     {"cli", "__init__"},

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +20,7 @@ from .api.statistics import EngineStatistics
 from .conditioning.cache import CacheStatistics
 from .conditioning.style import StyleTokens
 from .conditioning.text import TextEmbedding
-from .config import EngineConfig, Tier, load_config
+from .config import EngineConfig, load_config
 from .diffusers_face import DiffusersFace
 from .errors import EngineClosedError
 from .generation import LoadedParts
@@ -33,6 +33,7 @@ from .loading.transformer import LoadProgress
 from .offload.budget import find_budget
 from .offload.placement import release_cached_memory
 from .pipeline import Pipeline
+from .precision.transformer import TIER_OF_DTYPE
 from .preparation import prepare
 from .process_state import clean_process_state
 from .progress import StepProgress
@@ -40,7 +41,6 @@ from .provenance import log_warnings
 from .request_type import request_type_of
 from .sampling.step import OnStep, Step
 from .scheduling.assembly import make_loop, statistics_of
-from .scheduling.trace import Trace
 from .scheduling.waiting import refuse_inside_on_step, wait_for
 
 if TYPE_CHECKING:
@@ -48,9 +48,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .offload.plan import MemoryPlan
-    from .safety import SafetyChecker
-
-DTYPE_TIERS: dict[torch.dtype, Tier] = {torch.float32: "float32", torch.bfloat16: "bf16"}
+    from .safety.checker import SafetyChecker
 
 
 class USOEngine(DiffusersFace):
@@ -124,7 +122,7 @@ class USOEngine(DiffusersFace):
             config = load_config(config)
         request_type_of(config)  # It may refuse: before minutes of loading.
         runs_on = check_device(device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu"))
-        tier = None if dtype is None else DTYPE_TIERS[dtype]
+        tier = None if dtype is None else TIER_OF_DTYPE[dtype]
         asked = config.memory_budget_gib if memory_budget_gib is None else memory_budget_gib
         budget = find_budget(config, config.precision.tier if tier is None else tier, runs_on, asked)
         pipeline, safety = load_parts(config, device=runs_on, tier=tier, attention=attention, budget=budget, progress=progress)
@@ -260,9 +258,8 @@ class USOEngine(DiffusersFace):
         """What is waiting and running, and what was done since the engine was loaded."""
         return statistics_of(self.loop, self.parts)
 
-    @contextmanager
-    def trace(self, path: str | Path) -> Iterator[None]:
-        """Write what the engine's threads do within the ``with`` statement to a file in Chrome's trace format.
+    def trace(self, path: str | Path) -> AbstractContextManager[None]:
+        """Write what the engine's threads do within a ``with`` statement to a file in Chrome's trace format.
 
         Args:
             path: a .json file for chrome://tracing or Perfetto. On a GPU stretches end when the work is handed over.
@@ -270,12 +267,7 @@ class USOEngine(DiffusersFace):
         Raises:
             OutputError: it cannot be written.
         """
-        self.loop.trace = trace = Trace()
-        try:
-            yield
-        finally:
-            self.loop.trace = None
-            trace.write(path)
+        return self.loop.traced(path)
 
     def warmup(self) -> None:
         """Run one step at the default size, so that the first request finds kernels compiled and buffers allocated."""

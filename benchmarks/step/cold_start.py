@@ -16,6 +16,7 @@ import torch
 
 from benchmarks.measure import write_record
 from benchmarks.workload import WORKLOADS, Workload, conditions, random_inputs, random_transformer
+from uso_engine.precision.transformer import TIER_OF_DTYPE
 from uso_engine.sampling.admission import admit
 from uso_engine.sampling.job import ImageJob
 from uso_engine.sampling.run import DenoisingRun
@@ -42,7 +43,7 @@ def run(workload: Workload, device: torch.device, dtype: torch.dtype, out: Path 
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)
     tokens = Tokens(workload.text, workload.style, math.prod(workload.grid), math.prod(workload.content))
-    formula = memory_bytes(workload.params, tokens, steps=workload.steps, bytes_per_weight=dtype.itemsize)
+    formula = memory_bytes(workload.params, tokens, steps=workload.steps, tier=TIER_OF_DTYPE[dtype])
     record: dict[str, object] = {
         "workload": workload.name,
         "device": device.type,

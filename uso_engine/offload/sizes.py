@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 
 from uso_engine.model.params import TransformerParams
 from uso_engine.model.projector import StyleProjector
-from uso_engine.precision.tiers import Kind, is_modulation, linears, quantized_transformer
+from uso_engine.precision.tiers import TIERS, Format, TextTierName, linear_classes
+from uso_engine.precision.transformer import is_modulation, linears, quantized_transformer
 from uso_kernels.ragged import round_up_to_tile
 
 from .autoencoder_sizes import CUTS, FLUX_DECODER, FLUX_ENCODER, CoderSizes, Cut
-
-TextPrecision = Literal["bf16", "int8", "fp8"]
-"""How T5's matrices are kept."""
 
 ROW_WIDTHS = 16
 """Activations alive at once in a block, in units of [T, C], for a model whose MLP is four times as wide: in a single block's
@@ -152,10 +149,10 @@ class RequestSize:
 
 
 def transformer_sizes(
-    params: TransformerParams, kinds: Mapping[str, Kind], *, dtype: torch.dtype = torch.bfloat16
+    params: TransformerParams, formats: Mapping[str, Format], *, dtype: torch.dtype = torch.bfloat16
 ) -> TransformerSizes:
-    """Sizes of a transformer whose matrices have the given kinds; {} leaves all of them in floating point."""
-    module = quantized_transformer(params, kinds, dtype=dtype)
+    """Sizes of a transformer whose matrices have the given formats; see `layer_formats`."""
+    module = quantized_transformer(params, formats, dtype=dtype)
     blocks: dict[str, int] = {}
     modulation: dict[str, int] = {}
     always = 0
@@ -170,9 +167,9 @@ def transformer_sizes(
             always += tensor.nbytes
     scratch = max(
         (
-            layer.in_features * layer.out_features * 2
+            layer.in_features * layer.out_features * dtype.itemsize
             for name, layer in linears(params).items()
-            if kinds.get(name, "float") in ("int4", "int8_weight", "fp8_weight")
+            if restores_weight(formats[name])
         ),
         default=0,
     )
@@ -188,6 +185,11 @@ def transformer_sizes(
     )
 
 
+def restores_weight(chosen: Format) -> bool:
+    """Whether a product in a format needs memory for the whole weight in floating point."""
+    return chosen != "float" and linear_classes()[chosen].restores_weight
+
+
 @dataclass(frozen=True)
 class PublicModels:
     """Parameters of the public models around FLUX.1-dev, from their configurations on the meta device.
@@ -196,10 +198,10 @@ class PublicModels:
     classifier.
     """
 
-    t5_matrices: int = 4_630_511_616
-    t5_outputs: int = 983_040
+    t5_blocks: int = 24
+    t5_block_matrices: tuple[tuple[int, int], ...] = (*[(4096, 4096)] * 4, (10240, 4096), (10240, 4096), (4096, 10240))
+    t5_block_others: int = 8_192
     t5_others: int = 131_799_040
-    t5_block: int = 192_946_176
     clip: int = 123_060_480
     clip_block: int = 7_087_872
     vision: int = 428_225_600
@@ -211,9 +213,9 @@ class PublicModels:
 
 def public_engine_sizes(
     params: TransformerParams,
-    kinds: Mapping[str, Kind],
+    formats: Mapping[str, Format],
     *,
-    text_encoder: TextPrecision = "bf16",
+    text_encoder: TextTierName = "bf16",
     dtype: torch.dtype = torch.bfloat16,
     models: PublicModels | None = None,
 ) -> EngineSizes:
@@ -221,15 +223,13 @@ def public_engine_sizes(
 
     Args:
         params: the transformer's sizes.
-        kinds: form of its matrices; {} for bf16.
+        formats: of its matrices, see `layer_formats`.
         text_encoder: how T5's matrices are kept.
         dtype: of what stays in floating point in transformer, projector and text encoders.
         models: other models' sizes.
     """
     public = models if models is not None else PublicModels()
     size = dtype.itemsize
-    t5_bytes = size * public.t5_matrices if text_encoder == "bf16" else public.t5_matrices + 4 * public.t5_outputs
-    t5_scratch = 0 if text_encoder == "bf16" else size * 4096 * 10240
     tokens, width, style_tokens = public.projector_params
     with torch.device("meta"):
         projector = StyleProjector(
@@ -237,13 +237,7 @@ def public_engine_sizes(
         )
     projector_bytes = size * sum(parameter.numel() for parameter in projector.parameters())
     components = (
-        ComponentSizes(
-            "T5",
-            t5_bytes + size * public.t5_others,
-            size * public.t5_others,
-            public.t5_block * (size if text_encoder == "bf16" else 1),
-            165_000_000 * size + t5_scratch,
-        ),
+        _t5_sizes(public, TIERS[text_encoder].text_encoder or "float", dtype),
         ComponentSizes(
             "CLIP", size * public.clip, size * (public.clip - 12 * public.clip_block), size * public.clip_block, 20_000_000
         ),
@@ -263,4 +257,23 @@ def public_engine_sizes(
             170_000_000,
         ),
     )
-    return EngineSizes(transformer_sizes(params, kinds, dtype=dtype), {component.name: component for component in components})
+    return EngineSizes(transformer_sizes(params, formats, dtype=dtype), {component.name: component for component in components})
+
+
+def _t5_sizes(public: PublicModels, chosen: Format, dtype: torch.dtype) -> ComponentSizes:
+    """T5 with its matrices in a format; the rest is of a floating type."""
+    matrices = sum(_matrix_bytes(chosen, rows, columns, dtype) for rows, columns in public.t5_block_matrices)
+    largest = max(rows * columns for rows, columns in public.t5_block_matrices)
+    return ComponentSizes(
+        "T5",
+        public.t5_blocks * matrices + dtype.itemsize * public.t5_others,
+        dtype.itemsize * public.t5_others,
+        matrices + dtype.itemsize * public.t5_block_others,
+        dtype.itemsize * (165_000_000 + (largest if restores_weight(chosen) else 0)),
+    )
+
+
+def _matrix_bytes(chosen: Format, rows: int, columns: int, dtype: torch.dtype) -> int:
+    if chosen == "float":
+        return rows * columns * dtype.itemsize
+    return sum(layout.size_bytes for layout in linear_classes()[chosen].layout(columns, rows).values())
