@@ -149,7 +149,7 @@ def new_key(name: Annotated[str, typer.Argument(help="Whose key it is: for logs 
 def _check_installed() -> None:
     from importlib.util import find_spec
 
-    needed = {"fastapi": "fastapi", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client", "fsspec": "fsspec"}
+    needed = {"fastapi": "fastapi", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client", "h11": "h11"}
     needed["python_multipart"] = "python-multipart"
     missing = [package for module, package in needed.items() if find_spec(module) is None]
     if missing:
