@@ -33,8 +33,7 @@ from .sampling.schedule import check_sigmas
 from .sampling.settings import Denoised, DenoiseSettings
 from .sampling.step import OnStep
 from .weights.loaded import LoadedTransformer
-from .weights.loaded_quantized import LoadedQuantizedTransformer
-from .weights.lora.low_rank import LoRASet
+from .weights.lora import LoRASet
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -58,7 +57,7 @@ class Pipeline:
 
     def __init__(
         self,
-        loaded: LoadedTransformer | LoadedQuantizedTransformer,
+        loaded: LoadedTransformer,
         *,
         text: TextEncoders | None = None,
         style: StyleEncoder | None = None,
