@@ -14,7 +14,6 @@ from uso_engine.api.events import Done
 from uso_engine.model.transformer import Transformer
 from uso_engine.queue_limits import QueueLimits
 from uso_engine.sampling.admission import admit
-from uso_engine.sampling.denoiser import Denoiser
 from uso_engine.sampling.job import ImageJob, Job
 from uso_engine.sampling.latents import draw_noise
 from uso_engine.sampling.run import DenoisingRun
@@ -96,7 +95,7 @@ class SmallMachine:
     """A denoiser; a step of more tokens than there is memory for fails, and so does one after the fault is set."""
 
     def __init__(self, transformer: Transformer) -> None:
-        self.denoiser = Denoiser(transformer)
+        self.denoiser = DenoisingRun(transformer)
         self.memory_tokens = 10**9
         self.fault: BaseException | None = None
         self.companies: list[int] = []
