@@ -14,6 +14,7 @@ from uso_engine.api.events import Done
 from uso_engine.model.transformer import Transformer
 from uso_engine.queue_limits import QueueLimits
 from uso_engine.sampling.admission import admit
+from uso_engine.sampling.denoiser import Denoiser
 from uso_engine.sampling.job import ImageJob, Job
 from uso_engine.sampling.latents import draw_noise
 from uso_engine.sampling.run import DenoisingRun
@@ -40,7 +41,7 @@ def image_jobs(transformer: Transformer, shape: int, steps: int, images: int = 1
         for seed in ((shape, 100 + shape) if negative else (shape,))
     ]
     return [
-        ImageJob(sequences[0], draw_noise(16 * grid[1], 16 * grid[0], 7 + i), sigmas, *(sequences[1:]), true_cfg_scale=2.0)
+        ImageJob(sequences[0], draw_noise(16 * grid[1], 16 * grid[0], 7 + i), sigmas, sequences[1] if negative else None, 2.0)
         for i in range(images)
     ]
 
@@ -95,7 +96,7 @@ class SmallMachine:
     """A denoiser; a step of more tokens than there is memory for fails, and so does one after the fault is set."""
 
     def __init__(self, transformer: Transformer) -> None:
-        self.denoiser = DenoisingRun(transformer)
+        self.denoiser = Denoiser(transformer)
         self.memory_tokens = 10**9
         self.fault: BaseException | None = None
         self.companies: list[int] = []
