@@ -18,6 +18,7 @@ from uso_engine.precision.tiers import TIERS
 from .fidelity.quality import quality_table, training_table
 from .gpu import tables as gpu_tables
 from .records import Record, hardware, latest, load, table, take
+from .serving.tables import serving_table
 from .step.roofline import GPUS, Tokens, floor_ms, memory_bytes, step_flops
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -143,12 +144,14 @@ TABLES: dict[str, Callable[[list[Record]], str]] = {
     "faithfulness": faithfulness_table,
     "quality": lambda records: quality_table(),
     "training": lambda records: training_table(),
+    "serving": serving_table,
     **gpu_tables.TABLES,
 }
 DOCUMENTS = {
     "docs/performance.md": ("roofline", "memory", "ladder", "step", "tiers", "kernels", *gpu_tables.TABLES),
     "docs/faithfulness.md": ("faithfulness",),
     "docs/quality.md": ("quality", "training"),
+    "docs/serving.md": ("serving",),
     "README.md": ("step", "ladder"),
 }
 """Which tables stand in which document."""
