@@ -28,7 +28,7 @@ SIZE = {"width": 64, "height": 64}
 
 def command(folder: Path, *options: str) -> list[str]:
     common = ["--port", "0", "--device", "cpu", "--storage", (folder / "storage").as_uri()]
-    return [sys.executable, "-m", "uso_engine.cli", "serve", *common, *options]
+    return [sys.executable, "-c", "from uso_engine.cli import main; main()", "serve", *common, *options]
 
 
 @pytest.fixture(scope="module")

@@ -13,20 +13,21 @@ from fastapi.responses import Response
 from .caller import Caller
 from .event_stream import MEDIA_TYPE, EventResponse, with_beats
 from .fal_answer import FalCancellation, FalStatus, FalTicket, fal_call, fal_fields, status_of, ticket
-from .openapi import ERRORS, json_body
+from .openapi import ERRORS, answers, json_body
 from .queue_records import QueuedRequest, is_identifier, new_id
 from .queue_runner import QueueRunner, QueueView
 from .refusal import Refusal, bad_request
 from .request_body import json_object
 from .service import Service
-from .wire_request import check_against
+from .wire_request import engine_request
 
 _FOLLOW_EVERY_S = 0.5
 _PRIORITIES = {"normal": 0, "low": -1}
 _EVENTS: dict[int | str, dict[str, Any]] = {200: {"description": "Events.", "content": {MEDIA_TYPE: {}}}}
+_ANSWERED = answers(s200=("GenerationResponse", "The images."))
 Owner = Annotated[str, Path(max_length=64, description="First part of the model's name.")]
 Name = Annotated[str, Path(max_length=64, description="Second part of the model's name.")]
-Identifier = Annotated[str, Path(max_length=64)]
+Identifier = Annotated[str, Path(max_length=64, json_schema_extra={"format": "uuid"})]
 _ACCEPTED: dict[int | str, dict[str, Any]] = {202: {"model": FalStatus, "description": "It is not completed yet."}}
 
 
@@ -49,11 +50,11 @@ def fal_router(service: Service, runner: QueueRunner) -> APIRouter:
         fields = fal_fields(await json_object(request))
         call = fal_call(fields, service.request_type)
         service.note(request, key, call)
-        check_against(call.request, service.config)
+        wanted = engine_request(call.request, service.config).with_seed()
         queued = QueuedRequest(
             id=new_id(),
             model=model,
-            fields={**fields, "seed": call.request.with_seed().seed},
+            fields={**fields, "seed": wanted.seed},
             key=key.name,
             base_url=service.base_url(request),
             priority=_priority(request),
@@ -91,7 +92,7 @@ def fal_router(service: Service, runner: QueueRunner) -> APIRouter:
 
         return EventResponse(with_beats(changes()))
 
-    @router.get("/{owner}/{name}/requests/{identifier}", openapi_extra={"x-answer": "GenerationResponse"})
+    @router.get("/{owner}/{name}/requests/{identifier}", response_class=Response, responses=_ANSWERED)
     async def result(request: Request, owner: Owner, name: Name, identifier: Identifier, key: Caller) -> Response:
         """The answer to a completed request, with the status that it ended with."""
         view = await _view(request, _model(service, owner, name), identifier, key.name)

@@ -72,6 +72,7 @@ def openapi_document(app: FastAPI, kind: type[GenerationRequest], settings: Serv
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     _describe_answers(document)
+    _describe_names(document, settings)
     if settings.has_keys:
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"key": []}]
@@ -82,6 +83,8 @@ def _request_schemas(kind: type[GenerationRequest], settings: ServerSettings) ->
     hosted = kind.model_json_schema(ref_template=_REFERENCE)
     hosted.pop("$defs", None)
     fields: Schema = hosted["properties"]
+    described = {name: fields["seed"].pop(name) for name in ("description", "title") if name in fields["seed"]}
+    fields["seed"] = {**described, "anyOf": [fields["seed"], {"type": "null"}]}
     model = {"type": "string", "enum": list(settings.models), "default": MODEL, "description": "The model's name."}
     extensions = {name: schema for name, schema in fields.items() if name not in REPLACED}
     openai = {
@@ -138,10 +141,18 @@ def _describe_answers(document: Schema) -> None:
     for path in document["paths"].values():
         for operation in path.values():
             operation["responses"].pop("422", None)
-            answer = operation.pop("x-answer", None)
-            if answer is not None:
-                for status, content in answer.items():
-                    operation["responses"].setdefault(status, {"description": "Success"})["content"] = content
+
+
+def _describe_names(document: Schema, settings: ServerSettings) -> None:
+    """The parts of the model's name that paths of fal's queue take."""
+    pairs = [name.split("/") for name in settings.queue_models]
+    for path, operations in document["paths"].items():
+        if path.startswith("/queue/"):
+            for operation in operations.values():
+                for parameter in operation["parameters"]:
+                    if parameter["name"] in ("owner", "name"):
+                        place = 0 if parameter["name"] == "owner" else 1
+                        parameter["schema"]["enum"] = sorted({pair[place] for pair in pairs})
 
 
 def answers(**by_status: tuple[str, str]) -> dict[int | str, dict[str, Any]]:

@@ -27,7 +27,7 @@ from .rate_limit import CallerLimits
 from .refusal import refusal_of
 from .request_record import record_of
 from .settings import ServerSettings
-from .wire_request import check_against, wire_request
+from .wire_request import engine_request, wire_request
 
 T = TypeVar("T")
 _THREADS = 8
@@ -78,10 +78,10 @@ class Service:
             ClientDisconnect: the client has gone; its request was cancelled.
         """
         self.note(request, key, call)
-        check_against(call.request, self.config)
+        wanted = engine_request(call.request, self.config)
         engine = self.state.ready()
         with self.limits.running(key):
-            work = engine.generate(call.request, timeout_s=self.settings.bounds.deadline_s)
+            work = engine.generate(wanted, timeout_s=self.settings.bounds.deadline_s)
             result = await while_connected(request, work)
             body = await self.deliver(call, result, self.base_url(request))
         self._note_result(request, result)
@@ -94,11 +94,11 @@ class Service:
             As `answer`.
         """
         self.note(request, key, call)
-        check_against(call.request, self.config)
+        wanted = engine_request(call.request, self.config)
         engine = self.state.ready()
         with ExitStack() as stack:
             stack.enter_context(self.limits.running(key))
-            events = engine.stream(call.request, previews=previews, timeout_s=self.settings.bounds.deadline_s)
+            events = engine.stream(wanted, previews=previews, timeout_s=self.settings.bounds.deadline_s)
             # Whatever refuses it at once does so here, while the answer may still have another status.
             first = await while_connected(request, _first(events))
             counted = stack.pop_all()
