@@ -13,7 +13,6 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-import uso_engine
 from uso_engine.config import EngineConfig
 
 from .auth import KeyRing
@@ -116,7 +115,6 @@ def _routed(
     # No pages of FastAPI's own: they load scripts from elsewhere.
     app = FastAPI(
         title="uso-engine",
-        version=uso_engine.__version__,
         lifespan=lifespan,  # type: ignore[arg-type]
         docs_url=None,
         redoc_url=None,

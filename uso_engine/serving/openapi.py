@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from fastapi.openapi.utils import get_openapi
 
-import uso_engine
 from uso_engine.api.fields import MAX_IMAGES, MODEL
 from uso_engine.api.request import GenerationRequest
 from uso_engine.api.response import ErrorBody, GenerationResponse
@@ -61,7 +61,7 @@ def openapi_document(app: FastAPI, kind: type[GenerationRequest], settings: Serv
         settings: names of the model, and whether keys are needed.
     """
     document = get_openapi(
-        title="uso-engine", version=uso_engine.__version__, description=_DESCRIPTION, routes=app.routes, openapi_version="3.1.0"
+        title="uso-engine", version=version("uso-engine"), description=_DESCRIPTION, routes=app.routes, openapi_version="3.1.0"
     )
     schemas: Schema = document["components"]["schemas"]
     schemas |= _request_schemas(kind, settings)
@@ -83,8 +83,7 @@ def _request_schemas(kind: type[GenerationRequest], settings: ServerSettings) ->
     hosted = kind.model_json_schema(ref_template=_REFERENCE)
     hosted.pop("$defs", None)
     fields: Schema = hosted["properties"]
-    described = {name: fields["seed"].pop(name) for name in ("description", "title") if name in fields["seed"]}
-    fields["seed"] = {**described, "anyOf": [fields["seed"], {"type": "null"}]}
+    fields["seed"] = {**fields["seed"], "type": ["integer", "null"]}
     model = {"type": "string", "enum": list(settings.models), "default": MODEL, "description": "The model's name."}
     extensions = {name: schema for name, schema in fields.items() if name not in REPLACED}
     openai = {
