@@ -91,13 +91,20 @@ def _request_schemas(kind: type[GenerationRequest], settings: ServerSettings) ->
         "prompt": fields["prompt"],
         "n": fields["num_images"],
         "size": _size(fields["image_size"]),
-        "response_format": {"type": "string", "enum": ["url", "b64_json"], "default": "url"},
+        "response_format": {
+            "type": "string",
+            "enum": ["url", "b64_json"],
+            "default": "url",
+            "description": "Where the images are, or the images themselves in base64.",
+        },
         "user": {"type": "string", "maxLength": 256, "description": "Not used."},
+        "image_urls": {**fields["image_urls"], "description": "Extension, with an alias of the model: pictures by URL."},
         **extensions,
     }
     picture = {"type": "string", "contentMediaType": "application/octet-stream", "format": "binary"}
     pictures = {"type": "array", "items": picture, "minItems": 1, "maxItems": MAX_IMAGES}
     edits = {"image": {"anyOf": [picture, pictures], "description": "The content image, then up to two styles."}, **openai}
+    del edits["image_urls"]
     queued = {name: schema for name, schema in fields.items() if name != "model"}
     own_name = {"input_image_urls": {**fields["image_urls"], "description": "fal's own name of image_urls."}}
     return {
