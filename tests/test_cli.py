@@ -13,11 +13,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-import uso_engine.cli.configs
-import uso_engine.cli.evaluate
-import uso_engine.cli.generate
-import uso_engine.cli.info
-import uso_engine.cli.verify
+import uso_engine
 from uso_engine.cli.app import app
 from uso_engine.config import list_configs
 

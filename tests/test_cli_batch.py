@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-import uso_engine.cli.generate  # noqa: F401  adds its command
 from uso_engine import USOEngine
 from uso_engine.cli.app import app
 from uso_engine.cli.arguments import merged_line, read_batch

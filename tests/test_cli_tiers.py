@@ -8,9 +8,6 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-import uso_engine.cli.compare
-import uso_engine.cli.info
-import uso_engine.cli.quantize  # noqa: F401  each adds its commands
 from uso_engine import USOEngine, load_config
 from uso_engine.cli.app import app
 from uso_engine.config import EngineConfig

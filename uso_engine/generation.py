@@ -193,7 +193,8 @@ class Generation:
         denoised = Denoised(torch.stack([job.unpacked() for job in jobs]), steps, tokens, attention)
         pipeline, safety = self.parts.pipeline, self.parts.safety
         with self.watch.stage("decode"):
-            images = from_pixels(pipeline.decode(denoised.latents))
+            pixels = pipeline.decode(denoised.latents)
+            images = from_pixels(pixels, latents=denoised.latents, tier=pipeline.loaded.tier)
         made = self._generated(denoised, images)
         flags = (False,) * len(images)
         if self.request.enable_safety_checker and safety is not None:

@@ -33,7 +33,7 @@ from .sampling.schedule import check_sigmas
 from .sampling.settings import Denoised, DenoiseSettings
 from .sampling.step import OnStep
 from .weights.loaded import LoadedTransformer
-from .weights.lora.low_rank import LoRASet
+from .weights.lora import LoRASet
 
 if TYPE_CHECKING:
     from PIL.Image import Image
