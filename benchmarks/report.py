@@ -18,6 +18,7 @@ from uso_engine.precision.tiers import TIERS
 from .fidelity.quality import quality_table, training_table
 from .gpu import tables as gpu_tables
 from .records import Record, hardware, latest, load, table, take
+from .serving.http_tables import HTTP_TABLES
 from .serving.tables import serving_table
 from .step.roofline import GPUS, Tokens, floor_ms, memory_bytes, step_flops
 
@@ -142,6 +143,7 @@ TABLES: dict[str, Callable[[list[Record]], str]] = {
     "tiers": tier_table,
     "kernels": kernel_table,
     "faithfulness": faithfulness_table,
+    **HTTP_TABLES,
     "quality": lambda records: quality_table(),
     "training": lambda records: training_table(),
     "serving": serving_table,
@@ -152,6 +154,7 @@ DOCUMENTS = {
     "docs/faithfulness.md": ("faithfulness",),
     "docs/quality.md": ("quality", "training"),
     "docs/serving.md": ("serving",),
+    "docs/http-api.md": tuple(HTTP_TABLES),
     "README.md": ("step", "ladder"),
 }
 """Which tables stand in which document."""
