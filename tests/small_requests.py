@@ -11,6 +11,7 @@ from random_models import SMALL, drawn_conditions, small_transformer
 from torch import Tensor
 
 from uso_engine.api.events import Done
+from uso_engine.errors import USOError
 from uso_engine.model.transformer import Transformer
 from uso_engine.queue_limits import QueueLimits
 from uso_engine.sampling.admission import admit
@@ -156,7 +157,11 @@ class HandTurnedLoop:
         """Put a request in line."""
         own = RequestHandle(**handle)
         request = self.queue.accept(own, priority=priority, timeout_s=timeout_s)
-        self.queue.enqueue(request, work, tokens=work.tokens, loras=getattr(work, "loras", None))
+        try:
+            self.queue.enqueue(request, work, tokens=work.tokens, loras=getattr(work, "loras", None))
+        except USOError as error:
+            self.queue.end(request, Failed(error))
+            raise
         self.loop.submit(request)
         return Submitted(own, work, request)
 

@@ -81,6 +81,7 @@ def test_more_bytes_than_there_may_be_are_refused() -> None:
     loop.submit(work(size_bytes=600_000))
     loop.run()
     assert loop.queue.requests == ()
+    assert loop.queue.counters.outcomes == {"done": 2, "refused": 1}
 
 
 def test_time_runs_out_before_a_request_begins_and_after() -> None:

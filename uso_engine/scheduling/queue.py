@@ -14,7 +14,7 @@ from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 from uso_engine.api.events import Done, Queued
-from uso_engine.errors import RequestCancelledError, RequestTimeoutError
+from uso_engine.errors import QueueFullError, RequestCancelledError, RequestTimeoutError
 from uso_engine.process_state import ProcessHold
 from uso_engine.queue_limits import QueueLimits
 
@@ -132,7 +132,8 @@ class RequestQueue:
             request.jobs, request.work, request.last_step = [], None, None
         if request.hold is not None:
             request.hold.release()
-        self.counters.count_outcome(_outcome(message))
+        if not (isinstance(message, Failed) and isinstance(message.error, QueueFullError)):  # Counted as it was refused.
+            self.counters.count_outcome(_outcome(message))
         self.tell(request, message)
         self.notify()
         for watcher in tuple(self._watchers):
