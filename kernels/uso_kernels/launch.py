@@ -171,12 +171,13 @@ def strided(**tensors: Tensor | None) -> dict[str, object]:
     return arguments
 
 
-def head_strided(**tensors: Tensor) -> dict[str, object]:
-    """A kernel's arguments NAME_ptr, NAME_stride and NAME_head_stride of [T, H, D] tensors."""
+def head_strided(**tensors: Tensor | None) -> dict[str, object]:
+    """A kernel's arguments NAME_ptr, NAME_stride and NAME_head_stride of [T, H, D] tensors; of a missing one None, 0 and 0."""
     arguments: dict[str, object] = {}
     for name, tensor in tensors.items():
         arguments[f"{name}_ptr"] = tensor
-        arguments[f"{name}_stride"], arguments[f"{name}_head_stride"] = tensor.stride()[:2]
+        strides = (0, 0) if tensor is None else tensor.stride()[:2]
+        arguments[f"{name}_stride"], arguments[f"{name}_head_stride"] = strides
     return arguments
 
 
