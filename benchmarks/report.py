@@ -14,10 +14,10 @@ from pathlib import Path
 
 from uso_engine.model.params import TransformerParams
 
+from .fidelity.quality import quality_table, training_table
 from .gpu import tables as gpu_tables
-from .quality import quality_table, training_table
 from .records import Record, hardware, latest, load, table, take
-from .roofline import GPUS, Tokens, floor_ms, memory_bytes, step_flops
+from .step.roofline import GPUS, Tokens, floor_ms, memory_bytes, step_flops
 
 ROOT = Path(__file__).resolve().parents[1]
 

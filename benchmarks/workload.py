@@ -14,7 +14,7 @@ from uso_engine.model.transformer import Transformer
 from uso_engine.sampling.admission import Conditions
 from uso_engine.sampling.latents import unpack_latent
 
-from .authors_way import Inputs, LowRank, lora_targets
+from .step.authors_way import Inputs, LowRank, lora_targets
 
 SMALL = TransformerParams(hidden_size=1024, num_heads=8, depth=3, depth_single_blocks=6)
 """The small step of the issues: 3 + 6 blocks, hidden 1024, 8 heads."""

@@ -22,8 +22,8 @@ ATTENTION = "attention"
 def records(repository: Path) -> list[Record]:
     """All of them, compiled in a process whose Triton compiles; Triton's own cache makes a second run short."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(repository / "kernels")
-    command = [sys.executable, str(repository / "benchmarks" / "compile_kernels.py")]
+    environment["PYTHONPATH"] = f"{repository}:{repository / 'kernels'}"
+    command = [sys.executable, "-m", "benchmarks.kernels.compile"]
     answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr[-4000:]
     return [json.loads(line) for line in answer.stdout.splitlines()]

@@ -111,7 +111,7 @@ def upward_imports(root: Path) -> list[str]:
         unit = unit_of(found.file)
         if unit not in LAYER_OF:
             wrong.append(f"{found.file}: {unit} has no place in LAYERS")
-        elif found.top in {"benchmarks", "tests"}:
+        elif found.top in {"benchmarks", "training", "tests"}:
             wrong.append(str(found))
         elif found.top == "uso_engine":
             target = found.module.split(".")[1] if "." in found.module else "__init__"
@@ -177,9 +177,10 @@ def undeclared_imports(root: Path) -> list[str]:
         return {re.split(r"[^\w-]", requirement, maxsplit=1)[0].replace("_", "-").lower() for requirement in requirements}
 
     core, optional = names(project["dependencies"]), names([line for extra in extras.values() for line in extra])
-    ours = {"uso_engine", "uso_kernels", "benchmarks", *sys.stdlib_module_names, *(x.stem for x in python_files(root, "tests"))}
+    ours = {"uso_engine", "uso_kernels", "benchmarks", "training", *sys.stdlib_module_names}
+    ours |= {path.stem for path in python_files(root, "tests")}
     wrong = []
-    for found in imports(root, "uso_engine", "benchmarks", "tests"):
+    for found in imports(root, "uso_engine", "benchmarks", "training", "tests"):
         distribution = DISTRIBUTIONS.get(found.top, found.top).replace("_", "-").lower()
         if found.top in ours or distribution in core:
             continue
@@ -198,7 +199,7 @@ def quanto_beyond_one_module(root: Path) -> list[str]:
 
 def bad_names(root: Path) -> list[str]:
     """No module is called after nothing; neither `tests` nor `kernels` is a package."""
-    paths = [path.relative_to(root) for path in python_files(root, "uso_engine", "kernels", "benchmarks", "tests")]
+    paths = [path.relative_to(root) for path in python_files(root, "uso_engine", "kernels", "benchmarks", "training", "tests")]
     wrong = [str(path) for path in paths if any(FORBIDDEN_NAMES.fullmatch(part.removesuffix(".py")) for part in path.parts)]
     wrong += [name for name in ("tests/__init__.py", "kernels/__init__.py") if (root / name).exists()]
     return wrong + [str(path) for path in paths if path.parts[0] == "tests" and len(path.parts) > 2]
@@ -223,7 +224,7 @@ def untyped_kernel_functions(root: Path) -> list[str]:
 def long_code(root: Path) -> list[str]:
     """Files over 300 lines, and functions with a body over 50 (without the docstring), that nobody has given a reason for."""
     wrong = []
-    for path in python_files(root, "uso_engine", "kernels", "benchmarks", "tests"):
+    for path in python_files(root, "uso_engine", "kernels", "benchmarks", "training", "tests"):
         name = str(path.relative_to(root))
         length = len(path.read_text().splitlines())
         if length > 300 and name not in LONG_FILES:

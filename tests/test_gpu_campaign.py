@@ -22,11 +22,11 @@ from benchmarks.gpu.kernel_classes import class_of
 from benchmarks.gpu.plan import CAMPAIGNS, Part
 from benchmarks.gpu.steps import timed
 from benchmarks.gpu.variants import VARIANTS, Made, Variant, compare
-from benchmarks.ladder import Evaluate
 from benchmarks.measure import interleave, output_hash, tree_hash
-from benchmarks.prediction import predicted_step_ms
 from benchmarks.records import load, take
-from benchmarks.roofline import GPUS, Tokens, floor_ms
+from benchmarks.step.ladder import Evaluate
+from benchmarks.step.prediction import predicted_step_ms
+from benchmarks.step.roofline import GPUS, Tokens, floor_ms
 from benchmarks.workload import WORKLOADS, Workload
 from uso_engine.model.params import TransformerParams
 from uso_kernels.attention import choose_backend

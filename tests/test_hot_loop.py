@@ -12,7 +12,7 @@ from random_models import SIGMAS, SMALL, drawn_conditions, drawn_sequence, quant
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.roofline import Tokens, memory_bytes
+from benchmarks.step.roofline import Tokens, memory_bytes
 from uso_engine.model.packing import PackedBatch
 from uso_engine.model.transformer import Transformer
 from uso_engine.precision.fp8_linear import Fp8Linear, Fp8WeightLinear

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import cold_start, ladder, memory_plans, step_benchmark, tier_steps
-from benchmarks.authors_way import AuthorsWay
-from benchmarks.encode_decode import time_stages
+from benchmarks.memory import plans as memory_plans
+from benchmarks.step import against_diffusers, cold_start, ladder
+from benchmarks.step.authors_way import AuthorsWay
+from benchmarks.step.encode_decode import time_stages
+from benchmarks.tiers import steps as tier_steps
 from benchmarks.workload import WORKLOADS, merge, random_inputs, random_lora, random_transformer
 from uso_kernels.attention import choose_backend
 from uso_kernels.ragged import Ragged
@@ -62,7 +64,7 @@ def test_lora_matters_to_the_first_rung() -> None:
 
 def test_steps_against_diffusers_and_from_a_cold_start(tmp_path: Path) -> None:
     out = tmp_path / "records.jsonl"
-    record = step_benchmark.run(WORKLOADS["tiny"], CPU, torch.float32, 1, out)
+    record = against_diffusers.run(WORKLOADS["tiny"], CPU, torch.float32, 1, out)
     assert float(str(record["difference"])) < 5e-6
     cold = cold_start.run(WORKLOADS["tiny"], CPU, torch.bfloat16, out)
     one = Ragged.pack([32])

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from benchmarks import quantization_report as report
-from benchmarks.quantize_memory import measure
-from benchmarks.sensitivity import groups_of, sensitivities
-from benchmarks.tier_errors import drawn_case
-from uso_engine.precision.tiers import linears
+from benchmarks.memory.quantizing import measure
+from benchmarks.tiers import report
+from benchmarks.tiers.errors import drawn_case
+from benchmarks.tiers.sensitivity import groups_of, sensitivities
+from uso_engine.precision.transformer import linears
 from uso_engine.verification.small_model import small_params
 
 
@@ -23,7 +23,7 @@ def test_documentation_shows_the_recorded_results() -> None:
     text = report.DOCUMENT.read_text()
     assert report.written(text, report.read_records()) == text
     for name in report.SECTIONS:
-        assert f"quantization_report.py: {name} -->\n\n| " in text
+        assert f"tiers/report.py: {name} -->\n\n| " in text
 
 
 def test_groups_hold_every_quantisable_layer() -> None:

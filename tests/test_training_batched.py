@@ -7,8 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from benchmarks.training.batched import condition, make_rotary, predict_velocity
-from benchmarks.training.transformer import shift_times
+from training.batched import condition, make_rotary, predict_velocity
+from training.transformer import shift_times
 from uso_engine.model.packing import PackedBatch
 from uso_engine.model.params import TransformerParams
 from uso_engine.model.sequence import Sequence

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from benchmarks.training.schedule import Run
+from training.schedule import Run
 
 
 def start(folder: Path) -> tuple[nn.Linear, Run]:

@@ -5,7 +5,7 @@ import torch
 from random_models import SIGMAS, SMALL, drawn_conditions, drawn_sequence, small_transformer
 from torch import Tensor
 
-from benchmarks.step_benchmark import TimeProjection
+from benchmarks.step.against_diffusers import TimeProjection
 from uso_engine.model.modulation import sinusoidal_embedding
 from uso_engine.model.packing import PackedBatch
 from uso_engine.model.params import TransformerParams

@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 import time
 
-from benchmarks.ladder import engine_step
-from benchmarks.step_benchmark import TIME
+from benchmarks.step.against_diffusers import TIME
+from benchmarks.step.ladder import engine_step
 from benchmarks.workload import Workload
 
 from .bench import Bench

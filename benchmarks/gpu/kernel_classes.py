@@ -7,10 +7,10 @@ import re
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.ladder import engine_step
-from benchmarks.prediction import kernel_class
-from benchmarks.roofline import GPU, GPUS, step_operations
-from benchmarks.step_benchmark import TIME
+from benchmarks.step.against_diffusers import TIME
+from benchmarks.step.ladder import engine_step
+from benchmarks.step.prediction import kernel_class
+from benchmarks.step.roofline import GPU, GPUS, step_operations
 
 from .bench import Bench
 

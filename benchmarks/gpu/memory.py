@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 
-from benchmarks import cold_start
+from benchmarks.step import cold_start
 
 from .bench import RECORDS, Bench
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from benchmarks.authors_way import Inputs
-from benchmarks.ladder import Evaluate, engine_step
 from benchmarks.measure import count_allocations, output_hash, relative_difference
-from benchmarks.roofline import step_flops
-from benchmarks.step_benchmark import TIME, TOLERANCE, diffusers_step, diffusers_twin
+from benchmarks.step.against_diffusers import TIME, TOLERANCE, diffusers_step, diffusers_twin
+from benchmarks.step.authors_way import Inputs
+from benchmarks.step.ladder import Evaluate, engine_step
+from benchmarks.step.roofline import step_flops
 from benchmarks.workload import conditions
 from uso_engine.model.transformer import Transformer
 from uso_engine.sampling.admission import admit
@@ -94,7 +94,7 @@ def described(bench: Bench, evaluate: Evaluate, truth: Tensor) -> dict[str, obje
 def step_record(
     bench: Bench, variants: dict[str, Evaluate], times: dict[str, dict[str, float]], flops: float, found: object
 ) -> dict[str, object]:
-    """The record that `benchmarks.step_benchmark` makes."""
+    """The record that `benchmarks.step.against_diffusers` makes."""
     assert isinstance(found, dict)
     return {
         "dtype": "bfloat16",

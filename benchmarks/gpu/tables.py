@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from benchmarks.prediction import predicted_step_ms
 from benchmarks.records import Record, hardware, latest, table
-from benchmarks.roofline import Tokens
+from benchmarks.step.prediction import predicted_step_ms
+from benchmarks.step.roofline import Tokens
 from uso_engine.model.params import TransformerParams
 
 PENDING = "Pending: no GPU has been measured."

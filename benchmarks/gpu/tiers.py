@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import tier_steps
+from benchmarks.tiers import steps as tier_steps
 
 from .bench import RECORDS, Bench
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.encode_decode import autoencoder_module, filled, text_modules, vision_module
+from benchmarks.step.encode_decode import autoencoder_module, filled, text_modules, vision_module
 from benchmarks.workload import conditions, random_inputs, random_transformer
 from uso_engine import USOEngine
 from uso_engine.conditioning.content import Autoencoder

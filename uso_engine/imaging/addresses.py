@@ -4,8 +4,24 @@ from __future__ import annotations
 
 import ipaddress
 
-# Addresses that carry an IPv4 address to which the packets go in the end (RFC 6052, RFC 8215).
-_TRANSLATED = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))
+# What the registries of special addresses hold besides what `ipaddress` knows in every Python from 3.11.0 on: its tables grew
+# in later patch releases, and an answer here must not depend on the release.
+_SPECIAL_4 = tuple(
+    map(ipaddress.IPv4Network, ("192.0.0.0/24", "192.88.99.0/24"))  # protocol assignments, relays of 6to4
+)
+_SPECIAL_6 = tuple(
+    map(
+        ipaddress.IPv6Network,
+        (
+            "2001::/23",  # protocol assignments, Teredo and ORCHID among them
+            "2002::/16",  # 6to4, which wraps an IPv4 address
+            "3fff::/20",  # documentation
+        ),
+    )
+)
+# All that is assigned to the public internet. Mapped (::ffff:0:0/96) and NAT64 (64:ff9b::/96) addresses, in which an IPv4
+# address is the real target, lie outside, with everything local (RFC 4291, 6052, 8215).
+_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 
 
 def is_public(address: str) -> bool:
@@ -22,12 +38,9 @@ def is_public(address: str) -> bool:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return False
-    if isinstance(parsed, ipaddress.IPv6Address) and (
-        parsed.ipv4_mapped is not None
-        or parsed.sixtofour is not None
-        or parsed.teredo is not None
-        or any(parsed in network for network in _TRANSLATED)
-        or parsed.is_site_local
-    ):
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if parsed not in _GLOBAL_UNICAST or any(parsed in network for network in _SPECIAL_6):
+            return False
+    elif any(parsed in network for network in _SPECIAL_4):
         return False
     return parsed.is_global and not (parsed.is_multicast or parsed.is_reserved or parsed.is_unspecified)

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 import httpcore
 
 from uso_engine.imaging.addresses import is_public
+from uso_engine.imaging.hosts import HostList
 
 
 class Deadline:
@@ -43,10 +44,12 @@ class DeadlineBackend(httpcore.NetworkBackend):
         deadline: shared by all connections made through this backend.
         allow_private_addresses: whether addresses that are not public are connected to. The rule holds for the address that
             the connection goes to, so a name cannot mean one address when it is checked and another when it is used.
+        private_hosts: hosts for which that rule is not asked.
     """
 
-    def __init__(self, deadline: Deadline, *, allow_private_addresses: bool = True) -> None:
+    def __init__(self, deadline: Deadline, *, allow_private_addresses: bool, private_hosts: HostList) -> None:
         self._deadline = deadline
+        self._private_hosts = private_hosts
         self._allow_private_addresses = allow_private_addresses
         self._sockets = httpcore.SyncBackend()
 
@@ -60,7 +63,8 @@ class DeadlineBackend(httpcore.NetworkBackend):
     ) -> httpcore.NetworkStream:
         """Connect to the first address of ``host`` that answers; Host header and TLS name stay those of the URL."""
         addresses = resolve_host(host, port, self._deadline)
-        if not self._allow_private_addresses and not all(map(is_public, addresses)):
+        may_be_private = self._allow_private_addresses or self._private_hosts.holds(host, port)
+        if not may_be_private and not all(map(is_public, addresses)):
             raise httpcore.ConnectError("not a public address")
         for tried, address in enumerate(addresses):
             # An even share for each address: one that swallows packets must not use up the time of the next.

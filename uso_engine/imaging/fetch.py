@@ -15,6 +15,7 @@ import httpx
 
 from uso_engine.errors import FetchError
 from uso_engine.imaging.deadline import Deadline, DeadlineBackend
+from uso_engine.imaging.hosts import HostList
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ def fetch(
     deadline_s: float = 30.0,
     allow_http: bool = True,
     allow_private_addresses: bool = True,
+    private_hosts: HostList | None = None,
+    allowed_hosts: HostList | None = None,
     max_redirects: int = 5,
 ) -> bytes:
     """Read the body behind a URL.
@@ -50,6 +53,8 @@ def fetch(
         deadline_s: the most seconds for everything together, redirects included.
         allow_http: whether plain http is accepted besides https, for redirects too.
         allow_private_addresses: whether addresses that are not public are connected to, for redirects too.
+        private_hosts: hosts whose addresses need not be public where others' do.
+        allowed_hosts: the only hosts that are fetched from, redirects included; None for all.
         max_redirects: how many redirects are followed; each target is checked like the first URL.
 
     Returns:
@@ -58,15 +63,17 @@ def fetch(
     Raises:
         FetchError: refused or failed; the text says what, and nothing about the network behind this machine.
     """
-    target = _checked(url, allow_http, "this URL")
+    target = _checked(url, allow_http, "this URL", allowed_hosts)
     label = _shown(target)
     deadline = Deadline(deadline_s)
+    backend = DeadlineBackend(
+        deadline, allow_private_addresses=allow_private_addresses, private_hosts=private_hosts or HostList()
+    )
     context: ssl.SSLContext | None = None
     for _ in range(max_redirects + 1):
         if context is None and target.scheme == "https":  # reading the certificates takes 20 ms: not for plain http
             context = httpx.create_ssl_context(trust_env=False)
         try:
-            backend = DeadlineBackend(deadline, allow_private_addresses=allow_private_addresses)
             with httpcore.ConnectionPool(ssl_context=context, network_backend=backend) as pool:
                 answer = _get(pool, target, max_bytes, label)
         except httpcore.TimeoutException as error:
@@ -78,7 +85,9 @@ def fetch(
             raise FetchError(f"{label}: {_NOT_FETCHED}")
         if isinstance(answer, bytes):
             return answer
-        target = _checked(_join(target, answer.location, label), allow_http, f"{label}: redirected to a URL that")
+        target = _checked(
+            _join(target, answer.location, label), allow_http, f"{label}: redirected to a URL that", allowed_hosts
+        )
     raise FetchError(f"{label}: more than {max_redirects} redirects")
 
 
@@ -93,7 +102,7 @@ def _get(pool: httpcore.ConnectionPool, target: httpx.URL, max_bytes: int, label
     url = httpcore.URL(
         scheme=target.raw_scheme,
         host=target.raw_host,
-        port=target.port or _DEFAULT_PORTS[target.scheme],
+        port=_port(target),
         target=target.raw_path,
     )
     headers = [
@@ -133,7 +142,11 @@ def _check_fields(fields: dict[str, str], max_bytes: int, label: str) -> None:
         raise FetchError(f"{label}: {int(length):,} bytes; at most {max_bytes:,} are accepted for one image")
 
 
-def _checked(url: str, allow_http: bool, label: str) -> httpx.URL:
+def _port(target: httpx.URL) -> int:
+    return target.port or _DEFAULT_PORTS[target.scheme]
+
+
+def _checked(url: str, allow_http: bool, label: str, allowed_hosts: HostList | None) -> httpx.URL:
     """Parse a URL and refuse what is never fetched. Called for the first URL and for every redirect."""
     if len(url) > _MAX_URL:
         raise FetchError(f"{label} is not valid: it has {len(url):,} characters; at most {_MAX_URL:,} are accepted")
@@ -154,6 +167,8 @@ def _checked(url: str, allow_http: bool, label: str) -> httpx.URL:
         raise FetchError(f"{label} names no host")
     if target.userinfo:
         raise FetchError(f"{label} holds credentials; they are not sent")
+    if allowed_hosts is not None and not allowed_hosts.holds(target.raw_host.decode("ascii"), _port(target)):
+        raise FetchError(f"{label} names a host that pictures are not fetched from here")
     return target
 
 

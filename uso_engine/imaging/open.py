@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from PIL import Image
 
@@ -12,6 +12,7 @@ from uso_engine.errors import ImageError, ImageTypeError, MissingFileError
 from uso_engine.imaging.arrays import array_to_image, tensor_to_image
 from uso_engine.imaging.data_uri import decode_data_uri
 from uso_engine.imaging.decode import check_size, decode_image
+from uso_engine.imaging.hosts import HostList
 from uso_engine.imaging.orientation import UPRIGHT, orientation_of
 from uso_engine.imaging.rgb import Alpha, to_rgb
 from uso_engine.imaging.source import (
@@ -24,6 +25,9 @@ from uso_engine.imaging.source import (
     is_tensor,
 )
 from uso_engine.local_names import has_file_scheme, local_name
+
+if TYPE_CHECKING:
+    from uso_engine.imaging.decode_pool import DecodePool
 
 __all__ = ["Alpha", "ImageLimits", "ImageSource", "describe_source", "open_image"]
 
@@ -43,9 +47,14 @@ class ImageLimits:
         allow_private_addresses: whether URLs may lead to this machine and its networks (private, loopback, link-local and every
             other address that is not public). Where strangers choose the URLs, turn this off, or they reach what you reach.
         allow_paths: whether local paths are opened; a server, whose strings come from strangers, turns this off.
+        private_hosts: hosts that URLs may lead to although their addresses are not public: ``minio.internal``,
+            ``minio.internal:9000``, ``*.internal``, ``10.0.0.7``, ``[fd00::7]:9000``.
+        allowed_hosts: the only hosts that URLs may lead to, written in the same way, redirects included; None for all.
+        decode_pool: processes of their own in which pictures are decoded; None decodes in the caller's thread, where what it
+            costs is bounded by the picture's size, and a decoder that does not end cannot be ended.
 
     Raises:
-        ValueError: a limit that is not positive.
+        ValueError: a limit that is not positive, or an entry that is no host.
     """
 
     max_bytes: int = 50 * 2**20
@@ -55,11 +64,15 @@ class ImageLimits:
     allow_http: bool = True
     allow_private_addresses: bool = True
     allow_paths: bool = True
+    private_hosts: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] | None = None
+    decode_pool: DecodePool | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_bytes", "max_pixels", "deadline_s", "decode_deadline_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        HostList((*self.private_hosts, *(self.allowed_hosts or ())))
 
 
 def open_image(
@@ -103,6 +116,10 @@ def open_image(
         image = tensor_to_image(source, max_pixels=limits.max_pixels, label=label)
     else:
         data = _read(source, limits, label)
+        if limits.decode_pool is not None:
+            return limits.decode_pool.decode(
+                data, max_pixels=limits.max_pixels, label=label, deadline_s=limits.decode_deadline_s, alpha=alpha
+            )
         image, orientation = decode_image(data, max_pixels=limits.max_pixels, label=label, deadline_s=limits.decode_deadline_s)
     return to_rgb(image, label=label, orientation=orientation, alpha=alpha)
 
@@ -157,6 +174,8 @@ def _read_text(text: str, limits: ImageLimits, label: str) -> bytes:
         deadline_s=limits.deadline_s,
         allow_http=limits.allow_http,
         allow_private_addresses=limits.allow_private_addresses,
+        private_hosts=HostList(limits.private_hosts),
+        allowed_hosts=None if limits.allowed_hosts is None else HostList(limits.allowed_hosts),
     )
 
 

@@ -41,6 +41,9 @@ class QuantizedLinear(nn.Module, abc.ABC):
     takes: torch.dtype | None = None
     """The 8-bit type of the rows that it multiplies, which floats are brought to; None: floats only."""
 
+    restores_weight: ClassVar[bool] = False
+    """Whether all of the weight is turned back into floating point for a product, which takes memory for as long."""
+
     column_multiple: ClassVar[int] = 16
     """K and N must be multiples of it."""
 
@@ -121,6 +124,7 @@ class WeightOnlyLinear(QuantizedLinear):
     """A layer that turns its weight back into its activations' type for each product; activations keep theirs."""
 
     takes: torch.dtype | None = None
+    restores_weight = True
 
     @abc.abstractmethod
     def weight_like(self, x: Tensor, outputs: slice) -> Tensor:

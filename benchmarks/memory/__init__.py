@@ -1,0 +1,1 @@
+"""Does everything fit in the memory that it is given?"""

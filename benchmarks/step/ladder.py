@@ -1,0 +1,156 @@
+"""One rung per optimisation, from computing a step the authors' way to the engine's.
+
+    python -m benchmarks.step.ladder --workload full            28 steps of the full-size transformer, on a GPU
+    python -m benchmarks.step.ladder --workload small           the small step of the issues, on a CPU
+    python -m benchmarks.step.ladder --workload tiny            a smoke test
+
+Weights are random and made on the device. Every rung's velocity is first compared with the first rung's: a rung that computes
+something else is not timed. Rungs are timed in turn. Encoding and decoding are measured apart (`--stages`).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure import Clock, count_allocations, interleave, write_record
+from benchmarks.workload import WORKLOADS, Workload, conditions, merge, random_inputs, random_lora, random_transformer
+from uso_engine.model.packing import PackedBatch
+from uso_engine.model.transformer import Transformer
+from uso_engine.sampling.admission import admit
+from uso_kernels.attention import available_backends
+
+from .authors_way import AuthorsWay, Inputs
+from .encode_decode import time_stages
+from .roofline import GPUS, Tokens, floor_ms, step_flops
+
+Evaluate = Callable[[], Tensor]
+# Relative difference of a rung's velocity from the first rung's: rounding of the type, and LoRA rounded into the weights.
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-2}
+
+
+def engine_step(
+    transformer: Transformer, inputs: Inputs, latents: Tensor, times: tuple[float, ...], attention: str
+) -> Evaluate:
+    """The engine's step on a batch that is formed and admitted."""
+    sequence = admit(transformer, conditions(inputs), inputs.grid, (*times, 0.0), inputs.guidance)
+    batch = PackedBatch.form([sequence])
+    rows = latents.new_zeros(batch.output.rows, latents.shape[1])
+    rows[: len(latents)] = latents
+    modulation = sequence.modulation[:1]
+
+    def evaluate() -> Tensor:
+        transformer.attention_backend = attention
+        velocity: Tensor = transformer(batch, rows, modulation)
+        return velocity[: len(latents)]
+
+    return evaluate
+
+
+def rungs(workload: Workload, device: torch.device, dtype: torch.dtype) -> dict[str, Evaluate]:
+    """The ladder, in order; names say what each adds to the one before."""
+    transformer = random_transformer(workload.params, device, dtype)
+    lora = random_lora(transformer, workload.lora_rank)
+    inputs = random_inputs(workload, device, dtype)
+    merged = random_transformer(workload.params, device, dtype)
+    merge(merged, lora)
+    length, times = inputs.grid[0] * inputs.grid[1], (0.75,)
+    generator = torch.Generator("cpu").manual_seed(3)
+    latents = torch.randn(length, workload.params.in_channels, generator=generator).to(device, dtype)
+
+    authors = AuthorsWay(transformer, inputs, lora=lora)
+    merged_authors = AuthorsWay(merged, inputs)
+    hoisted = AuthorsWay(merged, inputs, hoist=True, times=times)
+    ladder: dict[str, Evaluate] = {
+        "authors' way": lambda: authors.velocity(latents, times[0]),
+        "+ LoRA merged": lambda: merged_authors.velocity(latents, times[0]),
+        "+ fixed work hoisted": lambda: hoisted.velocity(latents, times[0]),
+        "+ packed batch, fused kernels, last block's surviving rows": engine_step(merged, inputs, latents, times, "dense"),
+        "+ attention chosen (auto)": engine_step(merged, inputs, latents, times, "auto"),
+    }
+    for name, reason in available_backends(device).items():
+        if reason is None and name not in ("dense", "dense_batched") and not (name == "triton" and device.type == "cpu"):
+            ladder[f"engine, attention {name}"] = engine_step(merged, inputs, latents, times, name)
+    return ladder
+
+
+def check(ladder: dict[str, Evaluate], dtype: torch.dtype) -> dict[str, float]:
+    """Relative difference of every rung from the first.
+
+    Raises:
+        SystemExit: one computes something else.
+    """
+    first, *others = ladder
+    truth = ladder[first]().double()
+    differences = {name: float((ladder[name]().double() - truth).norm() / truth.norm()) for name in others}
+    wrong = {name: difference for name, difference in differences.items() if not difference <= TOLERANCE[dtype]}
+    if wrong:
+        raise SystemExit(f"these rungs do not compute the first one's velocity: {wrong}")
+    return {first: 0.0, **differences}
+
+
+@torch.no_grad()
+def run(
+    workload: Workload, device: torch.device, dtype: torch.dtype, rounds: int, out: Path | None, clock: Clock = "wall"
+) -> list[dict[str, object]]:
+    """Check, time, print and record every rung."""
+    ladder = rungs(workload, device, dtype)
+    differences = check(ladder, dtype)
+    times = interleave(ladder, rounds=rounds, device=device, clock=clock)
+    tokens = Tokens(
+        workload.text, workload.style, workload.grid[0] * workload.grid[1], workload.content[0] * workload.content[1]
+    )
+    flops = step_flops(workload.params, tokens)
+    first = next(iter(times.values()))["median_ms"]
+    records: list[dict[str, object]] = []
+    for name, timing in times.items():
+        record: dict[str, object] = {
+            "workload": workload.name,
+            "rung": name,
+            "device": device.type,
+            "dtype": str(dtype).removeprefix("torch."),
+            "tokens": tokens.all,
+            "rounds": rounds,
+            "clock": clock,
+            **timing,
+            "speedup": first / timing["median_ms"],
+            "tflops": flops / timing["median_ms"] / 1e9,
+            "difference": differences[name],
+            **count_allocations(ladder[name], device),
+        }
+        if device.type == "cuda":
+            record["floors_ms"] = {gpu: floor_ms(workload.params, tokens, GPUS[gpu])["floor"] for gpu in GPUS}
+            record["peak_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+        records.append(record)
+        write_record("ladder", record, out)
+        print(f"{timing['median_ms']:9.1f} ms {record['speedup']:5.2f}x {record['allocations']:5.0f} allocations  {name}")
+    return records
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workload", choices=WORKLOADS, default="small")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--clock", choices=("wall", "process"), default="wall", help="of a CPU")
+    parser.add_argument("--threads", type=int, default=None, help="of a CPU")
+    parser.add_argument("--stages", action="store_true", help="also time encoding, the whole denoising and decoding")
+    parser.add_argument("--out", type=Path, default=None, help="file of JSON lines; by default this machine's")
+    options = parser.parse_args()
+    workload, device, dtype = WORKLOADS[options.workload], torch.device(options.device), getattr(torch, options.dtype)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    run(workload, device, dtype, options.rounds, options.out, options.clock)
+    if options.stages:
+        record = {"workload": workload.name, "device": device.type, **time_stages(workload, device, dtype)}
+        write_record("stages", record, options.out)
+        print(record)
+
+
+if __name__ == "__main__":
+    main()

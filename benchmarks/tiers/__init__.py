@@ -1,0 +1,1 @@
+"""What does a precision tier cost in accuracy, and what does it bring?"""

@@ -1,0 +1,74 @@
+"""Draws the loss curves of training stages from their logs.
+
+python -m training.curve --out FILE --log "autoencoder=mse=FILE" --log "transformer=loss=FILE"
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+PANEL = (460, 240)
+INK, FAINT, LINE = (40, 40, 40), (210, 210, 210), (170, 60, 30)
+
+
+def read_curve(path: Path, key: str) -> list[tuple[float, float]]:
+    """Minutes of the stage and the value there."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [(line["seconds"] / 60, line[key]) for line in lines if key in line and line["step"] > 0]
+
+
+def smooth(points: list[tuple[float, float]], weight: float) -> list[tuple[float, float]]:
+    """A running mean; a weight of 1 leaves the points as they are."""
+    mean, smoothed = points[0][1], []
+    for x, y in points:
+        mean += weight * (y - mean)
+        smoothed.append((x, mean))
+    return smoothed
+
+
+def draw_panel(title: str, points: list[tuple[float, float]]) -> Image.Image:
+    """One curve with a logarithmic vertical axis."""
+    panel = Image.new("RGB", PANEL, "white")
+    pen = ImageDraw.Draw(panel)
+    left, top, right, bottom = 52, 28, PANEL[0] - 12, PANEL[1] - 28
+    logs = [math.log10(y) for _, y in points]
+    low, high, end = min(logs), max(logs), max(x for x, _ in points)
+    for i in range(5):
+        level = low + (high - low) * i / 4
+        y = bottom - (bottom - top) * i / 4
+        pen.line((left, y, right, y), fill=FAINT)
+        pen.text((4, y - 6), f"{10**level:.3g}", fill=INK)
+    for i in range(5):
+        pen.text((left + (right - left) * i / 4 - 8, bottom + 6), f"{end * i / 4:.0f}", fill=INK)
+    pen.text((right - 60, bottom + 16), "minutes", fill=INK)
+    pen.text((left, 8), title, fill=INK)
+    scale = (right - left) / end, (bottom - top) / max(high - low, 1e-6)
+    corners = [(left + x * scale[0], bottom - (level - low) * scale[1]) for (x, _), level in zip(points, logs, strict=True)]
+    pen.line(corners, fill=LINE, width=2)
+    return panel
+
+
+def main() -> None:
+    """Draws a panel per log, side by side."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--log", action="append", required=True, help="title=key=file")
+    options = parser.parse_args()
+    panels = []
+    for entry in options.log:
+        title, key, file = entry.split("=", 2)
+        points = read_curve(Path(file), key)
+        panels.append(draw_panel(title, smooth(points, 0.15 if len(points) > 100 else 1.0)))
+    sheet = Image.new("RGB", (PANEL[0] * min(2, len(panels)), PANEL[1] * math.ceil(len(panels) / 2)), "white")
+    for i, panel in enumerate(panels):
+        sheet.paste(panel, (PANEL[0] * (i % 2), PANEL[1] * (i // 2)))
+    sheet.save(options.out)
+
+
+if __name__ == "__main__":
+    main()
