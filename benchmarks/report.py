@@ -40,7 +40,8 @@ def memory_table(records: list[Record]) -> str:
     rows = []
     for tier, size in (("bf16", 2.0), ("fp8, int8", 1.0), ("int4", 0.5625)):
         for keeps in (True, False):
-            memory = memory_bytes(params, tokens, bytes_per_weight=size, keeps_modulation=keeps)
+            floats = size != 1.0
+            memory = memory_bytes(params, tokens, bytes_per_weight=size, keeps_modulation=keeps, reads_floats=floats)
             cells = [f"{memory[name] / 1e9:.2f}" for name in ("weights", "modulation_table", "activations")]
             rows.append([tier, "yes" if keeps else "no", *cells, f"{sum(memory.values()) / 1e9:.2f}"])
     header = ["weights", "modulation linears stay", "weights, GB", "table, GB", "activations, GB", "sum, GB"]

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.step.roofline import Tokens, memory_bytes
 from uso_engine.model.packing import PackedBatch
+from uso_engine.model.run import Fusion
 from uso_engine.model.transformer import Transformer
 from uso_engine.precision.fp8_linear import Fp8Linear, Fp8WeightLinear
 from uso_engine.precision.int4_linear import Int4Linear
@@ -180,12 +181,14 @@ def test_a_step_keeps_no_more_alive_than_the_documents_say(
     modulation = torch.zeros(1, transformer.modulation_vectors, SMALL.hidden_size, dtype=torch.bfloat16)
     with LiveBytes() as counted:
         transformer(batch, latents, modulation)
-    formula = memory_bytes(SMALL, Tokens(text=64, image=1024))["activations"]
-    # Attention's sums for each row and head come on top, in float32, and in 8-bit tiers row scales.
-    most = (
-        formula + 4 * batch.joint.rows * SMALL.num_heads + (8 * 4 * batch.joint.rows if kind in (Fp8Linear, Int8Linear) else 0)
-    )
-    assert 0.98 * formula < counted.peak <= most
+    rows, is_eight_bits = batch.joint.rows, kind in (Fp8Linear, Int8Linear)
+    formula = memory_bytes(SMALL, Tokens(text=64, image=1024), reads_floats=not is_eight_bits)["activations"]
+    # Attention's sums for each row and head come on top, in float32, in 8-bit tiers row scales, in others a weight as floats.
+    most = formula + 4 * rows * SMALL.num_heads + (8 * 4 * rows if is_eight_bits else 0)
+    if kind is not None and not is_eight_bits:
+        most += 2 * SMALL.hidden_size * (SMALL.hidden_size + SMALL.mlp_width)
+    # A double block's MLP holds the image stream's rows, which are not quite all.
+    assert 0.94 * formula < counted.peak <= most
 
 
 @pytest.mark.gpu
@@ -219,11 +222,11 @@ def test_runs_of_one_transformer_share_no_memory(monkeypatch: pytest.MonkeyPatch
     reports: list[Step] = []
 
     def interrupted(*args: Any, **kwargs: Any) -> Tensor:
-        monkeypatch.setattr("uso_kernels.matmul.int4.linear", linear)
+        monkeypatch.setattr("uso_engine.precision.quantized_linear.linear", linear)
         reports.append(inner.step())
         return linear(*args, **kwargs)
 
-    monkeypatch.setattr("uso_kernels.matmul.int4.linear", interrupted)
+    monkeypatch.setattr("uso_engine.precision.quantized_linear.linear", interrupted)
     assert torch.equal(outer.step().velocities[0], expected[0])
     assert torch.equal(reports[0].velocities[0], expected[1])
 
@@ -243,6 +246,7 @@ def test_kernels_that_end_in_eight_bits_give_what_a_separate_pass_gives(kind: ty
     assert calls == {"rows": len(layers) - 1, "floats": 2}
     for layer in layers:
         layer.takes = None
+    transformer.fusion = Fusion(gelu=False, parts=False)
     separate = transformer(batch, latents, modulation)
     assert float((fused - separate).norm() / separate.norm()) < 5e-3
     assert float((fused - plain).norm() / plain.norm()) > 5e-3

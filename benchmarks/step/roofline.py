@@ -187,7 +187,13 @@ def weight_count(params: TransformerParams) -> dict[str, int]:
 
 
 def memory_bytes(
-    params: TransformerParams, tokens: Tokens, *, steps: int = 28, bytes_per_weight: float = 2.0, keeps_modulation: bool = True
+    params: TransformerParams,
+    tokens: Tokens,
+    *,
+    steps: int = 28,
+    bytes_per_weight: float = 2.0,
+    keeps_modulation: bool = True,
+    reads_floats: bool = True,
 ) -> dict[str, float]:
     """Memory of the transformer during denoising, as docs/performance.md writes it out.
 
@@ -197,11 +203,17 @@ def memory_bytes(
         steps: rows of the modulation table.
         bytes_per_weight: 2 in bf16, 1 in fp8 and int8, 0.5625 in int4 with groups of 128.
         keeps_modulation: whether the modulation linears stay on the GPU.
+        reads_floats: whether products read floats, not 8-bit rows.
     """
     weights, width, mlp = weight_count(params), params.hidden_size, params.mlp_width
-    # The most that is alive at once, in a single block's attention: x and its normed form (2 C), the first matrix's product
-    # (3 C + E), whose columns the second matrix reads in the end, q, k, v (3 C), and dense attention's own result (C).
-    per_token = 2 * width + (3 * width + mlp) + 3 * width + width
+    if reads_floats:
+        # The most that is alive at once, in a double block's MLP: x, its normed form, attention's result, its sum with x, the
+        # hidden layer and what the second product gives. In a single block it is 8 C or 4 C + E.
+        per_token = 5.0 * width + mlp
+    else:
+        # In the second product: x, its normed form in 8 bits, the first product, attention's result, both beside each other in
+        # 8 bits, and what they give.
+        per_token = 1.5 * width + (3 * width + mlp) + width + 0.5 * (width + mlp) + width
     vectors = 12 * params.depth + 3 * params.depth_single_blocks + 2
     return {
         "weights": bytes_per_weight * (weights["rest"] + (weights["modulation"] if keeps_modulation else 0)),

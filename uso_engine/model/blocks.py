@@ -191,7 +191,10 @@ def _finish(
     tiles, (widen, narrow) = layout.tile_sequence, mlp.layers
     _, _, attention_gate, mlp_shift, mlp_scale, mlp_gate = modulation.unbind(1)
     x, normed = proceed(x, proj(attended, layout), attention_gate, tiles, NextNorm(mlp_shift, mlp_scale, widen.takes))
-    y = narrow(_hidden(widen, normed, layout, run, narrow), layout)
+    hidden = _hidden(widen, normed, layout, run, narrow)
+    del normed
+    y = narrow(hidden, layout)
+    del hidden  # The new residual and its normed form may have its memory.
     return proceed(x, y, mlp_gate, tiles, following)
 
 
@@ -256,10 +259,13 @@ class SingleBlock(nn.Module):
         layout = batch.joint
         if rows is not None:
             assert isinstance(normed, Tensor)
-            layout, q, normed = batch.output, q.index_select(0, rows), normed.index_select(0, rows)
+            layout, q = batch.output, q.index_select(0, rows)
         attended = attention(q, k, v, layout, batch.joint, backend=run.attention).flatten(1)
         del q, k, v  # The MLP's hidden layer may have their memory.
+        if rows is not None:
+            normed = normed.index_select(0, rows)
         hidden = _hidden(self.linear1, normed, layout, run, self.linear2, slice(3 * width, None))
+        del normed
         assert isinstance(hidden, Tensor)
         return self.linear2.of_parts((attended, hidden), layout)
 
