@@ -30,7 +30,7 @@ def roofline_table(records: list[Record]) -> str:
         ("content + 1 style", Tokens(style=192, content=1024)),
     ):
         floors = [floor_ms(params, tokens, gpu) for gpu in GPUS.values()]
-        cells = [f"{floor['floor']:.0f} / {floor['separate kernels']:.0f} / {floor['copy']:.1f}" for floor in floors]
+        cells = [f"{floor['floor']:.0f} / {floor['separate kernels']:.0f}" for floor in floors]
         rows.append([f"{name}, L = {tokens.all}", f"{step_flops(params, tokens) / 1e12:.1f}", *cells])
     return table(["1024 x 1024, bf16", "TFLOP a step", *(f"{name}, ms" for name in GPUS)], rows)
 

@@ -12,6 +12,7 @@ from random_models import SIGMAS, SMALL, drawn_conditions, drawn_sequence, quant
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.measure import relative_difference
 from benchmarks.step.roofline import Tokens, memory_bytes
 from uso_engine.model.packing import PackedBatch
 from uso_engine.model.run import Fusion
@@ -250,3 +251,28 @@ def test_kernels_that_end_in_eight_bits_give_what_a_separate_pass_gives(kind: ty
     separate = transformer(batch, latents, modulation)
     assert float((fused - separate).norm() / separate.norm()) < 5e-3
     assert float((fused - plain).norm() / plain.norm()) > 5e-3
+
+
+@pytest.mark.parametrize("off", ["gelu", "parts", "values"])
+@torch.no_grad()
+def test_what_is_fused_changes_no_more_than_rounding(off: str) -> None:
+    """Each fusion alone switched off, on a padded batch and on one in joint order; the default is at most 5 % farther off."""
+    for make in (formed, in_order):
+        exact, batch, latents, modulation = make(torch.float64)
+        truth = exact(batch, latents, modulation)
+        for dtype, bound in ((torch.float32, 1e-6), (torch.bfloat16, 2e-2)):
+            transformer, batch, latents, modulation = make(dtype)
+            fused = relative_difference(transformer(batch, latents, modulation), truth)
+            transformer.fusion = Fusion(**{off: False})
+            apart = relative_difference(transformer(batch, latents, modulation), truth)
+            assert fused < bound and fused < 1.05 * apart + 1e-7
+
+
+def in_order(dtype: torch.dtype) -> tuple[Transformer, PackedBatch, Tensor, Tensor]:
+    """A transformer and a batch of one sequence without padding rows."""
+    transformer = small_transformer(dtype=dtype)
+    sequence = drawn_sequence(transformer, (4, 8), drawn_conditions(SMALL, seed=1, text=28, style=4))
+    batch = PackedBatch.form([sequence])
+    assert batch.is_in_order
+    latents = torch.randn(batch.output.rows, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return transformer, batch, latents, sequence.modulation[:1]

@@ -258,11 +258,11 @@ class SingleBlock(nn.Module):
         q, k, v = self._queries_keys_values(self.linear1(normed, batch.joint, slice(0, 3 * width)), run, run.fusion.values)
         layout = batch.joint
         if rows is not None:
-            assert isinstance(normed, Tensor)
             layout, q = batch.output, q.index_select(0, rows)
         attended = attention(q, k, v, layout, batch.joint, backend=run.attention).flatten(1)
         del q, k, v  # The MLP's hidden layer may have their memory.
         if rows is not None:
+            assert isinstance(normed, Tensor)
             normed = normed.index_select(0, rows)
         hidden = _hidden(self.linear1, normed, layout, run, self.linear2, slice(3 * width, None))
         del normed
