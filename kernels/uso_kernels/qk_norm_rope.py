@@ -136,7 +136,46 @@ def _launch(
     return Launch("qk_norm_rope", _qk_norm_rope_kernel, grid, arguments, config)
 
 
-@operation(writes=("q", "k", "v"), launch=_launch)
+def _check_operands(
+    qkv: Tensor,
+    q_scale: Tensor,
+    k_scale: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    rows: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    eps: float,
+) -> None:
+    if q.ndim != 3 or q.shape != k.shape or (v is not None and q.shape != v.shape):
+        shapes = [None if x is None else tuple(x.shape) for x in (q, k, v)]
+        raise ValueError(f"q, k and v must be [T, H, D] of one shape, got {shapes}")
+    joint_rows, heads, width = q.shape
+    if width % 2:
+        raise ValueError(f"rotary embeddings turn pairs: the head dimension must be even, got {width}")
+    check_matrix("qkv", qkv, width=3 * heads * width)
+    for name, target in (("q", q), ("k", k), ("v", v)):
+        if target is not None and (target.dtype != qkv.dtype or target.device != qkv.device or target.stride(2) != 1):
+            raise ValueError(
+                f"{name} must be {qkv.dtype} on {qkv.device} with contiguous heads, got {target.dtype} on {target.device}"
+            )
+    for name, weight in (("q_scale", q_scale), ("k_scale", k_scale)):
+        if weight.shape != (width,) or not weight.is_contiguous() or weight.device != qkv.device:
+            found = f"{tuple(weight.shape)} on {weight.device}"
+            raise ValueError(f"{name} must be contiguous [{width}] on {qkv.device}, got {found}")
+    for name, table in (("cos", cos), ("sin", sin)):
+        if table.shape != (joint_rows, width // 2) or table.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"{name} must be float32 [{joint_rows}, {width // 2}], got {table.dtype} {tuple(table.shape)}")
+        if table.stride(1) != 1 or table.stride(0) != cos.stride(0) or table.device != qkv.device:
+            raise ValueError(f"cos and sin must have contiguous columns and equal strides on {qkv.device}")
+    if rows is not None:
+        check_row_index("rows", rows, qkv.shape[0], qkv.device)
+    elif qkv.shape[0] != joint_rows:
+        raise ValueError(f"without a row index the stream is the joint order: expected {joint_rows} rows, got {qkv.shape[0]}")
+
+
+@operation(writes=("q", "k", "v"), launch=_launch, check=_check_operands)
 def qk_norm_rope_into(
     qkv: Tensor,
     q_scale: Tensor,
@@ -194,47 +233,11 @@ def qk_norm_rope(
     Raises:
         ValueError: operands that do not fit together.
     """
-    _check_operands(qkv, q_scale, k_scale, cos, sin, rows, q, k, v)
-    fill = qk_norm_rope_into.reference if needs_gradient(qkv, q_scale, k_scale) else qk_norm_rope_into
-    fill(qkv, q_scale, k_scale, cos, sin, rows, q, k, v, eps)
-
-
-def _check_operands(
-    qkv: Tensor,
-    q_scale: Tensor,
-    k_scale: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    rows: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor | None,
-) -> None:
-    if q.ndim != 3 or q.shape != k.shape or (v is not None and q.shape != v.shape):
-        shapes = [None if x is None else tuple(x.shape) for x in (q, k, v)]
-        raise ValueError(f"q, k and v must be [T, H, D] of one shape, got {shapes}")
-    joint_rows, heads, width = q.shape
-    if width % 2:
-        raise ValueError(f"rotary embeddings turn pairs: the head dimension must be even, got {width}")
-    check_matrix("qkv", qkv, width=3 * heads * width)
-    for name, target in (("q", q), ("k", k), ("v", v)):
-        if target is not None and (target.dtype != qkv.dtype or target.device != qkv.device or target.stride(2) != 1):
-            raise ValueError(
-                f"{name} must be {qkv.dtype} on {qkv.device} with contiguous heads, got {target.dtype} on {target.device}"
-            )
-    for name, weight in (("q_scale", q_scale), ("k_scale", k_scale)):
-        if weight.shape != (width,) or not weight.is_contiguous() or weight.device != qkv.device:
-            found = f"{tuple(weight.shape)} on {weight.device}"
-            raise ValueError(f"{name} must be contiguous [{width}] on {qkv.device}, got {found}")
-    for name, table in (("cos", cos), ("sin", sin)):
-        if table.shape != (joint_rows, width // 2) or table.dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"{name} must be float32 [{joint_rows}, {width // 2}], got {table.dtype} {tuple(table.shape)}")
-        if table.stride(1) != 1 or table.stride(0) != cos.stride(0) or table.device != qkv.device:
-            raise ValueError(f"cos and sin must have contiguous columns and equal strides on {qkv.device}")
-    if rows is not None:
-        check_row_index("rows", rows, qkv.shape[0], qkv.device)
-    elif qkv.shape[0] != joint_rows:
-        raise ValueError(f"without a row index the stream is the joint order: expected {joint_rows} rows, got {qkv.shape[0]}")
+    if needs_gradient(qkv, q_scale, k_scale):
+        _check_operands(qkv, q_scale, k_scale, cos, sin, rows, q, k, v, eps)
+        qk_norm_rope_into.reference(qkv, q_scale, k_scale, cos, sin, rows, q, k, v, eps)
+    else:
+        qk_norm_rope_into(qkv, q_scale, k_scale, cos, sin, rows, q, k, v, eps)
 
 
 def examples(generation: Generation, size: Size) -> Iterator[Example]:

@@ -13,7 +13,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from uso_kernels.attention import resolve_backend
+from uso_kernels.attention import dense_preference, resolve_backend
 from uso_kernels.ragged import Ragged
 
 from .blocks import DoubleBlock, NextNorm, SingleBlock, begin
@@ -133,7 +133,11 @@ class Transformer(nn.Module):
         Returns:
             [T_out, in_channels], velocity in output order.
         """
-        run = Run(batch, self.attention_backend, self.fusion)
+        with dense_preference(latents.device):  # Once for all blocks.
+            return self._velocity(Run(batch, self.attention_backend, self.fusion), latents, modulation, observer)
+
+    def _velocity(self, run: Run, latents: Tensor, modulation: Tensor, observer: Observer | None) -> Tensor:
+        batch = run.batch
         double, single, final = self._split_modulation(modulation)
         # The last block computes fewer rows than it is given and takes floats, to pick them.
         singles = _blocks(self.single_blocks, SingleBlock)

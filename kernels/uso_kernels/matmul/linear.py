@@ -60,7 +60,7 @@ def linear(
         result = _activated(F.linear(x, weight, bias), gelu)
         return result if out is None else out.copy_(result)
     has_many = sequences is not None and len(sequences) > 1
-    if not (has_many or gelu or out is not None or widens(x.dtype, x.device)):
+    if not (has_many or gelu or out is not None or widens(x)):
         return F.linear(x, weight, bias)
     if (has_many or out is not None) and x.ndim != 2:
         raise ValueError(f"with sequences, x must be a matrix, got shape {tuple(x.shape)}")
@@ -108,17 +108,22 @@ def _fill(
     gelu: bool = False,
 ) -> None:
     """Write the sum of the parts' products to y, sequence by sequence."""
-    if widens(y.dtype, y.device):
+    if widens(y):
         _fill_widened(y, parts, weights, bias, sequences, gelu=gelu)
         return
     for rows in sequences:
         target = y[rows]
-        if gelu and bias is not None and y.is_cuda:  # Elsewhere PyTorch takes GELU's other form.
+        if gelu and bias is not None and activates_in_product(y):
             torch._addmm_activation(bias, parts[0][rows], weights[0].t(), use_gelu=True, out=target)
             continue
         _add_products(target, parts, weights, bias, rows)
         if gelu:
             torch.ops.aten.gelu.out(target, approximate="tanh", out=target)
+
+
+def activates_in_product(y: Tensor) -> bool:
+    """Whether PyTorch's product can end in GELU's tanh form: on a GPU; elsewhere it takes the other form."""
+    return y.is_cuda
 
 
 def _add_products(target: Tensor, parts: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor | None, rows: slice) -> None:
