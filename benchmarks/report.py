@@ -13,10 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from uso_engine.model.params import TransformerParams
+from uso_engine.precision.tiers import TIERS, TierName, linear_classes
+from uso_engine.precision.transformer import layer_formats
 
 from .fidelity.quality import quality_table, training_table
 from .gpu import tables as gpu_tables
 from .records import Record, hardware, latest, load, table, take
+from .serving.http_tables import HTTP_TABLES
 from .step.roofline import GPUS, Tokens, floor_ms, memory_bytes, step_flops
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,13 +38,20 @@ def roofline_table(records: list[Record]) -> str:
     return table(["1024 x 1024, bf16", "TFLOP a step", *(f"{name}, ms" for name in GPUS)], rows)
 
 
+def reads_floats(params: TransformerParams, tier: TierName) -> bool:
+    """Whether a tier's products read floats, not 8-bit rows."""
+    classes = linear_classes()
+    return all(kind == "float" or classes[kind].takes is None for kind in set(layer_formats(params, tier).values()))
+
+
 def memory_table(records: list[Record]) -> str:
     params, tokens = TransformerParams(), Tokens(style=192, content=1024)
     rows = []
-    for tier, size in (("bf16", 2.0), ("fp8, int8", 1.0), ("int4", 0.5625)):
+    for tier, row in TIERS.items():
+        if row.is_exact:
+            continue
         for keeps in (True, False):
-            floats = size != 1.0
-            memory = memory_bytes(params, tokens, bytes_per_weight=size, keeps_modulation=keeps, reads_floats=floats)
+            memory = memory_bytes(params, tokens, tier=tier, keeps_modulation=keeps, reads_floats=reads_floats(params, tier))
             cells = [f"{memory[name] / 1e9:.2f}" for name in ("weights", "modulation_table", "activations")]
             rows.append([tier, "yes" if keeps else "no", *cells, f"{sum(memory.values()) / 1e9:.2f}"])
     header = ["weights", "modulation linears stay", "weights, GB", "table, GB", "activations, GB", "sum, GB"]
@@ -139,6 +149,7 @@ TABLES: dict[str, Callable[[list[Record]], str]] = {
     "tiers": tier_table,
     "kernels": kernel_table,
     "faithfulness": faithfulness_table,
+    **HTTP_TABLES,
     "quality": lambda records: quality_table(),
     "training": lambda records: training_table(),
     **gpu_tables.TABLES,
@@ -147,6 +158,7 @@ DOCUMENTS = {
     "docs/performance.md": ("roofline", "memory", "ladder", "step", "tiers", "kernels", *gpu_tables.TABLES),
     "docs/faithfulness.md": ("faithfulness",),
     "docs/quality.md": ("quality", "training"),
+    "docs/http-api.md": tuple(HTTP_TABLES),
     "README.md": ("step", "ladder"),
 }
 """Which tables stand in which document."""

@@ -13,7 +13,6 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from uso_engine import USOEngine
-from uso_engine.cli import discover  # noqa: F401  adds its commands
 from uso_engine.cli.app import app
 from uso_engine.config import EngineConfig, load_config
 from uso_engine.embedded.build import FOLDER

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import threading
@@ -10,9 +11,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from picture_files import heic
 from PIL import Image
 
-from uso_engine.errors import ImageError
+from uso_engine.errors import BackendError, ImageError
+from uso_engine.imaging import decode_worker
 from uso_engine.imaging.decode_pool import DecodePool
 from uso_engine.imaging.open import Alpha, ImageLimits, open_image
 
@@ -44,6 +47,10 @@ def pictures() -> dict[str, bytes]:
         "WebP": encoded(colours, "WEBP"),
         "16-bit grey": encoded(Image.fromarray(random.integers(0, 65536, (20, 30), dtype=np.uint16))),
         "ink": encoded(colours.convert("CMYK"), "JPEG"),
+        "GIF": encoded(colours.quantize(9), "GIF"),
+        "TIFF": encoded(colours, "TIFF", compression="tiff_lzw"),
+        "AVIF": encoded(colours, "AVIF"),
+        "HEIC": heic(colours),
     }
 
 
@@ -59,13 +66,14 @@ def test_the_pixels_are_those_of_this_process(pool: DecodePool, name: str, alpha
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b"GIF89a", "image_urls[0] (6 bytes): a GIF image; expected PNG, JPEG or WebP"),
-        (b"", "image_urls[0] (0 bytes): empty (0 bytes); expected PNG, JPEG or WebP"),
+        (b"GIF89a", "image_urls[0] (6 bytes): the GIF image is truncated or damaged"),
+        ("data:;base64,R0lGODlh", "image_urls[0] (data URI of 21 characters): a GIF image; expected PNG, JPEG or WebP"),
+        (b"", "image_urls[0] (0 bytes): empty (0 bytes); expected PNG, JPEG"),
         (encoded(Image.new("RGB", (40, 30)))[:60], "image_urls[0] (60 bytes): the PNG image"),
         (encoded(Image.new("RGB", (40, 30))), "40x30 is 1,200 pixels; at most 1,199 are accepted"),
     ],
 )
-def test_refusals_are_those_of_this_process(pool: DecodePool, data: bytes, says: str) -> None:
+def test_refusals_are_those_of_this_process(pool: DecodePool, data: bytes | str, says: str) -> None:
     texts = []
     for limits in (ImageLimits(max_pixels=1199), ImageLimits(max_pixels=1199, decode_pool=pool)):
         with pytest.raises(ImageError) as caught:
@@ -113,6 +121,16 @@ def test_processes_know_nothing_of_this_ones_environment(monkeypatch: pytest.Mon
         pool.decode(encoded(Image.new("L", (5, 4))), max_pixels=64, label="warm")
         with open(f"/proc/{process_ids(pool)[0]}/environ", "rb") as environment:  # noqa: PTH123 - a device-like file
             assert b"secret-of-the-server" not in environment.read()
+
+
+def test_a_library_that_is_missing_there_is_named_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    avif = encoded(Image.new("RGB", (8, 8)), "AVIF")
+    monkeypatch.setattr("uso_engine.imaging.decode.features.check", lambda name: False)
+    job = {"memory_bytes": 2**30, "max_pixels": 64, "label": "a", "deadline_s": 9.0, "alpha": "white", "formats": "all"}
+    head, _ = decode_worker._answer(avif, **job)  # type: ignore[arg-type]
+    monkeypatch.setattr("uso_engine.imaging.decode_pool._Process._read_line", lambda *arguments: json.dumps(head).encode())
+    with DecodePool(1) as other, pytest.raises(BackendError, match="a Pillow that was built with libavif"):
+        other.decode(avif, max_pixels=64, label="a")
 
 
 def test_no_more_processes_than_asked_for_and_every_caller_is_served(pool: DecodePool) -> None:

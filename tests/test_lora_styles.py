@@ -13,9 +13,10 @@ from torch import Tensor
 from uso_engine.model.params import TransformerParams
 from uso_engine.weights.files.safetensors_file import write_safetensors
 from uso_engine.weights.loading import merged_tensor
-from uso_engine.weights.lora.reading import KEY_STYLES, LoRA, read_lora
+from uso_engine.weights.lora import LoRA, read_lora
+from uso_engine.weights.lora.key_styles import KEY_STYLES
+from uso_engine.weights.model_shapes import transformer_shapes
 from uso_engine.weights.recipe import draw, recipe_source
-from uso_engine.weights.transformer_keys import transformer_shapes
 
 PARAMS = TransformerParams(
     in_channels=8,

@@ -19,9 +19,9 @@ from uso_engine.weights.diffusers_keys import diffusers_shapes
 from uso_engine.weights.files.checkpoint_files import open_checkpoint
 from uso_engine.weights.files.safetensors_file import write_safetensors
 from uso_engine.weights.files.tensor_source import TensorSource
+from uso_engine.weights.model_shapes import transformer_shapes
 from uso_engine.weights.recipe import draw
 from uso_engine.weights.transformer_checkpoint import open_transformer_checkpoint
-from uso_engine.weights.transformer_keys import transformer_shapes
 
 DEV = TransformerParams(
     in_channels=8,

@@ -6,7 +6,7 @@ What it computes does not depend on autocast, default types and the like in the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -19,70 +19,26 @@ from .conditioning.content import Autoencoder
 from .conditioning.style import StyleEncoder, StyleTokens, scale_style
 from .conditioning.text import TextEmbedding, TextEncoders
 from .errors import BackendError
-from .model.rope import PositionOffset
+from .model.packing import PackedBatch
 from .model.transformer import Observer, Transformer
 from .offload.autoencoder_sizes import Cut
 from .offload.placement import Placement, decoding_of, strips_of
 from .process_state import clean_process_state
 from .sampling.admission import Conditions, admit
-from .sampling.denoiser import Denoiser, ImageJob, OnStep
 from .sampling.family import FAMILIES, Family
+from .sampling.job import ImageJob
 from .sampling.latents import starting_latents, token_grid
+from .sampling.run import DenoisingRun
 from .sampling.schedule import check_sigmas
+from .sampling.settings import Denoised, DenoiseSettings
+from .sampling.step import OnStep
 from .weights.loaded import LoadedTransformer
-from .weights.loaded_quantized import LoadedQuantizedTransformer
-from .weights.lora.low_rank import LoRASet
+from .weights.lora import LoRASet
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 Present = TypeVar("Present")
-
-
-@dataclass(frozen=True)
-class DenoiseSettings:
-    """How to get from noise to latents.
-
-    Args:
-        width: of the images, in pixels, a multiple of 16.
-        height: likewise.
-        steps: denoising steps; not read where `sigmas` are given.
-        guidance: guidance scale.
-        seeds: one per image; image j's noise is drawn from seeds[j].
-        sigmas: a schedule of one's own, falling, steps + 1 numbers; None for the authors'.
-        latents: starting latents [n, latent channels, h / 8, w / 8] instead of noise.
-        true_cfg_scale: weight of the prompt against the negative prompt.
-        reference_numerics: keep time, noise and latents in the model's dtype, as the authors do.
-        position_offset: how content images are placed; "d" is what USO was trained with.
-    """
-
-    width: int
-    height: int
-    seeds: tuple[int, ...]
-    steps: int = 28
-    guidance: float = 4.0
-    sigmas: tuple[float, ...] | None = None
-    latents: Tensor | None = field(default=None, repr=False)
-    true_cfg_scale: float = 2.0
-    reference_numerics: bool = False
-    position_offset: PositionOffset = "d"
-
-
-@dataclass(frozen=True)
-class Denoised:
-    """What came out of a run.
-
-    Args:
-        latents: [n, latent channels, h / 8, w / 8], float32.
-        steps: steps taken (fewer than asked for where `on_step` stopped it).
-        tokens: transformer tokens, summed over the steps taken.
-        attention: the attention backends that computed it.
-    """
-
-    latents: Tensor
-    steps: int
-    tokens: int
-    attention: tuple[str, ...]
 
 
 class Pipeline:
@@ -101,7 +57,7 @@ class Pipeline:
 
     def __init__(
         self,
-        loaded: LoadedTransformer | LoadedQuantizedTransformer,
+        loaded: LoadedTransformer,
         *,
         text: TextEncoders | None = None,
         style: StyleEncoder | None = None,
@@ -211,23 +167,45 @@ class Pipeline:
             ValueError: sizes, sigmas or latents that do not fit.
             BackendError: the attention backend that was asked for cannot compute these sequences.
         """
-        if not settings.seeds:
-            raise ValueError("expected at least one seed, got none")
         try:
-            denoiser = self._admit(conditions, settings, negative)
-            try:
-                # Asked for before the first step: whether a backend takes a batch depends on its lengths.
-                attention = self.transformer.attention_backends(denoiser.batch)
-            except BackendUnavailable as error:
-                raise BackendError(str(error)) from error
-            denoiser.run(on_step, observer)
-            steps, tokens = denoiser.index, denoiser.index * denoiser.tokens_per_step
-            return Denoised(torch.stack(denoiser.latents()), steps, tokens, attention)
+            images = self.admit(conditions, settings, negative)
+            run = DenoisingRun(self.transformer, images, reference_numerics=settings.reference_numerics)
+            # Asked for before the first step: whether a backend takes a batch depends on its lengths.
+            attention = self.attention_backends(run.batch)
+            run.run(on_step, observer)
+            return Denoised(torch.stack(run.latents()), run.index, run.index * run.tokens_per_step, attention)
         finally:
             if self.placement is not None:
                 self.placement.end_denoising()
 
-    def _admit(self, conditions: Conditions, settings: DenoiseSettings, negative: Conditions | None) -> Denoiser:
+    def attention_backends(self, batch: PackedBatch) -> tuple[str, ...]:
+        """The attention backends that compute a batch.
+
+        Raises:
+            BackendError: the one that was asked for cannot compute these sequences.
+        """
+        try:
+            return self.transformer.attention_backends(batch)
+        except BackendUnavailable as error:
+            raise BackendError(str(error)) from error
+
+    @clean_process_state()
+    def admit(self, conditions: Conditions, settings: DenoiseSettings, negative: Conditions | None = None) -> list[ImageJob]:
+        """Compute what no step changes, with the LoRAs that are in the weights now.
+
+        Args:
+            conditions: of every image; they differ only in their noise.
+            settings: sizes, steps, seeds.
+            negative: the same with the negative prompt's text.
+
+        Returns:
+            One image for each seed, to be denoised.
+
+        Raises:
+            ValueError: no seeds, or sizes, sigmas or latents that do not fit.
+        """
+        if not settings.seeds:
+            raise ValueError("expected at least one seed, got none")
         sigmas = (
             self.family.sigmas(settings.steps, settings.width, settings.height)
             if settings.sigmas is None
@@ -252,8 +230,7 @@ class Pipeline:
             for entry in ([conditions] if negative is None else [conditions, negative])
         ]
         against = None if negative is None else sequences[1]
-        jobs = [ImageJob(sequences[0], start, tuple(sigmas), against, settings.true_cfg_scale) for start in starts]
-        return Denoiser(self.transformer, jobs, reference_numerics=settings.reference_numerics)
+        return [ImageJob(sequences[0], start, tuple(sigmas), against, settings.true_cfg_scale) for start in starts]
 
     @clean_process_state()
     def decode(self, latents: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from benchmarks.measure import output_hash, relative_difference
 from benchmarks.workload import Workload, conditions, random_inputs, random_transformer
 from uso_engine.model.transformer import Transformer
 from uso_engine.sampling.admission import admit
-from uso_engine.sampling.denoiser import Denoiser, ImageJob
+from uso_engine.sampling.job import ImageJob
+from uso_engine.sampling.run import DenoisingRun
 from uso_engine.sampling.schedule import schedule
 
 from .bench import Bench
@@ -54,7 +55,7 @@ def compared(
 
 def latent(transformer: Transformer, jobs: list[ImageJob]) -> Tensor:
     """The last image's latent after all steps."""
-    denoiser = Denoiser(transformer, jobs)
+    denoiser = DenoisingRun(transformer, jobs)
     denoiser.run()
     return denoiser.latents()[-1]
 

@@ -20,7 +20,8 @@ from benchmarks.step.roofline import step_flops
 from benchmarks.workload import conditions
 from uso_engine.model.transformer import Transformer
 from uso_engine.sampling.admission import admit
-from uso_engine.sampling.denoiser import Denoiser, ImageJob
+from uso_engine.sampling.job import ImageJob
+from uso_engine.sampling.run import DenoisingRun
 from uso_engine.sampling.schedule import schedule
 
 from .bench import Bench
@@ -128,7 +129,7 @@ def back_to_back(bench: Bench, transformer: Transformer, inputs: Inputs) -> floa
     sigmas = schedule(bench.workload.steps, 16 * columns, 16 * rows)
     sequence = admit(transformer, conditions(inputs), inputs.grid, sigmas, inputs.guidance)
     transformer.attention_backend = "auto"
-    denoiser = Denoiser(transformer, [ImageJob(sequence, torch.randn(16, 2 * rows, 2 * columns), tuple(sigmas))])
+    denoiser = DenoisingRun(transformer, [ImageJob(sequence, torch.randn(16, 2 * rows, 2 * columns), tuple(sigmas))])
     return 1e3 * bench.seconds(denoiser.run) / denoiser.steps
 
 

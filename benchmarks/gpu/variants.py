@@ -19,7 +19,7 @@ from benchmarks.measure import output_hash, relative_difference
 from benchmarks.step.against_diffusers import TIME
 from benchmarks.step.authors_way import Inputs
 from benchmarks.step.ladder import Evaluate, engine_step
-from benchmarks.tiers.steps import formats_by_name, quantized_copy
+from benchmarks.tiers.steps import formats_by_name, quantized_copy, with_8_bit_activations
 from benchmarks.workload import Workload
 from uso_engine.model.run import Fusion
 from uso_engine.model.transformer import Transformer
@@ -113,8 +113,7 @@ VARIANTS = (
     by_attention("chunked"),
     *(without(field.name) for field in fields(Fusion)),
     Variant("kernels reference", with_references),
-    in_tier("fp8"),
-    in_tier("int8, W8A8"),
+    *map(in_tier, with_8_bit_activations()),
 )
 
 

@@ -35,7 +35,8 @@ from uso_engine.precision.text_encoder import quantize_text_encoder
 from uso_engine.precision.tiers import QUANTIZED_TIERS, TIERS
 from uso_engine.precision.transformer import DTYPES, quantized_transformer
 from uso_engine.sampling.admission import admit
-from uso_engine.sampling.denoiser import Denoiser, ImageJob
+from uso_engine.sampling.job import ImageJob
+from uso_engine.sampling.run import DenoisingRun
 from uso_engine.sampling.schedule import schedule
 
 STEPS = 2
@@ -58,6 +59,10 @@ def settings_for(name: str, workload: Workload) -> EngineConfig:
     defaults = config.defaults.model_copy(update={"width": 16 * columns, "height": 16 * rows, "steps": workload.steps})
     content = config.content.model_copy(update={"long_side": 16 * max(workload.content)})
     return config.model_copy(update={"transformer": transformer, "defaults": defaults, "content": content})
+
+
+TIER_CONFIGS = ["uso-flux-dev", *(f"uso-flux-dev-{tier}" for tier in QUANTIZED_TIERS)]
+"""The configuration of every tier for the public models."""
 
 
 def text_parts(config: EngineConfig, workload: Workload) -> list[tuple[OffloadablePart, nn.Module, int]]:
@@ -149,7 +154,7 @@ def _denoise(
     sigmas = schedule(config.defaults.steps, 16 * columns, 16 * rows)
     sequence = admit(transformer, conditions(inputs), inputs.grid, sigmas, inputs.guidance)
     noise = torch.randn(16, 2 * rows, 2 * columns)
-    denoiser = Denoiser(transformer, [ImageJob(sequence, noise, tuple(sigmas))])
+    denoiser = DenoisingRun(transformer, [ImageJob(sequence, noise, tuple(sigmas))])
     for _ in range(STEPS):
         denoiser.step()
     placement.end_denoising()
@@ -187,7 +192,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=None, help="file of JSON lines; by default this machine's")
     options = parser.parse_args()
-    names = options.config or ["uso-flux-dev", *(f"uso-flux-dev-{tier}" for tier in QUANTIZED_TIERS)]
+    names = options.config or TIER_CONFIGS
     workload, device = WORKLOADS[options.workload], torch.device(options.device)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())

@@ -13,7 +13,8 @@ from torch import nn
 from benchmarks.measure import interleave
 from benchmarks.workload import Workload, conditions, random_inputs, random_transformer
 from uso_engine.sampling.admission import admit
-from uso_engine.sampling.denoiser import Denoiser, ImageJob
+from uso_engine.sampling.job import ImageJob
+from uso_engine.sampling.run import DenoisingRun
 from uso_engine.sampling.schedule import schedule
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def denoising_stages(workload: Workload, device: torch.device, dtype: torch.dtyp
     noise = torch.randn(16, 2 * rows, 2 * columns)
 
     def denoise() -> None:
-        Denoiser(transformer, [ImageJob(sequence, noise, tuple(sigmas))]).run()
+        DenoisingRun(transformer, [ImageJob(sequence, noise, tuple(sigmas))]).run()
 
     yield "admission", lambda: admit(transformer, conditions(inputs), inputs.grid, sigmas, inputs.guidance)
     yield f"denoising, {workload.steps} steps", denoise

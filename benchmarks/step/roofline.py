@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from uso_engine.model.params import TransformerParams
+from uso_engine.offload.sizes import transformer_sizes
+from uso_engine.precision.tiers import TIERS, TierName
+from uso_engine.precision.transformer import DTYPES, layer_formats
 
 BF16 = 2
 
@@ -185,8 +188,8 @@ def memory_bytes(
     params: TransformerParams,
     tokens: Tokens,
     *,
+    tier: TierName = "bf16",
     steps: int = 28,
-    bytes_per_weight: float = 2.0,
     keeps_modulation: bool = True,
     reads_floats: bool = True,
 ) -> dict[str, float]:
@@ -195,12 +198,13 @@ def memory_bytes(
     Args:
         params: the model's sizes.
         tokens: of one sequence.
+        tier: of the weights; in float32 activations take twice what is said here.
         steps: rows of the modulation table.
-        bytes_per_weight: 2 in bf16, 1 in fp8 and int8, 0.5625 in int4 with groups of 128.
         keeps_modulation: whether the modulation linears stay on the GPU.
         reads_floats: whether products read floats, not 8-bit rows.
     """
-    weights, width, mlp = weight_count(params), params.hidden_size, params.mlp_width
+    sizes = transformer_sizes(params, layer_formats(params, tier), dtype=DTYPES[TIERS[tier].dtype])
+    width, mlp = params.hidden_size, params.mlp_width
     if reads_floats:
         # The most that is alive at once, in a double block's MLP: x, its normed form, attention's result, its sum with x, the
         # hidden layer and what the second product gives. In a single block it is 8 C or 4 C + E.
@@ -211,7 +215,7 @@ def memory_bytes(
         per_token = 1.5 * width + (3 * width + mlp) + width + 0.5 * (width + mlp) + width
     vectors = 12 * params.depth + 3 * params.depth_single_blocks + 2
     return {
-        "weights": bytes_per_weight * (weights["rest"] + (weights["modulation"] if keeps_modulation else 0)),
+        "weights": float(sizes.total if keeps_modulation else sizes.without_modulation),
         "modulation_table": float(BF16 * steps * vectors * width),
         "activations": float(BF16 * per_token * tokens.all),
         "rotary": float(2 * 4 * tokens.all * params.head_dim // 2),

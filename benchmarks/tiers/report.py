@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.measure import RESULTS
-from uso_engine.model.params import TransformerParams
+from benchmarks.memory.plans import TIER_CONFIGS
+from uso_engine.config import load_config
+from uso_engine.offload.budget import public_sizes
 from uso_engine.offload.phases import GIB, PCIE_BYTES_PER_S
 from uso_engine.offload.plan import plan_memory
-from uso_engine.offload.sizes import public_engine_sizes
-from uso_engine.precision.tiers import TextTierName, TierName
-from uso_engine.precision.transformer import layer_formats
+from uso_engine.precision.tiers import ANY_GPU, TIERS
 
 SOURCE = RESULTS / "quantization.jsonl"
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "quantization.md"
@@ -47,6 +47,22 @@ def percent(value: object, digits: int = 2) -> str:
 def gigabytes(value: object) -> str:
     """Bytes as 10^9 bytes."""
     return f"{float(value) / 1e9:.2f}"  # type: ignore[arg-type]
+
+
+def rules(records: list[Record]) -> str:
+    """What becomes of a matrix in each tier, and what computes it."""
+    rows = [
+        (
+            f"`{name}`",
+            *(tier.dtype if chosen == "float" else chosen for chosen in (tier.blocks, tier.sensitive, tier.modulation)),
+            "any GPU, or a CPU" if tier.oldest_gpu == ANY_GPU else f"{tier.oldest_gpu.name} or newer, or a CPU",
+            f"{percent(tier.velocity_bound, 1)} / {percent(tier.latent_bound, 1)}",
+        )
+        for name, tier in TIERS.items()
+        if not tier.is_exact
+    ]
+    columns = ("tier", "blocks", "sensitive layers (`keep`)", "modulation linears", "needs")
+    return table((*columns, "`verify` allows: first velocity / last latent"), rows)
 
 
 def tiers(records: list[Record]) -> str:
@@ -101,16 +117,11 @@ def memory(records: list[Record]) -> str:
 
 def plans(records: list[Record]) -> str:
     """Memory plans of every tier for the usual cards."""
-    params = TransformerParams()
     rows: list[tuple[str, ...]] = []
-    settings: list[tuple[TierName, TextTierName]] = [
-        ("bf16", "bf16"),
-        ("fp8", "bf16"),
-        ("int8", "int8"),
-        ("int4", "int8"),
-    ]
-    for tier, text_encoder in settings:
-        sizes = public_engine_sizes(params, layer_formats(params, tier), text_encoder=text_encoder)
+    for name in TIER_CONFIGS:
+        config = load_config(name)
+        tier, text_encoder = config.precision.tier, config.precision.text_encoder
+        sizes = public_sizes(config, tier)
         for budget in (24, 16, 12, 8):
             plan = plan_memory(budget * GIB, sizes)
             blocks = len(plan.streamed_double_blocks) + len(plan.streamed_single_blocks)
@@ -149,6 +160,7 @@ def decoding(records: list[Record]) -> str:
 
 
 SECTIONS: dict[str, Callable[[list[Record]], str]] = {
+    "rules": rules,
     "tiers": tiers,
     "products": products,
     "sensitivity": sensitivity,

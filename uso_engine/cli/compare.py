@@ -9,8 +9,8 @@ import typer
 
 from uso_engine.precision.tiers import FLOAT_TIERS, QUANTIZED_TIERS, TierName
 
-from .app import app, errors, reports_errors, say
 from .arguments import read_batch
+from .console import errors, reports_errors, say
 from .outputs import make_folder
 from .progress import LoadingProgress
 from .tiers import TierChoice, chosen_tier
@@ -22,7 +22,6 @@ _PROMPT = "a house by the sea, at night"
 _FLOOR = (FLOAT_TIERS["bfloat16"], FLOAT_TIERS["float32"])
 
 
-@app.command()
 @reports_errors
 def compare(
     a: Annotated[str, typer.Argument(help="A configuration's name or TOML file.")],
@@ -42,8 +41,11 @@ def compare(
         from uso_engine.comparison.compare import compare as hold_against
         from uso_engine.comparison.recording import Recording, record
         from uso_engine.comparison.report import table, write_report
+        from uso_engine.config import load_config
         from uso_engine.engine import USOEngine
+        from uso_engine.loading.presence import require_parts
 
+        require_parts(load_config(a), load_config(b))
         first_tier, second_tier = (None if tier is None else chosen_tier(tier) for tier in (tier_a, tier_b))
         settings_a, settings_b = _in_tier(a, first_tier, "--tier-a"), _in_tier(b, second_tier, "--tier-b")
         rounded = [_in_tier(b, tier, "--floor", "--no-floor") for tier in _FLOOR] if floor else []

@@ -10,10 +10,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from uso_engine.progress import StepProgress
 
-from .app import interrupts
+from .console import interrupts
 
 if TYPE_CHECKING:
-    from uso_engine.sampling.denoiser import Step
+    from uso_engine.sampling.step import Step
 
 
 class LoadingProgress:

@@ -7,13 +7,12 @@ from typing import Annotated
 
 import typer
 
-from .app import app, errors, fail, reports_errors, say
+from .console import errors, fail, reports_errors, say
 from .outputs import make_folder
 from .progress import LoadingProgress
 from .tiers import QuantizedTierChoice, chosen_tier
 
 
-@app.command()
 @reports_errors
 def quantize(
     config: Annotated[str, typer.Argument(help="A name, or a path to a TOML file.")],
@@ -27,8 +26,10 @@ def quantize(
 
     settings = load_config(config)
     with LoadingProgress(errors) as progress:
+        from uso_engine.loading.presence import QUANTIZED_FROM, require_parts
         from uso_engine.loading.transformer import save_quantized_transformer
 
+        require_parts(settings, only=QUANTIZED_FROM)
         make_folder(out)
         path = out / f"{settings.name}-{tier}.safetensors"
         if path.exists():

@@ -26,13 +26,14 @@ from uso_engine.precision.transformer import DTYPES
 from uso_engine.sampling.family import FAMILIES
 from uso_engine.weights import autoencoder_checkpoint
 from uso_engine.weights.loading import load_parameters
+from uso_engine.weights.lora.low_rank import FileName
 from uso_engine.weights.projector_checkpoint import open_projector_checkpoint
 
 from .presence import require_parts
 from .transformer import LoadProgress, load_transformer, resolve
 
 if TYPE_CHECKING:
-    from uso_engine.safety import SafetyChecker
+    from uso_engine.safety.checker import SafetyChecker
 
 
 def load_parts(
@@ -47,7 +48,7 @@ def load_parts(
     """Load everything that an engine of this configuration has; arguments and errors as for `load_pipeline`."""
     require_parts(config)
     safety = load_safety_checker(config, device=device if budget is None else "cpu")
-    others = () if safety is None else (safety.part,)
+    others = () if safety is None or safety.part is None else (safety.part,)
     pipeline = load_pipeline(
         config, device=device, tier=tier, attention=attention, budget=budget, other_parts=others, progress=progress
     )
@@ -58,10 +59,16 @@ def load_safety_checker(config: EngineConfig, *, device: torch.device | str) -> 
     """Load the safety checker; None where the configuration has none."""
     if config.safety is None:
         return None
-    from uso_engine.safety import SafetyChecker
+    from uso_engine.safety.checker import SafetyChecker
 
-    folder = resolve(config.safety.folder, "safety checker", config)
-    return SafetyChecker.from_folder(folder, threshold=config.safety.threshold, device=device)
+    section = config.safety
+    folder = resolve(section.folder, "safety checker", config)
+    if section.runtime == "torch":
+        return SafetyChecker.from_folder(folder, threshold=section.threshold, device=device)
+    assert section.onnx_file is not None
+    file = resolve(section.onnx_file, "safety checker's ONNX file", config)
+    gpu = torch.device(device).index or 0
+    return SafetyChecker.from_onnx(file, folder, threshold=section.threshold, provider=section.provider or "cpu", gpu=gpu)
 
 
 def load_style_encoder(config: EngineConfig, *, device: torch.device | str, dtype: torch.dtype) -> StyleEncoder | None:
@@ -71,13 +78,7 @@ def load_style_encoder(config: EngineConfig, *, device: torch.device | str, dtyp
     section = config.projector
     hidden_size = config.transformer.params.hidden_size
     projector = StyleProjector(section.vision_tokens, section.vision_width, section.style_tokens, hidden_size, device="meta")
-    source = open_projector_checkpoint(
-        resolve(section.checkpoint, "style projector", config),
-        vision_tokens=section.vision_tokens,
-        vision_width=section.vision_width,
-        style_tokens=section.style_tokens,
-        hidden_size=hidden_size,
-    )
+    source = open_projector_checkpoint(resolve(section.checkpoint, "style projector", config), projector)
     try:
         load_parameters(projector, source, device=device, dtype=dtype)
     finally:
@@ -187,7 +188,11 @@ def load_pipeline(
     limits = CacheLimits(
         *(int(size * MIB) for size in (config.cache.prompt_mib, config.cache.style_mib, config.cache.content_mib))
     )
-    loras = [(entry.path, entry.weight) for entry in config.loras]
+    names = [
+        entry.path if sha256 is None else FileName(entry.path, sha256)
+        for entry, sha256 in zip(config.loras, loaded.configured_hashes, strict=True)
+    ]
+    loras = [(name, entry.weight) for name, entry in zip(names, config.loras, strict=True)]
     family = FAMILIES[config.transformer.family]
     return Pipeline(
         loaded,

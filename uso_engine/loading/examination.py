@@ -18,11 +18,12 @@ from uso_engine.conditioning.text_models import tokenizer_folder
 from uso_engine.conditioning.tokenizer_folders import CLIP_FILES, T5_FILES
 from uso_engine.config import EngineConfig
 from uso_engine.errors import CheckpointError, MissingFileError, USOError
+from uso_engine.model.projector import StyleProjector
 from uso_engine.weights.autoencoder_checkpoint import check_autoencoder
 from uso_engine.weights.files.checkpoint_files import open_checkpoint
 from uso_engine.weights.files.quantized_file import is_quantized_file
 from uso_engine.weights.files.tensor_source import TensorSource
-from uso_engine.weights.lora.reading import read_lora
+from uso_engine.weights.lora import read_lora
 from uso_engine.weights.projector_checkpoint import open_projector_checkpoint
 from uso_engine.weights.quantized_checkpoint import read_description
 
@@ -104,6 +105,7 @@ def examine_part(what: str, path: Path, config: EngineConfig) -> PartFacts:
         "CLIP tokenizer": _tokenizer(CLIP_FILES),
         "autoencoder": _autoencoder,
         "safety checker": _safety,
+        "safety checker's ONNX file": _safety_file,
     }
     return checks[what](path, config)
 
@@ -128,13 +130,9 @@ def _lora(path: Path, config: EngineConfig) -> PartFacts:
 def _projector(path: Path, config: EngineConfig) -> PartFacts:
     section = config.projector
     assert section is not None
-    source = open_projector_checkpoint(
-        path,
-        vision_tokens=section.vision_tokens,
-        vision_width=section.vision_width,
-        style_tokens=section.style_tokens,
-        hidden_size=config.transformer.params.hidden_size,
-    )
+    hidden_size = config.transformer.params.hidden_size
+    projector = StyleProjector(section.vision_tokens, section.vision_width, section.style_tokens, hidden_size, device="meta")
+    source = open_projector_checkpoint(path, projector)
     try:
         return _facts(source, 2)
     finally:
@@ -208,6 +206,10 @@ def _safety(path: Path, config: EngineConfig) -> PartFacts:
     require_files(path, "safety checker's image processor", [["preprocessor_config.json"]])
     files = require_model_files(path, "safety checker")
     return PartFacts("a folder of transformers", sum(file.stat().st_size for file in files))
+
+
+def _safety_file(path: Path, config: EngineConfig) -> PartFacts:
+    return PartFacts("for ONNX Runtime", path.stat().st_size)
 
 
 def _facts(source: TensorSource, itemsize: int) -> PartFacts:

@@ -20,8 +20,8 @@ from uso_engine.precision.transformer import quantized_transformer
 from .files.key_report import bulleted, compare_shapes, summarise_keys
 from .files.tensor_source import TensorSource, shapes_of
 from .loading import Progress, merged_tensor
-from .lora.low_rank import LoRASet
-from .transformer_keys import transformer_shapes
+from .lora import LoRASet
+from .model_shapes import transformer_shapes
 
 
 def check_quantizable(params: TransformerParams, source: TensorSource, loras: LoRASet) -> None:

@@ -1,0 +1,121 @@
+"""Work beside denoising, conditioning or decoding and checking: tasks, and the thread that does them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import TypeVar
+
+from .outcome import Answer, Outcome
+
+Result = TypeVar("Result")
+
+
+@dataclass(eq=False)
+class Task:
+    """Something to do.
+
+    Args:
+        run: does it; its errors are its own affair.
+        size: smaller ones go first, every other time.
+        abandon: told why it will not be done.
+    """
+
+    run: Callable[[], None]
+    size: float = 0.0
+    abandon: Callable[[BaseException], None] | None = None
+
+
+class Worker:
+    """Does tasks one by one: in turn the oldest and the smallest, so that neither holds up the other.
+
+    Args:
+        name: of the thread.
+        notify: told that there is a task.
+    """
+
+    def __init__(self, name: str, notify: Callable[[], None]) -> None:
+        self.name, self._notify = name, notify
+        self._arriving: SimpleQueue[Task] = SimpleQueue()
+        self._tasks: list[Task] = []
+        self._oldest_next = True
+        self._stopped: BaseException | None = None
+        self._thread: threading.Thread | None = None
+
+    def put(self, run: Callable[[], None], size: float = 0.0, abandon: Callable[[BaseException], None] | None = None) -> None:
+        """Add a task, from any thread."""
+        self._arriving.put(Task(run, size, abandon))
+        self._notify()
+
+    def call(self, work: Callable[[], Result]) -> Answer[Result]:
+        """Add a task that somebody waits for, from any thread."""
+        answer: Answer[Result] = Answer()
+        self.put(lambda: answer.give(Outcome.of(work)), abandon=lambda error: answer.give(Outcome(error=error)))
+        if self._stopped is not None:  # Nobody may be there any more; if somebody is, the first answer counts.
+            answer.give(Outcome(error=self._stopped))
+        return answer
+
+    def run_one(self) -> bool:
+        """Do the next task in this thread; whether there was one."""
+        self._take_in()
+        if not self._tasks:
+            return False
+        task = self._tasks[0] if self._oldest_next else min(self._tasks, key=lambda task: task.size)
+        self._oldest_next = not self._oldest_next
+        self._tasks.remove(task)
+        task.run()
+        return True
+
+    @property
+    def has_tasks(self) -> bool:
+        """Whether anything is to be done."""
+        return bool(self._tasks) or not self._arriving.empty()
+
+    def start(self, prepare: Callable[[], None], on_fault: Callable[[BaseException], None]) -> None:
+        """Do tasks in a thread from now on.
+
+        Args:
+            prepare: called in the thread before the first task.
+            on_fault: told of an error that a task let through.
+        """
+        # A daemon: whoever waits for a result keeps the process alive, an idle thread must not.
+        self._thread = threading.Thread(target=self._run, args=(prepare, on_fault), name=self.name, daemon=True)
+        self._thread.start()
+
+    def stop(self, reason: BaseException) -> None:
+        """End the thread after the task that runs; those that wait are not done any more, for a reason."""
+        self._stopped = self._stopped or reason
+        self._arriving.put(Task(lambda: None))  # Wakes the thread.
+
+    def end(self) -> None:
+        """Wait for the thread to end, and give up the tasks that are left."""
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        if self._stopped is not None and self._thread is not threading.current_thread():
+            self._give_up(self._stopped)
+
+    def _run(self, prepare: Callable[[], None], on_fault: Callable[[BaseException], None]) -> None:
+        def work() -> None:
+            prepare()
+            while self._stopped is None:
+                if not self.run_one():
+                    self._tasks.append(self._arriving.get())
+
+        fault = Outcome.of(work).error
+        if fault is not None:
+            on_fault(fault)
+
+    def _take_in(self) -> None:
+        with suppress(Empty):
+            while True:
+                self._tasks.append(self._arriving.get_nowait())
+
+    def _give_up(self, reason: BaseException) -> None:
+        self._take_in()
+        waiting, self._tasks = self._tasks, []
+        for task in waiting:
+            if task.abandon is not None:
+                task.abandon(reason)
