@@ -18,6 +18,7 @@ from uso_engine.precision.tiers import TIERS
 from .fidelity.quality import quality_table, training_table
 from .gpu import tables as gpu_tables
 from .records import Record, hardware, latest, load, table, take
+from .serving.http_tables import HTTP_TABLES
 from .step.roofline import GPUS, Tokens, floor_ms, memory_bytes, step_flops
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -141,6 +142,7 @@ TABLES: dict[str, Callable[[list[Record]], str]] = {
     "tiers": tier_table,
     "kernels": kernel_table,
     "faithfulness": faithfulness_table,
+    **HTTP_TABLES,
     "quality": lambda records: quality_table(),
     "training": lambda records: training_table(),
     **gpu_tables.TABLES,
@@ -149,6 +151,7 @@ DOCUMENTS = {
     "docs/performance.md": ("roofline", "memory", "ladder", "step", "tiers", "kernels", *gpu_tables.TABLES),
     "docs/faithfulness.md": ("faithfulness",),
     "docs/quality.md": ("quality", "training"),
+    "docs/http-api.md": tuple(HTTP_TABLES),
     "README.md": ("step", "ladder"),
 }
 """Which tables stand in which document."""

@@ -167,7 +167,7 @@ def _main(port: int, storage: str, *words: str) -> None:
         named = {name: numbers.pop(name) for name in list(numbers) if name in kind.__dataclass_fields__}
         settings = replace(settings, **{field: replace(getattr(settings, field), **named)})
     most, load_s = int(numbers.pop("most_at_once", 64)), numbers.pop("load_s", 0)
-    settings = replace(settings, **numbers)
+    settings = replace(settings, **numbers)  # type: ignore[arg-type]
 
     @asynccontextmanager
     async def opened() -> AsyncIterator[DoubleEngine]:

@@ -39,7 +39,13 @@ def fal_router(service: Service, runner: QueueRunner) -> APIRouter:
         runner: takes them.
     """
     router = APIRouter(prefix="/queue", tags=["fal"], responses=ERRORS)
+    _add_submission(router, service, runner)
+    _add_following(router, service, runner)
+    _add_answers(router, service, runner)
+    return router
 
+
+def _add_submission(router: APIRouter, service: Service, runner: QueueRunner) -> None:
     @router.post("/{owner}/{name}", openapi_extra=json_body("FalRequest"), response_model=FalTicket)
     async def submit(request: Request, owner: Owner, name: Name, key: Caller) -> Response:
         """Accept a request. When this answers, it is kept: it outlives the server's end."""
@@ -63,10 +69,12 @@ def fal_router(service: Service, runner: QueueRunner) -> APIRouter:
         position = await runner.submit(queued)
         return _json(ticket(queued.base_url, model, queued.id, position), 200)
 
+
+def _add_following(router: APIRouter, service: Service, runner: QueueRunner) -> None:
     @router.get("/{owner}/{name}/requests/{identifier}/status", response_model=FalStatus, responses=_ACCEPTED)
     async def status(request: Request, owner: Owner, name: Name, identifier: Identifier, key: Caller) -> Response:
         """Where a request stands: IN_QUEUE, IN_PROGRESS or COMPLETED; 202 until it is completed."""
-        view = await _view(request, _model(service, owner, name), identifier, key.name)
+        view = await _view(runner, _model(service, owner, name), identifier, key.name)
         told = status_of(service.base_url(request), view.state, identifier, view.position)
         return _json(told, 200 if told.status == "COMPLETED" else 202)
 
@@ -74,7 +82,7 @@ def fal_router(service: Service, runner: QueueRunner) -> APIRouter:
     async def follow(request: Request, owner: Owner, name: Name, identifier: Identifier, key: Caller) -> Response:
         """The same, as server-sent events: one for each change, until it is completed."""
         model = _model(service, owner, name)
-        view = await _view(request, model, identifier, key.name)
+        view = await _view(runner, model, identifier, key.name)
         base_url = service.base_url(request)
 
         async def changes() -> AsyncGenerator[bytes, None]:
@@ -88,14 +96,16 @@ def fal_router(service: Service, runner: QueueRunner) -> APIRouter:
                 if told.status == "COMPLETED":
                     return
                 await asyncio.sleep(_FOLLOW_EVERY_S)
-                now = await _view(request, model, identifier, key.name)
+                now = await _view(runner, model, identifier, key.name)
 
         return EventResponse(with_beats(changes()))
 
+
+def _add_answers(router: APIRouter, service: Service, runner: QueueRunner) -> None:
     @router.get("/{owner}/{name}/requests/{identifier}", response_class=Response, responses=_ANSWERED)
     async def result(request: Request, owner: Owner, name: Name, identifier: Identifier, key: Caller) -> Response:
         """The answer to a completed request, with the status that it ended with."""
-        view = await _view(request, _model(service, owner, name), identifier, key.name)
+        view = await _view(runner, _model(service, owner, name), identifier, key.name)
         if view.state.status != "COMPLETED":
             raise Refusal(400, "The request is not completed yet.", errors=[f"it is {view.state.status}"])
         body = await runner.answer(identifier)
@@ -114,13 +124,12 @@ def fal_router(service: Service, runner: QueueRunner) -> APIRouter:
             raise Refusal(400, "ALREADY_COMPLETED", errors=["the request is completed; its answer can be fetched"])
         return _json(FalCancellation(status="CANCELLATION_REQUESTED"), 202)
 
-    async def _view(request: Request, model: str, identifier: str, key: str) -> QueueView:
-        view = await runner.view(identifier, key, model) if is_identifier(identifier) else None
-        if view is None:
-            raise _unknown()
-        return view
 
-    return router
+async def _view(runner: QueueRunner, model: str, identifier: str, key: str) -> QueueView:
+    view = await runner.view(identifier, key, model) if is_identifier(identifier) else None
+    if view is None:
+        raise _unknown()
+    return view
 
 
 def _model(service: Service, owner: str, name: str) -> str:
