@@ -165,9 +165,20 @@ def test_earlier_pictures_outlive_the_page(page: Browser, served: Served, pictur
     page.click("#use-request")
     fields = page.run("return ['prompt', 'seed', 'width'].map((name) => document.getElementById(name).value)")
     assert fields == ["kept", "7", "64"]
+    # A picture of another request beside it.
+    make_small(page, seed=8)
+    page.click("#generate")
+    page.until("document.querySelectorAll('.entry').length === 2")
+    assert page.run("return document.getElementById('compare').hidden")
+    page.click(".entries li:nth-child(2) input")
+    page.click("#compare")
+    assert page.text("#viewer-pictures").split("\n") == ["seed 8", "seed 7"]
+    page.press(ESCAPE)
     # A style without content stays a style.
     assert page.text("#style-slot-1 .caption").startswith("Style: van gogh's $1.jpg, 30×40")
     assert page.text("#content-slot .caption") == ""
+    page.click(".entries .remove")
+    page.until("document.querySelectorAll('.entry').length === 1")
     page.click(".entries .remove")
     page.until("document.querySelector('#earlier').hidden")
 
