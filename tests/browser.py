@@ -41,6 +41,13 @@ const event = kind === 'drop' ? new DragEvent('drop', {...options, dataTransfer:
                               : new ClipboardEvent('paste', {...options, clipboardData: transfer});
 document.querySelector(selector).dispatchEvent(event);
 """
+_DOWNLOADS = """
+const links = [...document.querySelectorAll(`${arguments[0]} a[download]`)];
+return Promise.all(links.map(async (link) => {
+  const bytes = new Uint8Array(await (await fetch(link.href)).arrayBuffer());
+  return btoa(String.fromCharCode(...bytes));
+}));
+"""
 _LOWEST_CONTRAST = """
 const light = (colour) => {
   const parts = colour.match(/[\\d.]+/g).slice(0, 3).map((part) => part / 255);
@@ -122,6 +129,12 @@ class Browser:
     def hand_over(self, kind: str, selector: str, name: str | None, media_type: str | None, data: str) -> None:
         """Drop or paste onto an element: a file, its bytes in base64, or without a name a link."""
         self.run(_HAND_OVER, kind, selector, name, media_type, data)
+
+    def downloads(self, selector: str) -> list[bytes]:
+        """The files behind an element's download links."""
+        found = self.run(_DOWNLOADS, selector)
+        assert isinstance(found, list)
+        return [base64.b64decode(text) for text in found]
 
     def lowest_contrast(self) -> tuple[float, str]:
         """The least contrast of a visible text with what is behind it, as WCAG measures it, and the element."""

@@ -68,20 +68,6 @@ def make_small(page: Browser, *, images: int = 1, seed: int = 41) -> None:
         page.type(f"#{name}", str(value), clear=True)
 
 
-def shown_bytes(page: Browser) -> list[bytes]:
-    """The files of the shown pictures, as their download links have them."""
-    script = """
-    const links = [...document.querySelectorAll('#figures a[download]')];
-    return Promise.all(links.map(async (link) => {
-      const bytes = new Uint8Array(await (await fetch(link.href)).arrayBuffer());
-      return btoa(String.fromCharCode(...bytes));
-    }));
-    """
-    found = page.run(script)
-    assert isinstance(found, list)
-    return [base64.b64decode(text) for text in found]
-
-
 def test_everything_comes_from_the_server_itself(page: Browser, served: Served) -> None:
     page.open(f"{served.url}/")
     page.until("document.body.dataset.started === 'yes'")
@@ -133,7 +119,7 @@ def test_from_pictures_to_pictures(page: Browser, pictures: tuple[Path, Path], t
     page.screenshot(tmp_path / "running.png")
     page.until(RESULT, 2)
     assert page.text("#figures").count("seed") == 4  # two captions, two buttons
-    assert [Image.open(io.BytesIO(data)).getpixel((5, 5)) for data in shown_bytes(page)] == [(41, 0, 7), (42, 0, 7)]
+    assert [Image.open(io.BytesIO(data)).getpixel((5, 5)) for data in page.downloads("#figures")] == [(41, 0, 7), (42, 0, 7)]
     assert page.run("return [...document.querySelectorAll('#figures a')].map((link) => link.download)") == [
         "uso-41.png",
         "uso-42.png",
@@ -204,7 +190,7 @@ def test_the_request_as_code_makes_the_same_picture(
     answer = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=True, timeout=60)
     urls = httpx.Response(200, text=answer.stdout).json()["images"] if language == "curl" else answer.stdout.split()
     found = [httpx.get(url["url"] if isinstance(url, dict) else url).content for url in urls]
-    assert found == shown_bytes(page)
+    assert found == page.downloads("#figures")
     if language == "curl":
         assert httpx.Response(200, text=answer.stdout).json()["prompt"] == CHARACTERS
 

@@ -169,6 +169,7 @@ export class RequestForm {
 
 /** The schema of a number, also where the field may be null instead. */
 function numberSchema(schema) {
-  const options = schema.anyOf ?? [];
-  return { ...schema, ...options.find((option) => option.type === "integer" || option.type === "number") };
+  const isNumber = (option) => [option.type].flat().some((type) => type === "integer" || type === "number");
+  const option = isNumber(schema) ? schema : schema.anyOf.find(isNumber);
+  return { ...schema, ...option, type: [option.type].flat().find((type) => type !== "null") };
 }
