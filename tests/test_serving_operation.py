@@ -34,7 +34,11 @@ async def living(application: Application) -> AsyncIterator[httpx.AsyncClient]:
     """A client of an application that has started and will end."""
     told: asyncio.Queue[dict[str, str]] = asyncio.Queue()
     said: asyncio.Queue[Any] = asyncio.Queue()
-    life = asyncio.create_task(application.asgi({"type": "lifespan", "state": {}}, told.get, said.put))  # type: ignore[arg-type]
+
+    async def live() -> None:
+        await application.asgi({"type": "lifespan", "state": {}}, told.get, said.put)
+
+    life = asyncio.create_task(live())
     told.put_nowait({"type": "lifespan.startup"})
     assert (await said.get())["type"] == "lifespan.startup.complete"
     transport = httpx.ASGITransport(application.asgi, raise_app_exceptions=False)
