@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -173,7 +175,9 @@ def browsing(folder: Path) -> Iterator[Browser]:
         folder: an empty one, for the profile and downloads.
     """
     # Its port is its own choice, which it prints.
-    driver = subprocess.Popen(["chromedriver", "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    driver = subprocess.Popen(
+        ["chromedriver", "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+    )
     assert driver.stdout is not None
     try:
         found = next(match for line in driver.stdout if (match := re.search(r"on port (\d+)\.$", line.strip())))
@@ -192,6 +196,7 @@ def browsing(folder: Path) -> Iterator[Browser]:
             finally:
                 client.delete(f"/{session}")
     finally:
-        driver.kill()
+        # The whole group: a browser whose session could not be ended would go on without its driver.
+        os.killpg(driver.pid, signal.SIGKILL)
         driver.wait()
         driver.stdout.close()
