@@ -20,6 +20,7 @@ from .fidelity.quality import quality_table, training_table
 from .gpu import tables as gpu_tables
 from .records import Record, hardware, latest, load, table, take
 from .serving.http_tables import HTTP_TABLES
+from .serving.tables import serving_table
 from .step.roofline import GPUS, Tokens, floor_ms, memory_bytes, step_flops
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -152,6 +153,7 @@ TABLES: dict[str, Callable[[list[Record]], str]] = {
     **HTTP_TABLES,
     "quality": lambda records: quality_table(),
     "training": lambda records: training_table(),
+    "serving": serving_table,
     **gpu_tables.TABLES,
 }
 DOCUMENTS = {
@@ -159,6 +161,7 @@ DOCUMENTS = {
     "docs/faithfulness.md": ("faithfulness",),
     "docs/quality.md": ("quality", "training"),
     "docs/http-api.md": tuple(HTTP_TABLES),
+    "docs/serving.md": ("serving",),
     "README.md": ("step", "ladder"),
 }
 """Which tables stand in which document."""

@@ -13,7 +13,8 @@ from typing import Any
 import typer
 
 import uso_engine.cli.serve  # noqa: F401  adds its commands
-from benchmarks.records import Record, table
+from benchmarks.measure import RESULTS
+from benchmarks.records import Record, hardware, latest, table
 from uso_engine.cli.app import app as command_line
 from uso_engine.config import load_config
 from uso_engine.serving.app import make_application
@@ -102,6 +103,26 @@ def options_table(records: list[Record]) -> str:
     return table(["option", "default", "meaning"], [row for row in rows if row[0] != "`--help`"])
 
 
+def overhead_table(records: list[Record]) -> str:
+    rows = [
+        [hardware(one), *(f"{one['sides'][side]['median_ms']:.1f}" for side in ("engine", "HTTP")), f"{one['overhead_ms']:.1f}"]
+        for one in latest(records, "serving overhead")
+    ]
+    return table(["machine", "engine, ms", "over HTTP, client included, ms", "difference, ms"], rows)
+
+
+def soak_table(records: list[Record]) -> str:
+    rows = []
+    for path in sorted((RESULTS / "soak").glob("*.json")):
+        found = json.loads(path.read_text())
+        # The first tenth is when caches and pools fill.
+        settled = [one["resident_mib"] for one in found["samples"][len(found["samples"]) // 10 :]]
+        answers = ", ".join(f"{status}: {count}" for status, count in found["statuses"].items())
+        memory = f"{min(settled):.0f} to {max(settled):.0f}"
+        rows.append([str(found["clients"]), f"{found['seconds'] / 60:g}", answers, memory, hardware(found)])
+    return table(["clients", "minutes", "answers by status", "resident MiB", "machine"], rows)
+
+
 def _type(schema: Schema) -> str:
     if "$ref" in schema:
         return str(schema["$ref"]).rpartition("/")[2]
@@ -143,5 +164,7 @@ HTTP_TABLES: dict[str, Callable[[list[Record]], str]] = {
     "http answers": answer_table,
     "http errors": errors_table,
     "http options": options_table,
+    "http overhead": overhead_table,
+    "http soak": soak_table,
 }
 """The tables by the names that their places in the document have."""
