@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
@@ -20,23 +20,35 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
     from transformers import CLIPTextModel, SiglipVisionModel, T5EncoderModel
 
-Stage = Callable[[], object]
+
+class Stage(NamedTuple):
+    """A stage: its name, what runs it, and how far its answer is from float32's where that is not its own type."""
+
+    name: str
+    run: Callable[[], object]
+    difference: float | None = None
 
 
-def time_stages(workload: Workload, device: torch.device, dtype: torch.dtype, rounds: int = 3) -> dict[str, object]:
-    """Milliseconds of encoding, admission, denoising (all steps) and decoding, each measured apart.
+def time_stages(workload: Workload, device: torch.device, dtype: torch.dtype, rounds: int = 3) -> Iterator[dict[str, object]]:
+    """A record for each of encoding, admission, denoising (all steps) and decoding, each measured apart.
 
     Full-size workloads get full-size encoders; others get encoders of a thousandth.
     """
-    results: dict[str, object] = {}
     for make in (text_stages, style_stages, autoencoder_stages, denoising_stages):
-        for name, stage in make(workload, device, dtype):
+        for stage in make(workload, device, dtype):
             with torch.no_grad():
-                results[name] = interleave({name: stage}, rounds=rounds, device=device)[name]
+                timing = interleave({stage.name: stage.run}, rounds=rounds, device=device)[stage.name]
+            yield {
+                "workload": workload.name,
+                "device": device.type,
+                "dtype": str(dtype).removeprefix("torch."),
+                "stage": stage.name,
+                "difference": stage.difference,
+                **timing,
+            }
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    return results
 
 
 def filled(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -113,24 +125,24 @@ def autoencoder_module(workload: Workload) -> AutoencoderKL:
         )
 
 
-def text_stages(workload: Workload, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Stage]]:
+def text_stages(workload: Workload, device: torch.device, dtype: torch.dtype) -> Iterator[Stage]:
     """T5 of 512 tokens and CLIP of 77."""
     text_encoder, pooled_encoder = (filled(module, device, dtype) for module in text_modules(workload))
     t5_ids = torch.randint(0, 99, (1, workload.text), device=device)
     clip_ids = torch.randint(0, 99, (1, 77), device=device)
-    yield "t5", lambda: text_encoder(t5_ids)
-    yield "clip", lambda: pooled_encoder(clip_ids)
+    yield Stage("t5", lambda: text_encoder(t5_ids))
+    yield Stage("clip", lambda: pooled_encoder(clip_ids))
 
 
-def style_stages(workload: Workload, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Stage]]:
+def style_stages(workload: Workload, device: torch.device, dtype: torch.dtype) -> Iterator[Stage]:
     """SigLIP in float32, as the authors run it."""
     vision = filled(vision_module(workload), device, torch.float32)
     side = 384 if workload.name == "full" else 56
     pixels = torch.randn(1, 3, side, side, device=device)
-    yield "siglip", lambda: vision(pixels, output_hidden_states=True)
+    yield Stage("siglip", lambda: vision(pixels, output_hidden_states=True))
 
 
-def autoencoder_stages(workload: Workload, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Stage]]:
+def autoencoder_stages(workload: Workload, device: torch.device, dtype: torch.dtype) -> Iterator[Stage]:
     """Encoding a content image in float32; decoding in float32, and in bfloat16 with channels last."""
     module = autoencoder_module(workload)
     filled(module, device, torch.float32)
@@ -138,17 +150,17 @@ def autoencoder_stages(workload: Workload, device: torch.device, dtype: torch.dt
     latent = torch.randn(1, 16, 2 * rows, 2 * columns, device=device)
     if math.prod(workload.content):
         pixels = torch.rand(1, 3, 16 * workload.content[0], 16 * workload.content[1], device=device) * 2 - 1
-        yield "autoencoder encode", lambda: module.encode(pixels)
-    yield "autoencoder decode float32", lambda: module.decode(latent)
+        yield Stage("autoencoder encode", lambda: module.encode(pixels))
+    yield Stage("autoencoder decode float32", lambda: module.decode(latent))
     if dtype == torch.bfloat16 and device.type == "cuda":
         reference = module.decode(latent).sample
         half = module.to(dtype=dtype, memory_format=torch.channels_last)
         half_latent = latent.to(dtype).contiguous(memory_format=torch.channels_last)
         error = (half.decode(half_latent).sample.float() - reference).norm() / reference.norm()
-        yield f"autoencoder decode bfloat16 channels-last (error {float(error):.1e})", lambda: half.decode(half_latent)
+        yield Stage("autoencoder decode bfloat16, channels last", lambda: half.decode(half_latent), float(error))
 
 
-def denoising_stages(workload: Workload, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Stage]]:
+def denoising_stages(workload: Workload, device: torch.device, dtype: torch.dtype) -> Iterator[Stage]:
     """Admission, and all denoising steps of one image."""
     transformer = random_transformer(workload.params, device, dtype)
     inputs = random_inputs(workload, device, dtype)
@@ -160,5 +172,5 @@ def denoising_stages(workload: Workload, device: torch.device, dtype: torch.dtyp
     def denoise() -> None:
         Denoiser(transformer, [ImageJob(sequence, noise, tuple(sigmas))]).run()
 
-    yield "admission", lambda: admit(transformer, conditions(inputs), inputs.grid, sigmas, inputs.guidance)
-    yield f"denoising, {workload.steps} steps", denoise
+    yield Stage("admission", lambda: admit(transformer, conditions(inputs), inputs.grid, sigmas, inputs.guidance))
+    yield Stage(f"denoising, {workload.steps} steps", denoise)

@@ -147,9 +147,9 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     run(workload, device, dtype, options.rounds, options.out, options.clock)
     if options.stages:
-        record = {"workload": workload.name, "device": device.type, **time_stages(workload, device, dtype)}
-        write_record("stages", record, options.out)
-        print(record)
+        for record in time_stages(workload, device, dtype):
+            write_record("stage", record, options.out)
+            print(record)
 
 
 if __name__ == "__main__":
