@@ -14,10 +14,11 @@ from uso_engine.offload.phases import GIB, MODULATION
 from uso_engine.offload.plan import MemoryPlan, plan_memory
 from uso_engine.offload.sizes import public_engine_sizes
 from uso_engine.offload.streamed_part import StreamedPart
+from uso_engine.precision.transformer import layer_formats
 
 
 def plan_with(**changes: object) -> MemoryPlan:
-    plan = plan_memory(80 * GIB, public_engine_sizes(SMALL, {}))
+    plan = plan_memory(80 * GIB, public_engine_sizes(SMALL, layer_formats(SMALL, "bf16")))
     return replace(plan, **changes)  # type: ignore[arg-type]
 
 

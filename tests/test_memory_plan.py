@@ -18,11 +18,11 @@ from uso_engine.offload.sizes import (
     EngineSizes,
     PublicModels,
     RequestSize,
-    TextPrecision,
     public_engine_sizes,
     transformer_sizes,
 )
-from uso_engine.precision.tiers import RULES, QuantizedTier, layer_kinds
+from uso_engine.precision.tiers import TextTierName, TierName
+from uso_engine.precision.transformer import layer_formats
 
 FLUX = TransformerParams()
 
@@ -102,25 +102,24 @@ def test_sizes_of_the_public_models() -> None:
     assert count(safety) == sizes.safety
 
 
-def flux(tier: str, text_encoder: TextPrecision = "int8") -> EngineSizes:
-    kinds = {name: layer_kinds(FLUX, name) for name in RULES}
-    return public_engine_sizes(FLUX, {} if tier == "bf16" else kinds[tier], text_encoder=text_encoder)  # type: ignore[index]
+def flux(tier: TierName, text_encoder: TextTierName = "int8") -> EngineSizes:
+    return public_engine_sizes(FLUX, layer_formats(FLUX, tier), text_encoder=text_encoder)
 
 
 def test_sizes_of_the_transformer_add_up() -> None:
-    whole = transformer_sizes(FLUX, {})
+    whole = transformer_sizes(FLUX, layer_formats(FLUX, "bf16"))
     assert whole.total == 2 * 11_901_408_320
     assert sum(whole.modulation) == pytest.approx(2 * 3.247e9, rel=1e-3)
     assert (len(whole.double_blocks), len(whole.single_blocks), len(whole.modulation)) == (19, 38, 2 * 19 + 38 + 1)
-    limits: dict[QuantizedTier, float] = {"fp8": 9.1e9, "int4": 4.9e9}
+    limits: dict[TierName, float] = {"fp8": 9.1e9, "int4": 4.9e9}
     for tier, most in limits.items():
-        assert transformer_sizes(FLUX, layer_kinds(FLUX, tier)).without_modulation <= most
+        assert transformer_sizes(FLUX, layer_formats(FLUX, tier)).without_modulation <= most
     assert RequestSize().rows == 5824
 
 
 @pytest.mark.parametrize("budget_gib", [24, 16, 12, 8])
 @pytest.mark.parametrize("tier", ["fp8", "int8", "int4"])
-def test_every_tier_has_a_plan_for_every_usual_card(tier: str, budget_gib: int) -> None:
+def test_every_tier_has_a_plan_for_every_usual_card(tier: TierName, budget_gib: int) -> None:
     sizes = flux(tier)
     plan = plan_memory(budget_gib * GIB, sizes)
     assert plan.fits

@@ -15,7 +15,8 @@ from safetensors import safe_open
 from uso_engine.errors import CheckpointError, LoRAError, MissingFileError, OutputError
 from uso_engine.model.params import TransformerParams
 from uso_engine.precision.quantized_linear import TensorLayout
-from uso_engine.precision.tiers import RULES, QuantizedTier, layer_kinds
+from uso_engine.precision.tiers import QUANTIZED_TIERS, TierName
+from uso_engine.precision.transformer import layer_formats
 from uso_engine.verification.small_model import lora_shapes
 from uso_engine.weights.files.quantized_file import QuantizedFile, is_quantized_file, write_quantized_file
 from uso_engine.weights.files.recorded_file import RecordedFile
@@ -48,18 +49,18 @@ def originals(tmp_path: Path) -> Path:
     return folder
 
 
-def describe(folder: Path, tier: QuantizedTier = "fp8", weight: float = 1.0) -> Description:
+def describe(folder: Path, tier: TierName = "fp8", weight: float = 1.0) -> Description:
     return Description(
         tier,
         PARAMS,
-        layer_kinds(PARAMS, tier),
+        layer_formats(PARAMS, tier),
         torch.bfloat16,
         RecordedFile.of(folder / "base.safetensors"),
         (RecordedFile.of(folder / "lora.safetensors", weight),),
     )
 
 
-def save(folder: Path, tier: QuantizedTier = "fp8", weight: float = 1.0) -> Path:
+def save(folder: Path, tier: TierName = "fp8", weight: float = 1.0) -> Path:
     path = folder.parent / f"{tier}.safetensors"
     loras = [(read_lora(folder / "lora.safetensors", PARAMS), weight)]
     save_quantized(path, describe(folder, tier, weight), SafetensorsSource(folder / "base.safetensors"), loras)
@@ -79,23 +80,23 @@ assert "optimum" not in sys.modules
 
 
 def test_files_load_in_a_fresh_process_without_their_originals(originals: Path, repository: Path) -> None:
-    paths = {tier: save(originals, tier, 0.5) for tier in RULES}
+    paths = {tier: save(originals, tier, 0.5) for tier in QUANTIZED_TIERS}
     lora = read_lora(originals / "lora.safetensors", PARAMS)
     source = SafetensorsSource(originals / "base.safetensors")
-    expected = {tier: quantize(PARAMS, source, layer_kinds(PARAMS, tier), loras=[(lora, 0.5)]) for tier in RULES}
+    expected = {tier: quantize(PARAMS, source, layer_formats(PARAMS, tier), loras=[(lora, 0.5)]) for tier in QUANTIZED_TIERS}
     originals.rename(originals.parent / "gone")
     environment = {"PYTHONPATH": f"{repository}:{repository / 'kernels'}"}
     command = [sys.executable, "-c", FRESH, *map(str, paths.values())]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout.splitlines() == [f"{tier} 0.5" for tier in RULES], done.stderr
+    assert done.stdout.splitlines() == [f"{tier} 0.5" for tier in QUANTIZED_TIERS], done.stderr
     for tier, path in paths.items():
         found, state = torch.load(path.with_suffix(".pt")), expected[tier].state_dict()
         assert found.keys() == state.keys()
         assert all(torch.equal(found[key], tensor.view(torch.uint8)) for key, tensor in state.items()), tier
 
 
-@pytest.mark.parametrize("tier", RULES)
-def test_tensors_are_aligned_and_the_file_is_plain_safetensors(tier: QuantizedTier, originals: Path) -> None:
+@pytest.mark.parametrize("tier", QUANTIZED_TIERS)
+def test_tensors_are_aligned_and_the_file_is_plain_safetensors(tier: TierName, originals: Path) -> None:
     path = save(originals, tier)
     module, _ = load_quantized(path)
     assert all(tensor.data_ptr() % 64 == 0 for tensor in module.state_dict().values())
@@ -157,8 +158,8 @@ def test_files_of_other_kinds_and_versions_are_refused(originals: Path, tmp_path
     description = describe(originals)
     for change, message in (
         ({"version": 2}, "version 2 of the quantised format, this engine reads 1"),
-        ({"kinds": {**description.kinds, "img_in": "int2"}}, "kinds that this engine does not know: int2"),
-        ({"kinds": {**description.kinds, "double_blocks.1.img_attn.qkv": "int4"}}, "contradicts its own description"),
+        ({"kinds": {**description.formats, "img_in": "int2"}}, "kinds that this engine does not know: int2"),
+        ({"kinds": {**description.formats, "double_blocks.1.img_attn.qkv": "int4"}}, "contradicts its own description"),
         ({"params": {"depth": 10**8}}, "cannot be understood: depth: expected a whole number from 1 to 1,000, got 100000000"),
         ({"params": 3}, "cannot be understood: expected a table of sizes"),
         ({"kinds": 3}, "cannot be understood"),
@@ -212,8 +213,14 @@ def test_writer_takes_exactly_the_layout(tmp_path: Path) -> None:
 def test_file_must_be_what_the_configuration_asks_for(originals: Path, tmp_path: Path) -> None:
     description = describe(originals)
     lora = originals / "lora.safetensors"
-    kinds = layer_kinds(PARAMS, "fp8")
-    wanted: dict[str, Any] = {"params": PARAMS, "tier": "fp8", "loras": [(lora, 1.0)], "kinds": kinds, "path": tmp_path / "q"}
+    formats = layer_formats(PARAMS, "fp8")
+    wanted: dict[str, Any] = {
+        "params": PARAMS,
+        "tier": "fp8",
+        "loras": [(lora, 1.0)],
+        "formats": formats,
+        "path": tmp_path / "q",
+    }
     description.require(**wanted)
     # A LoRA that is no longer there goes by its name.
     description.require(**{**wanted, "loras": [(tmp_path / "elsewhere" / "lora.safetensors", 1.0)]})
@@ -225,7 +232,7 @@ def test_file_must_be_what_the_configuration_asks_for(originals: Path, tmp_path:
         ({"loras": [(lora, 0.5)]}, "merged LoRAs are .*lora.safetensors at weight 1 .*has .*at weight 0.5"),
         ({"loras": [(other, 1.0)]}, "merged LoRAs are"),
         ({"loras": []}, "the configuration has none"),
-        ({"kinds": layer_kinds(PARAMS, "fp8", keep=[])}, "other layers are kept .*double_blocks.0"),
+        ({"formats": layer_formats(PARAMS, "fp8", keep=[])}, "other layers are kept .*double_blocks.0"),
     ):
         with pytest.raises(CheckpointError, match=message):
             description.require(**{**wanted, **change})
@@ -234,16 +241,16 @@ def test_file_must_be_what_the_configuration_asks_for(originals: Path, tmp_path:
 def test_other_loras_come_from_the_originals_or_an_error_names_them(originals: Path) -> None:
     path = save(originals, "fp8", 0.5)
     module, description = load_quantized(path)
-    loaded = LoadedQuantizedTransformer(module, description.kinds, lambda: open_originals(description))
+    loaded = LoadedQuantizedTransformer(module, description.formats, lambda: open_originals(description))
     loaded.set_loras([], keep_configured=False)
-    pristine = quantize(PARAMS, SafetensorsSource(originals / "base.safetensors"), description.kinds)
+    pristine = quantize(PARAMS, SafetensorsSource(originals / "base.safetensors"), description.formats)
     for key, tensor in pristine.state_dict().items():
         assert torch.equal(module.state_dict()[key].view(torch.uint8), tensor.view(torch.uint8)), key
     loaded.close()
 
     moved = originals.rename(originals.parent / "moved")
     module, description = load_quantized(path)
-    loaded = LoadedQuantizedTransformer(module, description.kinds, lambda: open_originals(description))
+    loaded = LoadedQuantizedTransformer(module, description.formats, lambda: open_originals(description))
     with pytest.raises(MissingFileError, match=r"(?s)not there:.*base.safetensors \(.*lora.safetensors at weight 0.5"):
         loaded.set_loras([])
     source, loras = open_originals(description, folder=moved)

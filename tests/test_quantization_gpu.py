@@ -13,7 +13,8 @@ from uso_engine.offload.layer_stream import place_transformer
 from uso_engine.offload.phases import GIB, MODULATION
 from uso_engine.offload.plan import plan_memory
 from uso_engine.offload.sizes import ROW_WIDTHS, public_engine_sizes, transformer_sizes
-from uso_engine.precision.tiers import CLASSES, Kind, layer_kinds, tiers_of_gpu
+from uso_engine.precision.tiers import Format, linear_classes, tiers_of_gpu
+from uso_engine.precision.transformer import layer_formats
 from uso_engine.weights.quantizing import quantize
 from uso_engine.weights.recipe import recipe_source
 from uso_engine.weights.transformer_keys import transformer_shapes
@@ -27,17 +28,17 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     return float((actual.double() - expected.double()).norm() / expected.double().norm())
 
 
-@pytest.mark.parametrize("kind", list(CLASSES))
+@pytest.mark.parametrize("kind", list(linear_classes()))
 @pytest.mark.parametrize(("rows", "outputs"), [(704, 9216), (5824, 3072), (33, 3072)])
-def test_gpu_multiplies_what_the_cpu_multiplies(kind: Kind, rows: int, outputs: int) -> None:
+def test_gpu_multiplies_what_the_cpu_multiplies(kind: Format, rows: int, outputs: int) -> None:
     if kind == "fp8" and "fp8" not in tiers_of_gpu(torch.cuda.get_device_capability()):
         pytest.skip("no fp8 units")
     generator = torch.Generator().manual_seed(rows)
     weight = torch.randn(outputs, 3072, generator=generator) / 3072**0.5
     x = torch.randn(rows, 3072, generator=generator).bfloat16() + 0.3
     bias = torch.randn(outputs, generator=generator).bfloat16()
-    layer = CLASSES[kind](3072, outputs, device="meta")
-    layer.assign({**CLASSES[kind].quantize_weight(weight), "bias": bias})
+    layer = linear_classes()[kind](3072, outputs, device="meta")
+    layer.assign({**linear_classes()[kind].quantize_weight(weight), "bias": bias})
     expected = layer(x[:64])
     on_gpu = layer.to("cuda")
     # Two bf16 roundings apart at most, and fp8's sums are kept in fewer bits on some GPUs.
@@ -48,18 +49,18 @@ def test_gpu_multiplies_what_the_cpu_multiplies(kind: Kind, rows: int, outputs: 
 
 def test_streamed_transformer_stays_within_its_plan() -> None:
     source = recipe_source(transformer_shapes(WIDE))
-    kinds = layer_kinds(WIDE, "int8")
+    formats = layer_formats(WIDE, "int8")
     conditions = drawn_conditions(WIDE, seed=1, text=512, style=192, contents=((64, 64),))
-    sizes = transformer_sizes(WIDE, kinds)
+    sizes = transformer_sizes(WIDE, formats)
     plan = replace(
-        plan_memory(80 * GIB, public_engine_sizes(WIDE, kinds)),
+        plan_memory(80 * GIB, public_engine_sizes(WIDE, formats)),
         streamed={MODULATION: sum(sizes.modulation)},
         streamed_double_blocks=(0, 1),
         streamed_single_blocks=(0, 1, 2),
     )
     answers = []
     for streamed in (False, True):
-        module = quantize(WIDE, source, kinds)
+        module = quantize(WIDE, source, formats)
         if streamed:
             streams = place_transformer(module, plan, "cuda")
         else:

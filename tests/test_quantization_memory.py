@@ -6,7 +6,7 @@ import torch
 from benchmarks.memory.quantizing import measure
 from benchmarks.tiers.errors import drawn_case
 from benchmarks.tiers.sensitivity import groups_of, sensitivities
-from uso_engine.precision.tiers import linears
+from uso_engine.precision.transformer import linears
 from uso_engine.verification.small_model import small_params
 
 

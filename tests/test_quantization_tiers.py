@@ -9,15 +9,8 @@ from uso_engine.errors import BackendError, CheckpointError, ConfigError, LoRAEr
 from uso_engine.model.params import TransformerParams
 from uso_engine.model.transformer import Transformer
 from uso_engine.precision.quantized_linear import QuantizedLinear
-from uso_engine.precision.tiers import (
-    RULES,
-    QuantizedTier,
-    check_tier,
-    layer_kinds,
-    linears,
-    quantized_transformer,
-    tiers_of_gpu,
-)
+from uso_engine.precision.tiers import QUANTIZED_TIERS, TIERS, TierName, tiers_of_gpu
+from uso_engine.precision.transformer import check_tier, layer_formats, linears, quantized_transformer
 from uso_engine.sampling.admission import admit
 from uso_engine.sampling.denoiser import Denoiser, ImageJob
 from uso_engine.sampling.latents import draw_noise, token_grid
@@ -92,8 +85,8 @@ def test_tiers_stay_within_their_bounds(
 
     truth = answer(floating(source))
     errors = {}
-    for tier in RULES:
-        module = quantize(PARAMS, source, layer_kinds(PARAMS, tier))
+    for tier in QUANTIZED_TIERS:
+        module = quantize(PARAMS, source, layer_formats(PARAMS, tier))
         errors[tier] = [relative_error(a, b) for a, b in zip(answer(module), truth, strict=True)]
         for name, error in zip(("velocity.0", "unpacked"), errors[tier], strict=True):
             bound = bound_for(name, tier, STEPS - 1)
@@ -104,28 +97,30 @@ def test_tiers_stay_within_their_bounds(
 
 
 def test_default_kinds() -> None:
-    counts = {tier: layer_kinds(PARAMS, tier) for tier in RULES}
+    counts = {tier: layer_formats(PARAMS, tier) for tier in QUANTIZED_TIERS}
     assert set(counts["fp8"]) == set(linears(PARAMS))
-    for tier, kinds in counts.items():
-        assert kinds["img_in"] == kinds["txt_in"] == kinds["final_layer.linear"] == kinds["vector_in.in_layer"] == "float"
-        assert kinds["double_blocks.1.img_attn.qkv"] == RULES[tier].blocks
-        assert kinds["double_blocks.0.img_attn.qkv"] == kinds["single_blocks.2.linear2"] == RULES[tier].sensitive
-        assert kinds["single_blocks.1.modulation.lin"] == kinds["final_layer.adaLN_modulation.1"] == RULES[tier].modulation
-    assert layer_kinds(PARAMS, "int8", int8_activations=True)["single_blocks.0.linear1"] == "int8"
+    for tier, formats in counts.items():
+        assert (
+            formats["img_in"] == formats["txt_in"] == formats["final_layer.linear"] == formats["vector_in.in_layer"] == "float"
+        )
+        assert formats["double_blocks.1.img_attn.qkv"] == TIERS[tier].blocks
+        assert formats["double_blocks.0.img_attn.qkv"] == formats["single_blocks.2.linear2"] == TIERS[tier].sensitive
+        assert formats["single_blocks.1.modulation.lin"] == formats["final_layer.adaLN_modulation.1"] == TIERS[tier].modulation
+    assert layer_formats(PARAMS, "int8", int8_activations=True)["single_blocks.0.linear1"] == "int8"
 
 
 def test_keep_patterns() -> None:
-    kinds = layer_kinds(PARAMS, "fp8", keep=["single_blocks.-2", "double_blocks.*.txt_mlp.0"])
-    kept = [name for name, kind in kinds.items() if kind == "float" and name.startswith(("double", "single"))]
+    formats = layer_formats(PARAMS, "fp8", keep=["single_blocks.-2", "double_blocks.*.txt_mlp.0"])
+    kept = [name for name, kind in formats.items() if kind == "float" and name.startswith(("double", "single"))]
     assert [name for name in kept if "mod" not in name] == [
         "double_blocks.0.txt_mlp.0",
         "double_blocks.1.txt_mlp.0",
         "single_blocks.1.linear1",
         "single_blocks.1.linear2",
     ]
-    assert layer_kinds(PARAMS, "fp8", keep=[])["double_blocks.0.img_attn.qkv"] == "fp8"
+    assert layer_formats(PARAMS, "fp8", keep=[])["double_blocks.0.img_attn.qkv"] == "fp8"
     with pytest.raises(ConfigError, match=r"match no layer: double_blocks\.9, linear3; names look like"):
-        layer_kinds(PARAMS, "fp8", keep=["double_blocks.9", "linear3", "single_blocks.0"])
+        layer_formats(PARAMS, "fp8", keep=["double_blocks.9", "linear3", "single_blocks.0"])
 
 
 def test_widths_that_no_tile_fits_stay_in_floating_point() -> None:
@@ -133,7 +128,7 @@ def test_widths_that_no_tile_fits_stay_in_floating_point() -> None:
         in_channels=4, vec_in_dim=8, context_in_dim=8, hidden_size=24, num_heads=2, depth=1, depth_single_blocks=1,
         axes_dim=(4, 4, 4), mlp_ratio=2,
     )  # fmt: skip
-    assert set(layer_kinds(narrow, "int4").values()) == {"float"}
+    assert set(layer_formats(narrow, "int4").values()) == {"float"}
 
 
 def test_tiers_by_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,28 +143,28 @@ def test_tiers_by_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("tier", RULES)
-def test_weights_that_are_no_numbers_are_refused(tier: QuantizedTier, value: float) -> None:
+@pytest.mark.parametrize("tier", QUANTIZED_TIERS)
+def test_weights_that_are_no_numbers_are_refused(tier: TierName, value: float) -> None:
     source = pristine(single_blocks__1__linear2__weight=value)
     with pytest.raises(CheckpointError, match=r"single_blocks\.1\.linear2\.weight holds values that are infinite or not a n"):
-        quantize(PARAMS, source, layer_kinds(PARAMS, tier))
+        quantize(PARAMS, source, layer_formats(PARAMS, tier))
 
 
 def test_loras_that_do_not_fit_are_refused_before_anything_is_read() -> None:
-    kinds = layer_kinds(PARAMS, "fp8")
+    formats = layer_formats(PARAMS, "fp8")
     with pytest.raises(LoRAError, match=r"strange changes weights that the model does not have: single_blocks\.7"):
-        quantize(PARAMS, pristine(), kinds, loras=[(lora("strange", key="single_blocks.7.linear1.weight"), 1.0)])
+        quantize(PARAMS, pristine(), formats, loras=[(lora("strange", key="single_blocks.7.linear1.weight"), 1.0)])
     with pytest.raises(LoRAError, match="overflows"):
-        quantize(PARAMS, pristine(), kinds, loras=[(lora("strong", factor=1e3), 3e38)])
+        quantize(PARAMS, pristine(), formats, loras=[(lora("strong", factor=1e3), 3e38)])
     with pytest.raises(CheckpointError, match="left over"):
-        quantize(small_params(guidance_embed=False), pristine(), kinds)
+        quantize(small_params(guidance_embed=False), pristine(), formats)
 
 
-@pytest.mark.parametrize("tier", RULES)
-def test_lora_is_merged_before_quantising(tier: QuantizedTier) -> None:
+@pytest.mark.parametrize("tier", QUANTIZED_TIERS)
+def test_lora_is_merged_before_quantising(tier: TierName) -> None:
     """The quantised merged weight is as near to the merged weight as quantising allows, and not to the pristine one."""
     key, extra = "single_blocks.1.linear1.weight", lora("style")
-    module = quantize(PARAMS, pristine(), layer_kinds(PARAMS, tier), loras=[(extra, 0.5)])
+    module = quantize(PARAMS, pristine(), layer_formats(PARAMS, tier), loras=[(extra, 0.5)])
     weight = draw(key, transformer_shapes(PARAMS)[key])
     merged = weight.clone()
     extra.updates[key][0].add_to(merged, 0.5)
@@ -180,21 +175,21 @@ def test_lora_is_merged_before_quantising(tier: QuantizedTier) -> None:
     assert relative_error(restored, weight) > 0.3
 
 
-@pytest.mark.parametrize("tier", RULES)
-def test_other_loras_give_what_loading_afresh_gives(tier: QuantizedTier) -> None:
-    source, kinds, own = pristine(), layer_kinds(PARAMS, tier), lora("own")
+@pytest.mark.parametrize("tier", QUANTIZED_TIERS)
+def test_other_loras_give_what_loading_afresh_gives(tier: TierName) -> None:
+    source, formats, own = pristine(), layer_formats(PARAMS, tier), lora("own")
     extra = lora("extra", key="double_blocks.1.img_attn.qkv.weight")
 
     def state(module: Transformer) -> dict[str, Tensor]:
         return {key: tensor.clone().view(torch.uint8) for key, tensor in module.state_dict().items()}
 
     def afresh(*loras: tuple[LoRA, float]) -> dict[str, Tensor]:
-        return state(quantize(PARAMS, source, kinds, loras=loras))
+        return state(quantize(PARAMS, source, formats, loras=loras))
 
     def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
         return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
-    loaded = LoadedQuantizedTransformer(quantize(PARAMS, source, kinds, loras=[(own, 1.0)]), kinds, (source, [(own, 1.0)]))
+    loaded = LoadedQuantizedTransformer(quantize(PARAMS, source, formats, loras=[(own, 1.0)]), formats, (source, [(own, 1.0)]))
     before = state(loaded.module)
     assert not same(before, afresh())
     touched = loaded.set_loras([(extra, 0.7)])
@@ -216,9 +211,9 @@ def test_other_loras_give_what_loading_afresh_gives(tier: QuantizedTier) -> None
 def test_sizes_of_the_real_model() -> None:
     """10^9 bytes resident with modulation linears off the GPU, from meta tensors."""
     params = TransformerParams()
-    limits: dict[QuantizedTier, float] = {"fp8": 9.1, "int4": 4.9}
+    limits: dict[TierName, float] = {"fp8": 9.1, "int4": 4.9}
     for tier, most in limits.items():
-        state = quantized_transformer(params, layer_kinds(params, tier)).state_dict()
+        state = quantized_transformer(params, layer_formats(params, tier)).state_dict()
         resident = sum(tensor.nbytes for key, tensor in state.items() if "mod" not in key)
         assert 0.9 * most < resident / 1e9 <= most
         assert all(tensor.is_meta for tensor in state.values())

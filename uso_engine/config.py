@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from .errors import ConfigError, MissingFileError
 from .local_names import local_name
 from .model.params import FamilyName, TransformerParams
+from .precision.tiers import TextTierName, TierName
 from .weights.autoencoder_keys import AutoencoderParams
 from .weights.model_sizes import MOST_PROBLEMS, read_sizes, shown
 
@@ -32,7 +33,6 @@ LARGEST_CACHE_MIB = 1_048_576
 LARGEST_FLOAT32 = 3.4e38
 LONGEST_S = 31_536_000
 _MOST_FILE_BYTES = 1_000_000
-Tier = Literal["float32", "bf16", "fp8", "int8", "int4"]
 
 
 class Section(BaseModel):
@@ -169,10 +169,10 @@ class PrecisionConfig(Section):
     quantised file with its hash when it is loaded.
     """
 
-    tier: Tier = "bf16"
+    tier: TierName = "bf16"
     keep: tuple[str, ...] | None = Field(None, strict=False)  # TOML has lists
     int8_activations: bool = False
-    text_encoder: Literal["bf16", "int8", "fp8"] = "bf16"
+    text_encoder: TextTierName = "bf16"
     check_contents: bool = True
 
 

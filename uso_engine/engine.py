@@ -18,7 +18,7 @@ from .api.result import GenerationResult
 from .conditioning.cache import CacheStatistics
 from .conditioning.style import StyleTokens
 from .conditioning.text import TextEmbedding
-from .config import EngineConfig, Tier, load_config
+from .config import EngineConfig, load_config
 from .errors import EngineClosedError
 from .imaging.open import Alpha, ImageLimits, ImageSource, open_image
 from .imaging.pixels import to_pixels
@@ -29,6 +29,8 @@ from .loading.transformer import LoadProgress
 from .offload.budget import find_budget
 from .offload.placement import release_cached_memory
 from .pipeline import Pipeline
+from .precision.tiers import FLOAT_TIERS
+from .precision.transformer import DTYPES
 from .process_state import clean_process_state
 from .progress import StepProgress
 from .provenance import log_warnings, result_of
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
     from .offload.plan import MemoryPlan
     from .safety import SafetyChecker
 
-DTYPE_TIERS: dict[torch.dtype, Tier] = {torch.float32: "float32", torch.bfloat16: "bf16"}
+DTYPE_TIERS = {DTYPES[name]: tier for name, tier in FLOAT_TIERS.items()}
 
 
 class USOEngine:

@@ -18,7 +18,7 @@ from benchmarks.measure import output_hash, relative_difference
 from benchmarks.step.against_diffusers import TIME
 from benchmarks.step.authors_way import Inputs
 from benchmarks.step.ladder import Evaluate, engine_step
-from benchmarks.tiers.steps import kinds_by_name, quantized_copy
+from benchmarks.tiers.steps import formats_by_name, quantized_copy
 from benchmarks.workload import Workload
 from uso_engine.model.transformer import Transformer
 from uso_kernels import operation
@@ -59,11 +59,11 @@ def in_tier(name: str) -> Variant:
 
     def make(made: Made, workload: Workload) -> Evaluate:
         transformer, inputs, latents = made
-        copy = quantized_copy(transformer, kinds_by_name(workload, latents.device)[name])
+        copy = quantized_copy(transformer, formats_by_name(workload, latents.device)[name])
         return engine_step(copy, inputs, latents, (TIME,), "auto")
 
     def missing(bench: Bench) -> str | None:
-        return None if name in kinds_by_name(bench.workload, bench.device) else "this GPU has no such tier"
+        return None if name in formats_by_name(bench.workload, bench.device) else "this GPU has no such tier"
 
     return Variant(f"tier {name}", make, missing, largest_difference=0.5)
 

@@ -27,11 +27,13 @@ from uso_engine.conditioning.style import StyleEncoder
 from uso_engine.config import EngineConfig, load_config
 from uso_engine.model.projector import StyleProjector
 from uso_engine.model.transformer import Transformer
-from uso_engine.offload.budget import MemoryBudget, kinds_of, usual_request_size
+from uso_engine.offload.budget import MemoryBudget, formats_of, usual_request_size
 from uso_engine.offload.phases import GIB
 from uso_engine.offload.placement import Placement, carry_out, decoding_of, strips_of
+from uso_engine.offload.sizes import restores_weight
 from uso_engine.precision.text_encoder import quantize_text_encoder
-from uso_engine.precision.tiers import quantized_transformer
+from uso_engine.precision.tiers import QUANTIZED_TIERS, TIERS
+from uso_engine.precision.transformer import DTYPES, quantized_transformer
 from uso_engine.sampling.admission import admit
 from uso_engine.sampling.denoiser import Denoiser, ImageJob
 from uso_engine.sampling.schedule import schedule
@@ -65,12 +67,12 @@ def text_parts(config: EngineConfig, workload: Workload) -> list[tuple[Offloadab
         _zeros(encoder, torch.bfloat16)
     # Filling undid the tie that the checkpoint has.
     t5.encoder.embed_tokens.weight = t5.shared.weight
-    quantized = config.precision.text_encoder
-    if quantized != "bf16":
-        quantize_text_encoder(t5, quantized)
+    chosen = TIERS[config.precision.text_encoder].text_encoder or "float"
+    if chosen != "float":
+        quantize_text_encoder(t5, config.precision.text_encoder)
     wide, small = t5.config, clip.config
     working = attention_working_bytes(workload.text, wide.num_heads, wide.d_model, wide.d_ff, 2)
-    working += 0 if quantized == "bf16" else 2 * wide.d_model * wide.d_ff
+    working += 2 * wide.d_model * wide.d_ff if restores_weight(chosen) else 0
     little = attention_working_bytes(77, small.num_attention_heads, small.hidden_size, small.intermediate_size, 2)
     return [
         (OffloadablePart("T5", [t5], list(t5.encoder.block), working), t5, workload.text),
@@ -99,8 +101,7 @@ def style_encoder(config: EngineConfig, workload: Workload) -> StyleEncoder:
 def measure_within(config: EngineConfig, workload: Workload, budget_gib: float, device: torch.device) -> dict[str, object]:
     """Place everything within a budget, run a request and say what it took."""
     tier = config.precision.tier
-    kinds = {} if tier == "bf16" or tier == "float32" else kinds_of(config, tier)
-    transformer = quantized_transformer(config.transformer.params, kinds)
+    transformer = quantized_transformer(config.transformer.params, formats_of(config, tier), dtype=DTYPES[TIERS[tier].dtype])
     _zeros(transformer)
     texts, style = text_parts(config, workload), style_encoder(config, workload)
     module = autoencoder_module(workload)
@@ -180,13 +181,13 @@ def _capped(budget_gib: float, device: torch.device) -> Callable[[], float | Non
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", action="append", help="repeat; by default uso-flux-dev and its three quantised tiers")
+    parser.add_argument("--config", action="append", help="repeat; by default uso-flux-dev and its quantised tiers")
     parser.add_argument("--budget", action="append", type=float, help="GiB; repeat; by default 24, 16, 12 and 8")
     parser.add_argument("--workload", choices=WORKLOADS, default="full")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=None, help="file of JSON lines; by default this machine's")
     options = parser.parse_args()
-    names = options.config or ["uso-flux-dev", *(f"uso-flux-dev-{tier}" for tier in ("fp8", "int8", "int4"))]
+    names = options.config or ["uso-flux-dev", *(f"uso-flux-dev-{tier}" for tier in QUANTIZED_TIERS)]
     workload, device = WORKLOADS[options.workload], torch.device(options.device)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())

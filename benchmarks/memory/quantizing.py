@@ -24,7 +24,8 @@ from torch import Tensor
 from benchmarks.measure import write_record
 from benchmarks.tiers.errors import DEFAULT_OUT
 from uso_engine.model.params import TransformerParams
-from uso_engine.precision.tiers import CLASSES, RULES, QuantizedTier, layer_kinds
+from uso_engine.precision.tiers import QUANTIZED_TIERS, TierName, linear_classes
+from uso_engine.precision.transformer import layer_formats
 from uso_engine.weights.files.recorded_file import RecordedFile
 from uso_engine.weights.files.safetensors_file import SafetensorsSource, write_safetensors
 from uso_engine.weights.files.tensor_source import RecipeSource
@@ -53,12 +54,12 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def quantise_here(checkpoint: Path, target: Path, tier: QuantizedTier, params: TransformerParams) -> dict[str, object]:
+def quantise_here(checkpoint: Path, target: Path, tier: TierName, params: TransformerParams) -> dict[str, object]:
     """Quantise in this process and say what it took."""
     # Imports and allocators that any run needs are not what is measured.
-    for kind in CLASSES.values():
-        kind.quantize_weight(torch.randn(64, 256))
-    description = Description(tier, params, layer_kinds(params, tier), torch.bfloat16, RecordedFile.of(checkpoint), ())
+    for layer_class in linear_classes().values():
+        layer_class.quantize_weight(torch.randn(64, 256))
+    description = Description(tier, params, layer_formats(params, tier), torch.bfloat16, RecordedFile.of(checkpoint), ())
     before, start = peak_bytes(), time.perf_counter()
     save_quantized(target, description, SafetensorsSource(checkpoint), ())
     return {
@@ -70,7 +71,7 @@ def quantise_here(checkpoint: Path, target: Path, tier: QuantizedTier, params: T
     }
 
 
-def measure(tiers: list[QuantizedTier], double: int, single: int) -> list[dict[str, object]]:
+def measure(tiers: list[TierName], double: int, single: int) -> list[dict[str, object]]:
     """One fresh process per tier, on one checkpoint."""
     params = TransformerParams(depth=double, depth_single_blocks=single)
     records = []
@@ -103,7 +104,7 @@ def main() -> None:
         params = TransformerParams(depth=arguments.double, depth_single_blocks=arguments.single)
         print(json.dumps(quantise_here(Path(checkpoint), Path(target), tier, params)))
         return
-    for entry in measure(list(RULES), arguments.double, arguments.single):
+    for entry in measure(list(QUANTIZED_TIERS), arguments.double, arguments.single):
         print(entry, flush=True)
         write_record("quantising memory", entry, arguments.out)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from benchmarks.documents import Table, markdown
 from benchmarks.records import Record, hardware, latest
+from uso_engine.config import load_config
 from uso_engine.model.params import TransformerParams
 from uso_engine.offload.phases import GIB, PCIE_BYTES_PER_S
 from uso_engine.offload.plan import plan_memory
-from uso_engine.offload.sizes import TextPrecision, public_engine_sizes
-from uso_engine.precision.tiers import QuantizedTier, layer_kinds
+from uso_engine.offload.sizes import public_engine_sizes
+from uso_engine.precision.tiers import QUANTIZED_TIERS
+from uso_engine.precision.transformer import layer_formats
 
 BUDGETS_GIB = (24, 16, 12, 8)
 
@@ -16,19 +18,14 @@ BUDGETS_GIB = (24, 16, 12, 8)
 def plans(records: list[Record]) -> str:
     """Memory plans of every tier for the usual cards; computed."""
     params, rows = TransformerParams(), []
-    settings: list[tuple[QuantizedTier | None, TextPrecision]] = [
-        (None, "bf16"),
-        ("fp8", "bf16"),
-        ("int8", "int8"),
-        ("int4", "int8"),
-    ]
-    for tier, text_encoder in settings:
-        sizes = public_engine_sizes(params, {} if tier is None else layer_kinds(params, tier), text_encoder=text_encoder)
+    for name in ("uso-flux-dev", *(f"uso-flux-dev-{tier}" for tier in QUANTIZED_TIERS)):
+        precision = load_config(name).precision
+        sizes = public_engine_sizes(params, layer_formats(params, precision.tier), text_encoder=precision.text_encoder)
         for budget in BUDGETS_GIB:
             plan = plan_memory(budget * GIB, sizes)
             blocks = len(plan.streamed_double_blocks) + len(plan.streamed_single_blocks)
             rows.append([
-                f"{tier or 'bf16'}, T5 {text_encoder}",
+                f"{precision.tier}, T5 {precision.text_encoder}",
                 f"{budget} GiB",
                 f"{plan.peak_bytes / GIB:.1f} GiB" if plan.fits else "; ".join(plan.problems),
                 ", ".join(plan.streamed) or "nothing",

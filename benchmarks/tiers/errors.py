@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from benchmarks.measure import RESULTS, write_record
 from uso_engine.model.params import TransformerParams
 from uso_engine.model.transformer import Transformer
 from uso_engine.offload.sizes import transformer_sizes
-from uso_engine.precision.tiers import CLASSES, Kind, layer_kinds
+from uso_engine.precision.tiers import FLOAT_TIERS, QUANTIZED_TIERS, TIERS, Format, linear_classes
+from uso_engine.precision.transformer import layer_formats
 from uso_engine.sampling.admission import Conditions, admit
 from uso_engine.sampling.denoiser import Denoiser, ImageJob
 from uso_engine.sampling.latents import draw_noise, token_grid
@@ -40,6 +42,7 @@ from uso_kernels.quantize_rows import quantize_rows
 DEFAULT_OUT = RESULTS / "quantization.jsonl"
 STEPS = 4
 OUTPUTS = 768
+BF16 = FLOAT_TIERS["bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -92,37 +95,25 @@ def floating(case: DrawnCase, dtype: torch.dtype) -> Transformer:
     return module.eval()
 
 
-KindsOf = Callable[[TransformerParams], Mapping[str, Kind]]
+def everywhere(params: TransformerParams, chosen: Format) -> dict[str, Format]:
+    """Every matrix that any tier quantises in one format: what the keep-lists are worth."""
+    in_tiers = [layer_formats(params, tier, keep=[]) for tier in QUANTIZED_TIERS]
+    return {name: "float" if all(found[name] == "float" for found in in_tiers) else chosen for name in in_tiers[0]}
 
 
-def int8_activations(params: TransformerParams) -> Mapping[str, Kind]:
-    """Kinds of the int8 tier with activations in int8 too."""
-    return layer_kinds(params, "int8", int8_activations=True)
-
-
-def all_quantised(kind: Kind) -> KindsOf:
-    """Every matrix in a kind, sensitive ones and modulation too: what the keep-lists are worth."""
-
-    def kinds(params: TransformerParams) -> Mapping[str, Kind]:
-        return {name: "float" if now == "float" else kind for name, now in layer_kinds(params, "int4", keep=[]).items()}
-
-    return kinds
-
-
-TIERS: dict[str, KindsOf] = {
-    "fp8": lambda params: layer_kinds(params, "fp8"),
-    "int8": lambda params: layer_kinds(params, "int8"),
-    "int8, activations too": int8_activations,
-    "int4": lambda params: layer_kinds(params, "int4"),
-    "fp8 everywhere": all_quantised("fp8"),
-    "int8 everywhere": all_quantised("int8_weight"),
-    "int4 everywhere": all_quantised("int4"),
-}
+def variants(params: TransformerParams) -> dict[str, dict[str, Format]]:
+    """Formats of every tier, of its choices, and of each tier's own format everywhere."""
+    found: dict[str, dict[str, Format]] = {BF16: layer_formats(params, BF16)}
+    for tier in QUANTIZED_TIERS:
+        found[tier] = layer_formats(params, tier)
+        if TIERS[tier].blocks_with_int8_activations is not None:
+            found[f"{tier}, activations too"] = layer_formats(params, tier, int8_activations=True)
+    return found | {f"{tier} everywhere": everywhere(params, TIERS[tier].blocks) for tier in QUANTIZED_TIERS}
 
 
 def tier_errors(cases: int) -> Iterator[dict[str, object]]:
     """One record per tier: mean and largest error over drawn cases."""
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in ("bf16", *TIERS)}
+    found: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
     for number in range(cases):
         case = drawn_case(number)
         truth = case.answer(floating(case, torch.float32))
@@ -131,13 +122,13 @@ def tier_errors(cases: int) -> Iterator[dict[str, object]]:
             velocity, latent = case.answer(module)
             return relative_error(velocity, truth[0]), relative_error(latent, truth[1])
 
-        found["bf16"].append(errors(floating(case, torch.bfloat16)))
-        for name, kinds in TIERS.items():
-            found[name].append(errors(quantize(case.params, case.source, kinds(case.params))))
+        for name, formats in variants(case.params).items():
+            module = floating(case, torch.bfloat16) if name == BF16 else quantize(case.params, case.source, formats)
+            found[name].append(errors(module))
     real = TransformerParams()
-    for name, pairs in found.items():
-        velocities, latents = zip(*pairs, strict=True)
-        sizes = transformer_sizes(real, {} if name == "bf16" else TIERS[name](real))
+    for name, formats in variants(real).items():
+        velocities, latents = zip(*found[name], strict=True)
+        sizes = transformer_sizes(real, formats)
         yield {
             "tier": name,
             "cases": cases,
@@ -163,7 +154,7 @@ def product_errors() -> Iterator[dict[str, object]]:
         generator = torch.Generator().manual_seed(width)
         weight = torch.randn(OUTPUTS, width, generator=generator) / width**0.5
         x = torch.randn(64, width, generator=generator)
-        for kind, layer_class in CLASSES.items():
+        for kind, layer_class in linear_classes().items():
             layer = layer_class(width, OUTPUTS, bias=False, dtype=torch.bfloat16, device="meta")
             layer.assign(layer_class.quantize_weight(weight))
             for name, make in INPUTS.items():
@@ -180,7 +171,7 @@ def _finer_scales(name: str, inputs: Tensor, weight: Tensor) -> Iterator[dict[st
     for kind, element in (("fp8", torch.float8_e4m3fn), ("int8", torch.int8)):
         values, scale = quantize_rows(inputs.reshape(-1, 128), element)
         restored = (values.float() * scale[:, None]).view(inputs.shape)
-        layer = CLASSES[kind](weight.shape[1], weight.shape[0], bias=False, device="meta")  # type: ignore[index]
+        layer = linear_classes()[kind](weight.shape[1], weight.shape[0], bias=False, device="meta")  # type: ignore[index]
         layer.assign(type(layer).quantize_weight(weight))
         error = relative_error(restored.double() @ layer.dequantized_weight().double().t(), truth)
         yield {"kind": f"{kind}, scales per 128 columns", "width": weight.shape[1], "input": name, "error": error}

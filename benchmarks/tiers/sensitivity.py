@@ -23,7 +23,8 @@ from benchmarks.measure import write_record
 from uso_engine.config import load_config
 from uso_engine.loading.transformer import read_loras, resolve
 from uso_engine.model.params import TransformerParams
-from uso_engine.precision.tiers import CLASSES, Kind, is_modulation, linears
+from uso_engine.precision.tiers import Format, linear_classes
+from uso_engine.precision.transformer import is_modulation, linears
 from uso_engine.sampling.admission import Conditions
 from uso_engine.verification.measure import relative_error
 from uso_engine.weights.files.tensor_source import TensorSource
@@ -53,7 +54,7 @@ def groups_of(params: TransformerParams) -> dict[str, list[str]]:
 
 
 def sensitivities(
-    params: TransformerParams, cases: list[DrawnCase], sources: list[TensorSource], loras: LoRASet, kind: Kind
+    params: TransformerParams, cases: list[DrawnCase], sources: list[TensorSource], loras: LoRASet, kind: Format
 ) -> Iterator[dict[str, object]]:
     """One record per group, the most sensitive per parameter first."""
     sizes = {name: layer.in_features * layer.out_features for name, layer in linears(params).items()}
@@ -63,10 +64,10 @@ def sensitivities(
     ]
     records = []
     for group, names in groups_of(params).items():
-        kinds: dict[str, Kind] = dict.fromkeys(names, kind)
+        formats: dict[str, Format] = dict.fromkeys(names, kind)
         errors = []
         for case, source, truth in zip(cases, sources, exact, strict=True):
-            module = quantize(params, source, kinds, dtype=torch.float32, loras=loras)
+            module = quantize(params, source, formats, dtype=torch.float32, loras=loras)
             errors.append(relative_error(case.answer(module)[1], truth))
         share = sum(sizes[name] for name in names) / sum(sizes.values())
         error = math.sqrt(sum(e * e for e in errors) / len(errors))
@@ -93,7 +94,7 @@ def main() -> None:
     """Print a table and append the records to the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", help="a configuration whose checkpoint to measure")
-    parser.add_argument("--kind", choices=list(CLASSES), default="fp8")
+    parser.add_argument("--kind", choices=list(linear_classes()), default="fp8")
     parser.add_argument("--cases", type=int, default=4)
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
     arguments = parser.parse_args()

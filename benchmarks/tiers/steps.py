@@ -22,27 +22,28 @@ from uso_engine.model.linear import Linear
 from uso_engine.model.transformer import Transformer
 from uso_engine.offload.sizes import transformer_sizes
 from uso_engine.precision.quantized_linear import QuantizedLinear
-from uso_engine.precision.tiers import RULES, Kind, layer_kinds, quantized_transformer, tiers_of_gpu
+from uso_engine.precision.tiers import QUANTIZED_TIERS, TIERS, Format, tiers_of_gpu
+from uso_engine.precision.transformer import layer_formats, quantized_transformer
 
 LARGEST_DIFFERENCE = 0.5
 """A step that differs more is broken, not rounded."""
 
 
-def kinds_by_name(workload: Workload, device: torch.device) -> dict[str, dict[str, Kind]]:
+def formats_by_name(workload: Workload, device: torch.device) -> dict[str, dict[str, Format]]:
     """Forms of the matrices of every tier that a device computes."""
     params = workload.params
-    able = set(RULES) if device.type == "cpu" else set(tiers_of_gpu(torch.cuda.get_device_capability(device)))
-    found = {str(tier): layer_kinds(params, tier) for tier in RULES if tier in able}
-    if "int8" in found:
-        found["int8, W8A8"] = layer_kinds(params, "int8", int8_activations=True)
-    return found
+    able = QUANTIZED_TIERS if device.type == "cpu" else tiers_of_gpu(torch.cuda.get_device_capability(device))
+    tiers = [tier for tier in QUANTIZED_TIERS if tier in able]
+    found: dict[str, dict[str, Format]] = {tier: layer_formats(params, tier) for tier in tiers}
+    chosen = [tier for tier in tiers if TIERS[tier].blocks_with_int8_activations is not None]
+    return found | {f"{tier}, W8A8": layer_formats(params, tier, int8_activations=True) for tier in chosen}
 
 
 @torch.no_grad()
-def quantized_copy(transformer: Transformer, kinds: dict[str, Kind]) -> Transformer:
+def quantized_copy(transformer: Transformer, formats: dict[str, Format]) -> Transformer:
     """A quantised model of a model's weights, on its device; what stays in floating point is shared with it."""
-    copy = quantized_transformer(transformer.params, kinds, dtype=transformer.img_in.weight.dtype)
-    for name in kinds:
+    copy = quantized_transformer(transformer.params, formats, dtype=transformer.img_in.weight.dtype)
+    for name in formats:
         source = transformer.get_submodule(name)
         assert isinstance(source, Linear)
         target = copy.get_submodule(name)
@@ -81,10 +82,10 @@ def run(
     plain = engine_step(transformer, inputs, latents, (0.75,), "auto")
     truth = plain().double()
     records: list[dict[str, object]] = []
-    for name, kinds in kinds_by_name(workload, device).items():
+    for name, formats in formats_by_name(workload, device).items():
         if only is not None and name not in only:
             continue
-        step = engine_step(quantized_copy(transformer, kinds), inputs, latents, (0.75,), "auto")
+        step = engine_step(quantized_copy(transformer, formats), inputs, latents, (0.75,), "auto")
         difference = float((step().double() - truth).norm() / truth.norm())
         if not difference <= LARGEST_DIFFERENCE:
             raise SystemExit(f"{name} does not compute bf16's velocity: relative difference {difference:.3g}")
@@ -99,7 +100,7 @@ def run(
             "tier_ms": times[name],
             "times_bf16": times["bf16"]["median_ms"] / times[name]["median_ms"],
             "difference": difference,
-            "resident_gb": transformer_sizes(workload.params, kinds).without_modulation / 1e9,
+            "resident_gb": transformer_sizes(workload.params, formats).without_modulation / 1e9,
         }
         write_record("tier_steps", record, out)
         records.append(record)

@@ -7,16 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from uso_engine.precision.tiers import FLOAT_TIERS, QUANTIZED_TIERS, TierName
+
 from .app import app, errors, reports_errors, say
 from .arguments import read_batch
 from .outputs import make_folder
 from .progress import LoadingProgress
-from .verify import TierName
+from .tiers import TierChoice, chosen_tier
 
 if TYPE_CHECKING:
     from uso_engine.config import EngineConfig
 
 _PROMPT = "a house by the sea, at night"
+_FLOOR = (FLOAT_TIERS["bfloat16"], FLOAT_TIERS["float32"])
 
 
 @app.command()
@@ -27,9 +30,9 @@ def compare(
     out: Annotated[Path, typer.Option(help="Folder for comparison.json, .txt and .png.")] = Path("comparison"),
     requests: Annotated[Path | None, typer.Option(help="A file of requests, one JSON object per line.")] = None,
     tier_a: Annotated[
-        TierName | None, typer.Option(help="Precision tier of the first, instead of its configuration's.")
+        TierChoice | None, typer.Option(help="Precision tier of the first, instead of its configuration's.")
     ] = None,
-    tier_b: Annotated[TierName | None, typer.Option(help="Precision tier of the second.")] = None,
+    tier_b: Annotated[TierChoice | None, typer.Option(help="Precision tier of the second.")] = None,
     floor: Annotated[bool, typer.Option(help="Also run the second in bf16 and float32: the noise floor.")] = True,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
 ) -> None:
@@ -41,8 +44,9 @@ def compare(
         from uso_engine.comparison.report import table, write_report
         from uso_engine.engine import USOEngine
 
-        settings_a, settings_b = _in_tier(a, tier_a, "--tier-a"), _in_tier(b, tier_b, "--tier-b")
-        rounded = [_in_tier(b, tier, "--floor", "--no-floor") for tier in (TierName.BF16, TierName.FLOAT32)] if floor else []
+        first_tier, second_tier = (None if tier is None else chosen_tier(tier) for tier in (tier_a, tier_b))
+        settings_a, settings_b = _in_tier(a, first_tier, "--tier-a"), _in_tier(b, second_tier, "--tier-b")
+        rounded = [_in_tier(b, tier, "--floor", "--no-floor") for tier in _FLOOR] if floor else []
         make_folder(out)
 
         def recorded(config: str, settings: EngineConfig) -> Recording:
@@ -69,15 +73,14 @@ def _in_tier(config: str, tier: TierName | None, flag: str, instead: str | None 
     """
     from uso_engine.config import load_config
     from uso_engine.loading.transformer import resolve
-    from uso_engine.precision.tiers import FLOAT_TIERS
     from uso_engine.weights.files.quantized_file import is_quantized_file
 
     settings = load_config(config)
     if tier is None:
         return settings
     path = resolve(settings.transformer.checkpoint, "transformer checkpoint", settings)
-    if tier.value in FLOAT_TIERS and is_quantized_file(path):
+    if tier not in QUANTIZED_TIERS and is_quantized_file(path):
         help_ = f"give {instead}" if instead else f"leave {flag} out"
-        raise ValueError(f"{config}: {path} is quantised and cannot run in {tier.value}, which {flag} asks for; {help_}")
-    precision = type(settings.precision).model_validate({**settings.precision.model_dump(), "tier": tier.value})
+        raise ValueError(f"{config}: {path} is quantised and cannot run in {tier}, which {flag} asks for; {help_}")
+    precision = type(settings.precision).model_validate({**settings.precision.model_dump(), "tier": tier})
     return settings.model_copy(update={"precision": precision})

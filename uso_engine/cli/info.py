@@ -61,11 +61,13 @@ def _tier_needs() -> dict[str, str]:
     """GPU memory of the full-size transformer in every tier, from sizes alone."""
     from uso_engine.model.params import TransformerParams
     from uso_engine.offload.sizes import transformer_sizes
-    from uso_engine.precision.tiers import RULES, layer_kinds
+    from uso_engine.precision.tiers import TIERS
+    from uso_engine.precision.transformer import DTYPES, layer_formats
 
     params = TransformerParams()
-    found = {"bf16": transformer_sizes(params, {})}
-    found |= {tier: transformer_sizes(params, layer_kinds(params, tier)) for tier in RULES}
+    found = {
+        name: transformer_sizes(params, layer_formats(params, name), dtype=DTYPES[tier.dtype]) for name, tier in TIERS.items()
+    }
     return {
         tier: f"transformer {sizes.total / 1e9:.1f} GB, {sizes.without_modulation / 1e9:.1f} without modulation linears"
         for tier, sizes in found.items()

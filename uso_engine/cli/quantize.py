@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,21 +10,14 @@ import typer
 from .app import app, errors, fail, reports_errors, say
 from .outputs import make_folder
 from .progress import LoadingProgress
-
-
-class QuantizedTierName(StrEnum):
-    """Tiers that quantise."""
-
-    FP8 = "fp8"
-    INT8 = "int8"
-    INT4 = "int4"
+from .tiers import QuantizedTierChoice, chosen_tier
 
 
 @app.command()
 @reports_errors
 def quantize(
     config: Annotated[str, typer.Argument(help="A name, or a path to a TOML file.")],
-    tier: Annotated[QuantizedTierName, typer.Option(help="Precision of the weights.")],
+    tier: Annotated[QuantizedTierChoice, typer.Option(help="Precision of the weights.")],
     out: Annotated[Path, typer.Option(help="Folder that the file goes to; made if it is not there.")],
 ) -> None:
     """Merge a configuration's LoRAs, quantise its transformer one layer at a time, and write it to one file."""
@@ -38,12 +30,12 @@ def quantize(
         from uso_engine.loading.transformer import save_quantized_transformer
 
         make_folder(out)
-        path = out / f"{settings.name}-{tier.value}.safetensors"
+        path = out / f"{settings.name}-{tier}.safetensors"
         if path.exists():
             raise fail(f"{path} is there already; remove it, or name another folder")
-        save_quantized_transformer(settings, tier.value, path, progress=progress)
+        save_quantized_transformer(settings, chosen_tier(tier), path, progress=progress)
     say(f"{path}  {path.stat().st_size / 1e9:.3f} GB")
     say(
-        f'To use it, write checkpoint = "{path.resolve()}" under [transformer] and tier = "{tier.value}" under [precision] '
+        f'To use it, write checkpoint = "{path.resolve()}" under [transformer] and tier = "{tier}" under [precision] '
         f"of a copy of {toml}, and give that copy as --config."
     )

@@ -10,16 +10,7 @@ from typing import Annotated
 import typer
 
 from .app import app, fail, reports_errors, say
-
-
-class TierName(StrEnum):
-    """Precision tiers."""
-
-    FLOAT32 = "float32"
-    BF16 = "bf16"
-    FP8 = "fp8"
-    INT8 = "int8"
-    INT4 = "int4"
+from .tiers import TierChoice, chosen_tier
 
 
 class KernelChoice(StrEnum):
@@ -33,7 +24,7 @@ class KernelChoice(StrEnum):
 @reports_errors
 def verify(
     folder: Annotated[Path, typer.Argument(help="Folder of reference cases (*.safetensors, tables.json).")],
-    tier: Annotated[TierName | None, typer.Option(help="Precision of the weights; default: what each case is in.")] = None,
+    tier: Annotated[TierChoice | None, typer.Option(help="Precision of the weights; default: what each case is in.")] = None,
     attention: Annotated[str, typer.Option(help="Attention backend; see `uso-engine info`.")] = "auto",
     kernels: Annotated[KernelChoice | None, typer.Option(help="Default: triton on a GPU, reference on a CPU.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
@@ -60,7 +51,7 @@ def verify(
         except TritonUnavailable as error:
             raise fail(f"--kernels triton: {error}") from error
     checked = failed = 0
-    for check in run(folder, VerifyOptions(tier=None if tier is None else tier.value, device=device, attention=attention)):
+    for check in run(folder, VerifyOptions(None if tier is None else chosen_tier(tier), device, attention)):
         checked += 1
         failed += not check.is_within
         bound = "no bound" if check.bound is None else f"<= {check.bound:.1e}"

@@ -14,13 +14,15 @@ from uso_engine.conditioning.content import Autoencoder
 from uso_engine.conditioning.offloadable_part import OffloadablePart
 from uso_engine.conditioning.style import StyleEncoder
 from uso_engine.conditioning.text import TextEncoders
-from uso_engine.config import AutoencoderConfig, EngineConfig, Tier
+from uso_engine.config import AutoencoderConfig, EngineConfig
 from uso_engine.errors import BackendError, CheckpointError, ConfigError
 from uso_engine.model.projector import StyleProjector
 from uso_engine.offload.budget import MemoryBudget
 from uso_engine.offload.placement import carry_out
 from uso_engine.pipeline import Pipeline
 from uso_engine.precision.text_encoder import quantize_text_encoder
+from uso_engine.precision.tiers import TIERS, TierName
+from uso_engine.precision.transformer import DTYPES
 from uso_engine.sampling.family import FAMILIES
 from uso_engine.weights import autoencoder_checkpoint
 from uso_engine.weights.loading import load_parameters
@@ -37,7 +39,7 @@ def load_parts(
     config: EngineConfig,
     *,
     device: torch.device,
-    tier: Tier | None,
+    tier: TierName | None,
     attention: str,
     budget: MemoryBudget | None,
     progress: LoadProgress | None,
@@ -108,7 +110,7 @@ def load_text_encoders(config: EngineConfig, *, device: torch.device | str, dtyp
         )
     except ValueError as error:  # how long a prompt CLIP takes is known when its folder was read
         raise ConfigError(f"{config.name}: [t5] or [clip] max_length: {error}") from error
-    if config.precision.text_encoder != "bf16":
+    if TIERS[config.precision.text_encoder].text_encoder != "float":
         quantize_text_encoder(encoders.t5, config.precision.text_encoder)
     return encoders
 
@@ -122,7 +124,7 @@ def load_autoencoder(section: AutoencoderConfig, path: Path, *, device: torch.de
         scale_factor=sizes.scale_factor,
         shift_factor=sizes.shift_factor,
         device=device,
-        decode_dtype=torch.bfloat16 if section.decode_dtype == "bf16" else torch.float32,
+        decode_dtype=DTYPES[TIERS[section.decode_dtype].dtype],
         tile_side=section.tile_side,
     )
 
@@ -131,7 +133,7 @@ def load_pipeline(
     config: EngineConfig,
     *,
     device: torch.device | str,
-    tier: Tier | None = None,
+    tier: TierName | None = None,
     attention: str = "auto",
     budget: MemoryBudget | None = None,
     other_parts: Sequence[OffloadablePart] = (),

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 
-from uso_engine.config import EMBEDDED_PREFIX, EngineConfig, Tier
+from uso_engine.config import EMBEDDED_PREFIX, EngineConfig
 from uso_engine.errors import BackendError, ConfigError, MissingFileError
 from uso_engine.model.transformer import Transformer
-from uso_engine.offload.budget import kinds_of
-from uso_engine.precision.tiers import FLOAT_TIERS, QuantizedTier, check_tier
+from uso_engine.offload.budget import formats_of
+from uso_engine.precision.tiers import QUANTIZED_TIERS, TIERS, TierName
+from uso_engine.precision.transformer import DTYPES, check_tier
 from uso_engine.process_state import clean_process_state
 from uso_engine.weights.files.paths import resolve_path
 from uso_engine.weights.files.quantized_file import is_quantized_file
@@ -55,7 +56,7 @@ def load_transformer(
     config: EngineConfig,
     *,
     device: torch.device | str,
-    tier: Tier,
+    tier: TierName,
     attention: str = "auto",
     on_host: bool = False,
     progress: LoadProgress | None = None,
@@ -90,21 +91,24 @@ def load_transformer(
 
 @clean_process_state()
 def save_quantized_transformer(
-    config: EngineConfig, tier: QuantizedTier, path: Path, *, progress: LoadProgress | None = None
+    config: EngineConfig, tier: TierName, path: Path, *, progress: LoadProgress | None = None
 ) -> None:
     """Quantise a configuration's transformer into a file, one layer at a time.
 
     Args:
         config: whose transformer and LoRAs.
-        tier: of the file.
+        tier: of the file, one of `QUANTIZED_TIERS`.
         path: of the file.
         progress: told the bytes read and to be read.
 
     Raises:
+        ValueError: a tier that quantises nothing.
         MissingFileError: a file is not there.
         CheckpointError, LoRAError: a file that does not fit or is not finite; nothing is left behind.
         OutputError: the file cannot be written; nothing is left behind.
     """
+    if tier not in QUANTIZED_TIERS:
+        raise ValueError(f"a quantised file is in {', '.join(QUANTIZED_TIERS[:-1])} or {QUANTIZED_TIERS[-1]}, got {tier!r}")
     params = config.transformer.params
     origin = resolve(config.transformer.checkpoint, "transformer checkpoint", config)
     source = open_originals_of(origin, config)
@@ -114,8 +118,8 @@ def save_quantized_transformer(
         description = Description(
             tier=tier,
             params=params,
-            kinds=kinds_of(config, tier),
-            dtype=torch.bfloat16,
+            formats=formats_of(config, tier),
+            dtype=DTYPES[TIERS[tier].dtype],
             source=RecordedFile.of(origin),
             loras=tuple(recorded),
         )
@@ -155,20 +159,21 @@ def check_attention(attention: str, device: torch.device | str) -> None:
 
 
 def _from_originals(
-    path: Path, config: EngineConfig, tier: Tier, device: torch.device | str, progress: Callable[[int, int], None] | None
+    path: Path, config: EngineConfig, tier: TierName, device: torch.device | str, progress: Callable[[int, int], None] | None
 ) -> AnyTransformer:
     params = config.transformer.params
     source = open_originals_of(path, config)
     try:
         loras = read_loras([(entry.path, entry.weight) for entry in config.loras], config)
-        if tier == "float32" or tier == "bf16":
+        if tier not in QUANTIZED_TIERS:
             with torch.device("meta"):
                 module = Transformer(params)
-            load_parameters(module, source, device=device, dtype=FLOAT_TIERS[tier], loras=loras, progress=progress)
+            load_parameters(module, source, device=device, dtype=DTYPES[TIERS[tier].dtype], loras=loras, progress=progress)
             return LoadedTransformer(module.eval(), source, loras)
-        kinds = kinds_of(config, tier)
-        module = quantize(params, source, kinds, device=device, loras=loras, progress=progress)
-        return LoadedQuantizedTransformer(module, kinds, (source, loras))
+        formats = formats_of(config, tier)
+        dtype = DTYPES[TIERS[tier].dtype]
+        module = quantize(params, source, formats, dtype=dtype, device=device, loras=loras, progress=progress)
+        return LoadedQuantizedTransformer(module, formats, (source, loras))
     except BaseException:
         source.close()
         raise
@@ -181,19 +186,19 @@ def open_originals_of(path: Path, config: EngineConfig) -> TensorSource:
 
 
 def _from_quantized_file(
-    path: Path, config: EngineConfig, tier: Tier, device: torch.device | str
+    path: Path, config: EngineConfig, tier: TierName, device: torch.device | str
 ) -> LoadedQuantizedTransformer:
-    if tier == "float32" or tier == "bf16":
+    if tier not in QUANTIZED_TIERS:
         raise ConfigError(f"{path} is a quantised transformer; set [precision] tier to its tier instead of {tier!r}")
     module, description = load_quantized(path, device=device, check_contents=config.precision.check_contents)
     description.require(
         params=config.transformer.params,
         tier=tier,
         loras=[(_perhaps_missing(entry.path, config), entry.weight) for entry in config.loras],
-        kinds=kinds_of(config, tier),
+        formats=formats_of(config, tier),
         path=path,
     )
-    return LoadedQuantizedTransformer(module, description.kinds, lambda: open_originals(description))
+    return LoadedQuantizedTransformer(module, description.formats, lambda: open_originals(description))
 
 
 def _perhaps_missing(text: str, config: EngineConfig) -> Path:

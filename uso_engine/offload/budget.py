@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from uso_engine.config import EngineConfig, Tier
+from uso_engine.config import EngineConfig
 from uso_engine.errors import MemoryBudgetError
-from uso_engine.precision.tiers import FLOAT_TIERS, Kind, QuantizedTier, layer_kinds
+from uso_engine.precision.tiers import TIERS, Format, TierName
+from uso_engine.precision.transformer import DTYPES, layer_formats
 
 from .autoencoder_sizes import CoderSizes
 from .phases import GIB, RESERVE_BYTES
@@ -32,10 +33,10 @@ class MemoryBudget:
     binding: bool
 
 
-def kinds_of(config: EngineConfig, tier: QuantizedTier) -> dict[str, Kind]:
-    """The form of every matrix that a configuration's precision asks for."""
+def formats_of(config: EngineConfig, tier: TierName) -> dict[str, Format]:
+    """The format of every matrix that a configuration's precision asks for."""
     precision = config.precision
-    return layer_kinds(config.transformer.params, tier, keep=precision.keep, int8_activations=precision.int8_activations)
+    return layer_formats(config.transformer.params, tier, keep=precision.keep, int8_activations=precision.int8_activations)
 
 
 def budget_bytes(gib: object, name: str) -> int:
@@ -49,7 +50,7 @@ def budget_bytes(gib: object, name: str) -> int:
     return int(gib * GIB)
 
 
-def find_budget(config: EngineConfig, tier: Tier, device: torch.device, asked_gib: float | None) -> MemoryBudget | None:
+def find_budget(config: EngineConfig, tier: TierName, device: torch.device, asked_gib: float | None) -> MemoryBudget | None:
     """What a plan has to keep within; None where everything has room and needs no plan.
 
     Args:
@@ -93,16 +94,16 @@ def usual_request_size(config: EngineConfig) -> RequestSize:
     )
 
 
-def public_sizes(config: EngineConfig, tier: Tier) -> EngineSizes:
+def public_sizes(config: EngineConfig, tier: TierName) -> EngineSizes:
     """Sizes of a configuration's transformer and of the public models around it, before anything is loaded."""
-    kinds, dtype = _form_of(config, tier)
-    return public_engine_sizes(config.transformer.params, kinds, text_encoder=config.precision.text_encoder, dtype=dtype)
+    formats, dtype = _form_of(config, tier)
+    return public_engine_sizes(config.transformer.params, formats, text_encoder=config.precision.text_encoder, dtype=dtype)
 
 
-def transformer_sizes_of(config: EngineConfig, tier: Tier) -> TransformerSizes:
+def transformer_sizes_of(config: EngineConfig, tier: TierName) -> TransformerSizes:
     """Sizes of a configuration's transformer in a tier."""
-    kinds, dtype = _form_of(config, tier)
-    return transformer_sizes(config.transformer.params, kinds, dtype=dtype)
+    formats, dtype = _form_of(config, tier)
+    return transformer_sizes(config.transformer.params, formats, dtype=dtype)
 
 
 def require_fit(plan: MemoryPlan, config: EngineConfig) -> None:
@@ -125,8 +126,6 @@ def _require_room(size_bytes: int, device: torch.device) -> None:
         raise MemoryBudgetError(f"memory_budget_gib is {size_bytes / GIB:g}, but {device} has {here / GIB:.2f} GiB free")
 
 
-def _form_of(config: EngineConfig, tier: Tier) -> tuple[dict[str, Kind], torch.dtype]:
+def _form_of(config: EngineConfig, tier: TierName) -> tuple[dict[str, Format], torch.dtype]:
     """What becomes of the transformer's matrices, and the type of the rest."""
-    if tier == "float32" or tier == "bf16":
-        return {}, FLOAT_TIERS[tier]
-    return kinds_of(config, tier), torch.bfloat16
+    return formats_of(config, tier), DTYPES[TIERS[tier].dtype]

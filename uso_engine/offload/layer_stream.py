@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from uso_engine.model.transformer import Transformer
-from uso_engine.precision.tiers import is_modulation
+from uso_engine.precision.transformer import is_modulation
 
 from .host_copy import HostCopy
 from .phases import BUFFERS, MODULATION

@@ -13,9 +13,10 @@ from torch import Tensor
 from uso_engine.conditioning.content import Autoencoder
 from uso_engine.conditioning.offloadable_part import OffloadablePart
 from uso_engine.conditioning.strips import Strips
-from uso_engine.config import EngineConfig, Tier
+from uso_engine.config import EngineConfig
 from uso_engine.errors import MemoryBudgetError
 from uso_engine.model.transformer import Transformer
+from uso_engine.precision.tiers import TierName
 
 from .autoencoder_sizes import FLUX_DECODER, FLUX_ENCODER, STRIP_PIXELS, Cut
 from .budget import MemoryBudget, require_fit, transformer_sizes_of, usual_request_size
@@ -133,7 +134,7 @@ class Placement:
 
 def carry_out(
     config: EngineConfig,
-    tier: Tier,
+    tier: TierName,
     budget: MemoryBudget,
     *,
     transformer: Transformer,

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 
 from uso_engine.model.params import TransformerParams
 from uso_engine.model.projector import StyleProjector
-from uso_engine.precision.tiers import Kind, is_modulation, linears, quantized_transformer
+from uso_engine.precision.tiers import Format, TextTierName, linear_classes
+from uso_engine.precision.transformer import is_modulation, linears, quantized_transformer
 from uso_kernels.ragged import round_up_to_tile
 
 from .autoencoder_sizes import CUTS, FLUX_DECODER, FLUX_ENCODER, CoderSizes, Cut
-
-TextPrecision = Literal["bf16", "int8", "fp8"]
-"""How T5's matrices are kept."""
 
 ROW_WIDTHS = 16
 """Activations alive at once in a block, in units of [T, C], for a model whose MLP is four times as wide: in a single block's
@@ -152,10 +149,10 @@ class RequestSize:
 
 
 def transformer_sizes(
-    params: TransformerParams, kinds: Mapping[str, Kind], *, dtype: torch.dtype = torch.bfloat16
+    params: TransformerParams, formats: Mapping[str, Format], *, dtype: torch.dtype = torch.bfloat16
 ) -> TransformerSizes:
-    """Sizes of a transformer whose matrices have the given kinds; {} leaves all of them in floating point."""
-    module = quantized_transformer(params, kinds, dtype=dtype)
+    """Sizes of a transformer whose matrices have the given formats; see `layer_formats`."""
+    module = quantized_transformer(params, formats, dtype=dtype)
     blocks: dict[str, int] = {}
     modulation: dict[str, int] = {}
     always = 0
@@ -170,9 +167,9 @@ def transformer_sizes(
             always += tensor.nbytes
     scratch = max(
         (
-            layer.in_features * layer.out_features * 2
+            layer.in_features * layer.out_features * dtype.itemsize
             for name, layer in linears(params).items()
-            if kinds.get(name, "float") in ("int4", "int8_weight", "fp8_weight")
+            if restores_weight(formats[name])
         ),
         default=0,
     )
@@ -186,6 +183,11 @@ def transformer_sizes(
         scratch=scratch,
         itemsize=dtype.itemsize,
     )
+
+
+def restores_weight(chosen: Format) -> bool:
+    """Whether a product in a format needs memory for the whole weight in floating point."""
+    return chosen != "float" and linear_classes()[chosen].restores_weight
 
 
 @dataclass(frozen=True)
@@ -211,9 +213,9 @@ class PublicModels:
 
 def public_engine_sizes(
     params: TransformerParams,
-    kinds: Mapping[str, Kind],
+    formats: Mapping[str, Format],
     *,
-    text_encoder: TextPrecision = "bf16",
+    text_encoder: TextTierName = "bf16",
     dtype: torch.dtype = torch.bfloat16,
     models: PublicModels | None = None,
 ) -> EngineSizes:
@@ -221,7 +223,7 @@ def public_engine_sizes(
 
     Args:
         params: the transformer's sizes.
-        kinds: form of its matrices; {} for bf16.
+        formats: of its matrices, see `layer_formats`.
         text_encoder: how T5's matrices are kept.
         dtype: of what stays in floating point in transformer, projector and text encoders.
         models: other models' sizes.
@@ -263,4 +265,4 @@ def public_engine_sizes(
             170_000_000,
         ),
     )
-    return EngineSizes(transformer_sizes(params, kinds, dtype=dtype), {component.name: component for component in components})
+    return EngineSizes(transformer_sizes(params, formats, dtype=dtype), {component.name: component for component in components})

@@ -52,6 +52,7 @@ class Fp8WeightLinear(Fp8Linear):
     """Weight-only: the weight is turned back into x's type for each product; activations keep theirs."""
 
     takes = None
+    restores_weight = True
 
     def forward(self, x: Rows, sequences: Ragged | None = None, outputs: slice = slice(None)) -> Tensor:
         if not isinstance(x, Tensor):

@@ -30,6 +30,7 @@ def group_size(in_features: int) -> int:
 class Int4Linear(QuantizedLinear):
     """Weight-only: our kernel turns the weight back into x's type for each product; activations keep theirs."""
 
+    restores_weight = True
     packed: Tensor
     scale: Tensor
     shift: Tensor

@@ -51,6 +51,7 @@ class Int8WeightLinear(Int8Linear):
     """
 
     takes = None
+    restores_weight = True
 
     def forward(self, x: Rows, sequences: Ragged | None = None, outputs: slice = slice(None)) -> Tensor:
         if not isinstance(x, Tensor):

@@ -40,6 +40,9 @@ class QuantizedLinear(nn.Module, abc.ABC):
     takes: torch.dtype | None = None
     """The 8-bit type of the rows that it multiplies, which floats are brought to; None: floats only."""
 
+    restores_weight: ClassVar[bool] = False
+    """Whether all of the weight is turned back into floating point for a product, which takes memory for as long."""
+
     column_multiple: ClassVar[int] = 16
     """K and N must be multiples of it."""
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import nn
 
 from uso_engine.errors import CheckpointError
 
 from .finite import is_finite
-from .fp8_linear import Fp8WeightLinear
-from .int8_linear import Int8WeightLinear
 from .quantized_linear import QuantizedLinear
+from .tiers import TIERS, Format, TextTierName, linear_classes
 
-_CLASSES: dict[str, type[QuantizedLinear]] = {"int8": Int8WeightLinear, "fp8": Fp8WeightLinear}
+_FORMATS: dict[str, Format] = {
+    name: tier.text_encoder for name, tier in TIERS.items() if tier.text_encoder not in (None, "float")
+}
 
 
 @torch.no_grad()
-def quantize_text_encoder(encoder: nn.Module, precision: Literal["int8", "fp8"]) -> nn.Module:
+def quantize_text_encoder(encoder: nn.Module, precision: TextTierName) -> nn.Module:
     """Replace every linear layer of a transformers text encoder, one at a time and in place; embeddings and norms stay.
 
     Args:
@@ -33,8 +32,8 @@ def quantize_text_encoder(encoder: nn.Module, precision: Literal["int8", "fp8"])
         CheckpointError: weights that are infinite or not a number; the module is as it was.
         BackendError: int8 without optimum-quanto; the module is as it was.
     """
-    if precision not in _CLASSES:
-        raise ValueError(f"a text encoder can be kept in {' or '.join(_CLASSES)}, got {precision!r}")
+    if precision not in _FORMATS:
+        raise ValueError(f"a text encoder can be kept in {' or '.join(_FORMATS)}, got {precision!r}")
     layers = {name: layer for name, layer in encoder.named_modules() if type(layer) is nn.Linear}
     if not layers:
         raise ValueError(f"{type(encoder).__name__} has no linear layers to quantise, or has them quantised already")
@@ -43,13 +42,13 @@ def quantize_text_encoder(encoder: nn.Module, precision: Literal["int8", "fp8"])
         raise CheckpointError(f"{len(broken)} matrices hold values that are infinite or not a number: {', '.join(broken[:5])}")
     for name, layer in layers.items():
         parent, _, child = name.rpartition(".")
-        setattr(encoder.get_submodule(parent), child, _quantized(layer, _CLASSES[precision]))
+        setattr(encoder.get_submodule(parent), child, _quantized(layer, linear_classes()[_FORMATS[precision]]))
     return encoder
 
 
-def _quantized(layer: nn.Linear, kind: type[QuantizedLinear]) -> QuantizedLinear:
+def _quantized(layer: nn.Linear, layer_class: type[QuantizedLinear]) -> QuantizedLinear:
     weight, bias = layer.weight, layer.bias
-    replacement = kind(layer.in_features, layer.out_features, bias=bias is not None, dtype=weight.dtype, device="meta")
-    tensors = kind.quantize_weight(weight.float())
+    replacement = layer_class(layer.in_features, layer.out_features, bias=bias is not None, dtype=weight.dtype, device="meta")
+    tensors = layer_class.quantize_weight(weight.float())
     replacement.assign(tensors if bias is None else {**tensors, "bias": bias.detach()})
     return replacement.eval()

@@ -1,181 +1,122 @@
-"""Which layer is kept in which form: a tier is a rule over the transformer's matrices.
+"""The precision tiers: what each makes of a matrix, which GPU it needs and how far it may be off; the layer of each format.
 
-The defaults were chosen with `benchmarks/tiers/sensitivity.py`. Modulation linears turn one vector into the shifts, scales
-and gates of every row, so their error reaches everything at once; they run only at admission, so their size costs host memory
-and a transfer, not speed. They stay in floating point except in int4, beside whose own error int8 is free.
+Whatever lists tiers is derived from `TIERS`: a configuration's values, the command line's choices, loading, memory plans,
+verification's bounds, messages, benchmarks. Importing this needs no torch, so that a configuration can be read without it.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import Literal
+from functools import cache
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import torch
+if TYPE_CHECKING:
+    from .quantized_linear import QuantizedLinear
 
-from uso_engine.errors import BackendError, ConfigError
-from uso_engine.model.linear import Linear
-from uso_engine.model.params import TransformerParams
-from uso_engine.model.transformer import Transformer
-
-from .fp8_linear import Fp8Linear, Fp8WeightLinear
-from .int4_linear import Int4Linear
-from .int8_linear import Int8Linear, Int8WeightLinear
-from .quantized_linear import QuantizedLinear
-
-Kind = Literal["float", "fp8", "fp8_weight", "int8", "int8_weight", "int4"]
+Format = Literal["float", "fp8", "fp8_weight", "int8", "int8_weight", "int4"]
 """How one matrix is kept and multiplied: ``_weight`` quantises the weight alone, ``float`` is the engine's own `Linear`."""
 
-QuantizedTier = Literal["fp8", "int8", "int4"]
-FLOAT_TIERS: Mapping[str, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16}
+FloatType = Literal["float32", "bfloat16"]
+"""A floating type by torch's name."""
 
-CLASSES: Mapping[Kind, type[QuantizedLinear]] = {
-    "fp8": Fp8Linear,
-    "fp8_weight": Fp8WeightLinear,
-    "int8": Int8Linear,
-    "int8_weight": Int8WeightLinear,
-    "int4": Int4Linear,
-}
+TierName = Literal["float32", "bf16", "fp8", "int8", "int4"]
+"""The keys of `TIERS`, for type checkers and configurations."""
 
-DEFAULT_KEEP = (
-    "double_blocks.0",
-    "single_blocks.-1",
-    "double_blocks.-1.img_attn.proj",
-    "double_blocks.-1.txt_attn.qkv",
-)
-"""The sensitive layers: the first double and the last single block, and of the last double block the two matrices whose
-quantisation moves the answer most for their size (`benchmarks/tiers/sensitivity.py`). Without these two, fp8 misses its bound
-on models without a guidance embedding."""
+TextTierName = Literal["bf16", "int8", "fp8"]
+"""The tiers in which T5 can be kept: those whose `Tier.text_encoder` is not None."""
 
-ALWAYS_FLOAT = ("img_in", "txt_in", "time_in", "vector_in", "guidance_in", "final_layer.linear")
-"""The embedders and the last projection: 0.4 % of the parameters, and the model reads its own type from ``img_in``."""
 
-_INDEX = re.compile(r"(double_blocks|single_blocks)\.(-\d+)")
+class Generation(NamedTuple):
+    """A generation of GPUs and its lowest compute capability."""
+
+    name: str
+    capability: tuple[int, int]
+
+
+ANY_GPU, AMPERE, ADA = Generation("any", (0, 0)), Generation("Ampere", (8, 0)), Generation("Ada", (8, 9))
 
 
 @dataclass(frozen=True)
-class TierRule:
-    """What a tier makes of blocks, of the sensitive layers (`keep`), and of modulation linears."""
+class Tier:
+    """One precision tier.
 
-    blocks: Kind
-    sensitive: Kind
-    modulation: Kind
+    Args:
+        blocks: format of the blocks' matrices.
+        sensitive: of the layers that ``[precision] keep`` names.
+        modulation: of the linears that make modulation vectors.
+        oldest_gpu: what computes it, newer ones too. A CPU computes every tier.
+        velocity_bound: largest relative error of the first velocity that verification allows.
+        latent_bound: of the last latent.
+        dtype: type of what is in format "float", of biases and of activations.
+        blocks_with_int8_activations: what ``[precision] int8_activations`` makes of `blocks`; None: it changes nothing here.
+        text_encoder: of T5's matrices where ``[precision] text_encoder`` names this tier; None: it cannot.
+    """
+
+    blocks: Format
+    sensitive: Format
+    modulation: Format
+    oldest_gpu: Generation
+    velocity_bound: float
+    latent_bound: float
+    dtype: FloatType = "bfloat16"
+    blocks_with_int8_activations: Format | None = None
+    text_encoder: Format | None = None
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether any matrix is in fewer bits than `dtype` has."""
+        return (self.blocks, self.sensitive, self.modulation) != ("float", "float", "float")
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every tensor answers to the bounds, not the first velocity and the last latent alone."""
+        return self.dtype == "float32" and not self.is_quantized
 
 
-RULES: Mapping[QuantizedTier, TierRule] = {
-    "fp8": TierRule("fp8", "float", "float"),
-    "int8": TierRule("int8_weight", "float", "float"),
-    "int4": TierRule("int4", "int8_weight", "int8_weight"),
+# The bounds leave room above the worst errors of drawn cases, which docs/quantization.md shows.
+# Modulation linears turn one vector into the shifts, scales and gates of every row, so their error reaches everything at once;
+# they run only at admission, so their size costs host memory and a transfer, not speed. They stay in floating point except in
+# int4, beside whose own error int8 is free (`benchmarks/tiers/sensitivity.py`).
+TIERS: Mapping[TierName, Tier] = {
+    "float32": Tier("float", "float", "float", ANY_GPU, 5e-6, 5e-6, dtype="float32"),
+    "bf16": Tier("float", "float", "float", AMPERE, 0.015, 0.015, text_encoder="float"),
+    "fp8": Tier("fp8", "float", "float", ADA, 0.045, 0.03, text_encoder="fp8_weight"),
+    "int8": Tier(
+        "int8_weight",
+        "float",
+        "float",
+        AMPERE,
+        0.015,
+        0.015,
+        blocks_with_int8_activations="int8",
+        text_encoder="int8_weight",
+    ),
+    "int4": Tier("int4", "int8_weight", "int8_weight", AMPERE, 0.16, 0.11),
 }
 
+QUANTIZED_TIERS: tuple[TierName, ...] = tuple(name for name, tier in TIERS.items() if tier.is_quantized)
 
-def is_modulation(name: str) -> bool:
-    """Whether a matrix makes modulation vectors and is therefore needed at admission only."""
-    return name.endswith(("_mod.lin", ".modulation.lin", "adaLN_modulation.1"))
-
-
-def layer_kinds(
-    params: TransformerParams, tier: QuantizedTier, *, keep: Sequence[str] | None = None, int8_activations: bool = False
-) -> dict[str, Kind]:
-    """Decide the form of every matrix of the transformer.
-
-    Args:
-        params: the model's sizes.
-        tier: whose rule applies.
-        keep: the sensitive layers, instead of `DEFAULT_KEEP`: names of modules or shell patterns over them; a block's number
-            may count from the end (``single_blocks.-1``). fp8 and int8 keep them in floating point, int4 in int8.
-        int8_activations: in the int8 tier, quantise activations too and multiply in int8.
-
-    Returns:
-        By module name, in the model's order. Matrices whose sides are no multiples of 16 stay in floating point.
-
-    Raises:
-        ConfigError: a pattern that matches nothing; all such are listed.
-    """
-    rule = RULES[tier]
-    blocks: Kind = "int8" if rule.blocks == "int8_weight" and int8_activations else rule.blocks
-    patterns = [_absolute(pattern, params) for pattern in (DEFAULT_KEEP if keep is None else keep)]
-    matched: set[str] = set()
-    kinds: dict[str, Kind] = {}
-    for name, layer in linears(params).items():
-        hits = [pattern for pattern in patterns if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")]
-        matched.update(hits)
-        if name.startswith(ALWAYS_FLOAT) or layer.in_features % 16 or layer.out_features % 16:
-            kinds[name] = "float"
-        elif hits:
-            kinds[name] = rule.sensitive
-        else:
-            kinds[name] = rule.modulation if is_modulation(name) else blocks
-    unmatched = [pattern for pattern in patterns if pattern not in matched]
-    if unmatched:
-        raise ConfigError(
-            f"keep patterns that match no layer: {', '.join(unmatched)}; names look like double_blocks.0.img_attn.qkv, "
-            f"single_blocks.-1, single_blocks.*.linear2"
-        )
-    return kinds
+FLOAT_TIERS: Mapping[FloatType, TierName] = {tier.dtype: name for name, tier in TIERS.items() if not tier.is_quantized}
+"""The tier in which every matrix is of a floating type."""
 
 
-def linears(params: TransformerParams) -> dict[str, Linear]:
-    """Every matrix of a transformer by module name, on the meta device."""
-    with torch.device("meta"):
-        module = Transformer(params)
-    return {name: layer for name, layer in module.named_modules() if isinstance(layer, Linear)}
+@cache
+def linear_classes() -> Mapping[Format, type[QuantizedLinear]]:
+    """The layer of every format but "float"; imported on demand, since layers need torch."""
+    from .fp8_linear import Fp8Linear, Fp8WeightLinear
+    from .int4_linear import Int4Linear
+    from .int8_linear import Int8Linear, Int8WeightLinear
+
+    return {
+        "fp8": Fp8Linear,
+        "fp8_weight": Fp8WeightLinear,
+        "int8": Int8Linear,
+        "int8_weight": Int8WeightLinear,
+        "int4": Int4Linear,
+    }
 
 
-def quantized_transformer(
-    params: TransformerParams, kinds: Mapping[str, Kind], *, dtype: torch.dtype = torch.bfloat16
-) -> Transformer:
-    """Make a transformer on the meta device whose matrices have the given kinds.
-
-    Args:
-        params: its sizes.
-        kinds: of every matrix, see `layer_kinds`.
-        dtype: of everything that stays in floating point.
-    """
-    with torch.device("meta"):
-        module = Transformer(params).to(dtype)
-    for name, kind in kinds.items():
-        if kind == "float":
-            continue
-        layer = module.get_submodule(name)
-        assert isinstance(layer, Linear)
-        replacement = CLASSES[kind](
-            layer.in_features, layer.out_features, bias=layer.bias is not None, dtype=dtype, device="meta"
-        )
-        parent, _, child = name.rpartition(".")
-        module.get_submodule(parent).add_module(child, replacement)
-    return module.eval()
-
-
-def tiers_of_gpu(capability: tuple[int, int]) -> tuple[str, ...]:
-    """Precision tiers that a GPU of a compute capability can run, the bf16 one among them."""
-    if capability < (8, 0):
-        return ("float32",)
-    tiers = ("float32", "bf16", "int8", "int4")
-    return (*tiers, "fp8") if capability >= (8, 9) else tiers
-
-
-def check_tier(tier: str, device: torch.device) -> None:
-    """Check that a device has what a tier needs; a CPU computes every tier, slowly.
-
-    Raises:
-        BackendError: a GPU without fp8 units, or older than Ampere; names the tiers that work there.
-    """
-    if device.type != "cuda":
-        return
-    capability = torch.cuda.get_device_capability(device)
-    possible = tiers_of_gpu(capability)
-    if tier not in possible:
-        name = torch.cuda.get_device_name(device)
-        raise BackendError(
-            f"precision tier {tier!r} needs compute capability {'8.9 (Ada, Hopper, Blackwell)' if tier == 'fp8' else '8.0'} "
-            f"or newer, {name} has {capability[0]}.{capability[1]}; tiers that work here: {', '.join(possible)}"
-        )
-
-
-def _absolute(pattern: str, params: TransformerParams) -> str:
-    """A pattern with block numbers counted from the beginning."""
-    counts = {"double_blocks": params.depth, "single_blocks": params.depth_single_blocks}
-    return _INDEX.sub(lambda match: f"{match[1]}.{counts[match[1]] + int(match[2])}", pattern)
+def tiers_of_gpu(capability: tuple[int, int]) -> tuple[TierName, ...]:
+    """Names of the tiers that a GPU of a compute capability computes."""
+    return tuple(name for name, tier in TIERS.items() if capability >= tier.oldest_gpu.capability)

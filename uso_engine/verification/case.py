@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from uso_engine.errors import CheckpointError, MissingFileError
 from uso_engine.model.rope import PositionOffset
+from uso_engine.precision.tiers import FloatType
 from uso_engine.weights.autoencoder_keys import AutoencoderParams
 from uso_engine.weights.model_sizes import read_sizes
 
@@ -34,7 +35,7 @@ class CaseSettings(BaseModel):
     lora: bool
     pe: PositionOffset = "d"
     salt: str = ""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: FloatType = "float32"
 
 
 class AutoencoderSettings(BaseModel):

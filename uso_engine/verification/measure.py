@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-FLOAT32_BOUND = 5e-6
-# (velocity.0, last latent) by what the engine computes in; reference/README.md says how they were measured.
-_LOSSY_BOUNDS = {"bf16": (0.015, 0.015), "int8": (0.015, 0.015), "fp8": (0.045, 0.03), "int4": (0.16, 0.11)}
+from uso_engine.precision.tiers import TIERS, TierName
+
+FLOAT32_BOUND = TIERS["float32"].velocity_bound
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     return difference / norm if norm > 0 else difference
 
 
-def bound_for(name: str, tier: str, last_step: int) -> float | None:
+def bound_for(name: str, tier: TierName, last_step: int) -> float | None:
     """What a tensor's error may be.
 
     Args:
@@ -53,9 +53,9 @@ def bound_for(name: str, tier: str, last_step: int) -> float | None:
         tier: what the engine computes in.
         last_step: index of the last step.
     """
-    if tier == "float32" or name in ("noise", "timesteps") or name.startswith(("img_ids", "ref_ids")):
+    row = TIERS[tier]
+    if row.is_exact or name in ("noise", "timesteps") or name.startswith(("img_ids", "ref_ids")):
         return FLOAT32_BOUND
-    velocity, latent = _LOSSY_BOUNDS[tier]
     if name == "velocity.0":
-        return velocity
-    return latent if name in (f"latents.{last_step}", "unpacked") else None
+        return row.velocity_bound
+    return row.latent_bound if name in (f"latents.{last_step}", "unpacked") else None

@@ -15,11 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from uso_engine.conditioning.style import StyleTokens
-from uso_engine.config import Tier
 from uso_engine.imaging.resize import keep_size, resize_content
 from uso_engine.loading.assembly import load_autoencoder, load_pipeline
 from uso_engine.model.rope import content_positions, grid_positions
 from uso_engine.pipeline import DenoiseSettings, Pipeline
+from uso_engine.precision.tiers import FLOAT_TIERS, TierName
 from uso_engine.process_state import clean_process_state
 from uso_engine.sampling.admission import Conditions
 from uso_engine.sampling.denoiser import Step
@@ -42,7 +42,7 @@ class VerifyOptions:
         attention: attention backend by name; "auto" lets the engine choose.
     """
 
-    tier: Tier | None = None
+    tier: TierName | None = None
     device: str = "cpu"
     attention: str = "auto"
 
@@ -73,16 +73,16 @@ def verify(folder: Path, options: VerifyOptions) -> Iterator[Check]:
         yield from _check_tables(tables)
 
 
-def case_tier(settings: CaseSettings, options: VerifyOptions) -> Tier:
+def case_tier(settings: CaseSettings, options: VerifyOptions) -> TierName:
     """What a case is computed in: what was asked for, or what the case itself is in."""
     if options.tier is not None:
         return options.tier
-    return "bf16" if settings.dtype == "bfloat16" else "float32"
+    return FLOAT_TIERS[settings.dtype]
 
 
 def _check_transformer(case: Case, settings: CaseSettings, options: VerifyOptions) -> Iterator[Check]:
     tier = case_tier(settings, options)
-    if settings.dtype == "bfloat16" and tier != "bf16":
+    if settings.dtype == "bfloat16" and tier != FLOAT_TIERS["bfloat16"]:
         return  # The authors' bfloat16 choices are reproduced by the bf16 tier alone; the others answer to the float32 cases.
     with tempfile.TemporaryDirectory(prefix="uso-verify-") as folder:
         config = write_small_model(settings, Path(folder))

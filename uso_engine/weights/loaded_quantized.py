@@ -8,7 +8,7 @@ import torch
 
 from uso_engine.errors import CheckpointError
 from uso_engine.model.transformer import Transformer
-from uso_engine.precision.tiers import Kind
+from uso_engine.precision.tiers import Format
 
 from .files.tensor_source import TensorSource
 from .loading import Progress
@@ -24,16 +24,16 @@ class LoadedQuantizedTransformer:
 
     Args:
         module: with values in place, the configured LoRAs merged.
-        kinds: form of every matrix.
+        formats: of every matrix.
         originals: the open source and the configured LoRAs; or, where the transformer came from a quantised file, what opens
             them: called when LoRAs are changed, not before.
     """
 
     def __init__(
-        self, module: Transformer, kinds: Mapping[str, Kind], originals: tuple[TensorSource, LoRASet] | Originals
+        self, module: Transformer, formats: Mapping[str, Format], originals: tuple[TensorSource, LoRASet] | Originals
     ) -> None:
         self.module = module
-        self._kinds = dict(kinds)
+        self._formats = dict(formats)
         self._originals = originals
         self._opened = None if callable(originals) else originals
         self._merged: LoRASet | None = None
@@ -94,7 +94,7 @@ class LoadedQuantizedTransformer:
         tensors = quantized_tensors(
             self.module.params,
             self._open()[0],
-            self._kinds,
+            self._formats,
             dtype=embedder.dtype,
             device=embedder.device,
             loras=loras,

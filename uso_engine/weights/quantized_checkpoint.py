@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -13,7 +13,8 @@ from uso_engine.errors import CheckpointError, MissingFileError
 from uso_engine.model.params import TransformerParams
 from uso_engine.model.transformer import Transformer
 from uso_engine.precision.quantized_linear import TensorLayout
-from uso_engine.precision.tiers import CLASSES, RULES, Kind, QuantizedTier, quantized_transformer
+from uso_engine.precision.tiers import QUANTIZED_TIERS, Format, TierName
+from uso_engine.precision.transformer import quantized_transformer
 
 from .files.key_report import bulleted, compare_shapes, short_reason, summarise_keys
 from .files.quantized_file import Document, QuantizedFile, write_quantized_file
@@ -36,15 +37,15 @@ class Description:
     Args:
         tier: its precision tier.
         params: the transformer's sizes.
-        kinds: form of every matrix.
+        formats: of every matrix, "kinds" in the file.
         dtype: of what stays in floating point.
         source: the base checkpoint.
         loras: merged into it, in this order.
     """
 
-    tier: QuantizedTier
+    tier: TierName
     params: TransformerParams
-    kinds: Mapping[str, Kind]
+    formats: Mapping[str, Format]
     dtype: torch.dtype
     source: RecordedFile
     loras: tuple[RecordedFile, ...]
@@ -55,7 +56,7 @@ class Description:
             "version": FORMAT_VERSION,
             "tier": self.tier,
             "params": asdict(self.params),
-            "kinds": dict(self.kinds),
+            "kinds": dict(self.formats),
             "dtype": str(self.dtype).removeprefix("torch."),
             "source": asdict(self.source),
             "loras": [asdict(entry) for entry in self.loras],
@@ -66,7 +67,7 @@ class Description:
         """Understand a file's JSON.
 
         Raises:
-            CheckpointError: another version of the format, or kinds that this engine does not know.
+            CheckpointError: another version of the format, or formats that this engine does not know.
         """
         if document.get("version") != FORMAT_VERSION:
             raise CheckpointError(
@@ -79,15 +80,15 @@ class Description:
 
     @classmethod
     def _understood(cls, document: Mapping[str, Any]) -> Description:
-        unknown = sorted(set(document["kinds"].values()) - {"float", *CLASSES})
+        unknown = sorted(set(document["kinds"].values()) - set(get_args(Format)))
         if unknown:
             raise ValueError(f"layers of kinds that this engine does not know: {summarise_keys(unknown)}")
-        if document["tier"] not in RULES or not isinstance(getattr(torch, document["dtype"]), torch.dtype):
+        if document["tier"] not in QUANTIZED_TIERS or not isinstance(getattr(torch, document["dtype"]), torch.dtype):
             raise ValueError(f"tier {document['tier']} in {document['dtype']} is not known")
         return cls(
             tier=document["tier"],
             params=read_sizes(TransformerParams, document["params"]),
-            kinds=document["kinds"],
+            formats=document["kinds"],
             dtype=getattr(torch, document["dtype"]),
             source=RecordedFile(**document["source"]),
             loras=tuple(RecordedFile(**entry) for entry in document["loras"]),
@@ -95,7 +96,7 @@ class Description:
 
     def layout(self) -> dict[str, TensorLayout]:
         """Type and shape of every tensor of such a transformer."""
-        state = quantized_transformer(self.params, self.kinds, dtype=self.dtype).state_dict()
+        state = quantized_transformer(self.params, self.formats, dtype=self.dtype).state_dict()
         return {key: TensorLayout(tuple(tensor.shape), tensor.dtype) for key, tensor in state.items()}
 
     def require(
@@ -104,7 +105,7 @@ class Description:
         params: TransformerParams,
         tier: str,
         loras: Sequence[tuple[Path, float]],
-        kinds: Mapping[str, Kind],
+        formats: Mapping[str, Format],
         path: Path,
     ) -> None:
         """Check that the file is what a configuration asks for.
@@ -113,7 +114,7 @@ class Description:
             params: the configuration's transformer sizes.
             tier: its precision tier.
             loras: its LoRA files and weights, in order. Where a file is there its content is compared, else its name.
-            kinds: what its tier and keep-list make of every matrix.
+            formats: what its tier and keep-list make of every matrix.
             path: of the quantised file, for the message.
 
         Raises:
@@ -127,7 +128,7 @@ class Description:
         if self.tier != tier:
             problems.append(f"precision tier is {self.tier}, the configuration has {tier}")
         elif self.params == params:
-            other = [name for name, kind in kinds.items() if self.kinds.get(name) != kind]
+            other = [name for name, chosen in formats.items() if self.formats.get(name) != chosen]
             if other:
                 problems.append(f"other layers are kept than the configuration's precision says: {summarise_keys(other)}")
         if [entry.weight for entry in self.loras] != [weight for _, weight in loras] or not all(
@@ -157,7 +158,7 @@ def save_quantized(
         OutputError: the file cannot be written; nothing is left behind.
     """
     tensors = quantized_tensors(
-        description.params, source, description.kinds, dtype=description.dtype, loras=loras, progress=progress
+        description.params, source, description.formats, dtype=description.dtype, loras=loras, progress=progress
     )
     write_quantized_file(path, description.layout(), tensors, description.document())
 
@@ -196,7 +197,7 @@ def load_quantized(
         raise CheckpointError(bulleted(f"{path} contradicts its own description", problems))
     if check_contents:
         file.check_contents()
-    module = quantized_transformer(description.params, description.kinds, dtype=description.dtype)
+    module = quantized_transformer(description.params, description.formats, dtype=description.dtype)
     for key in expected:
         put(module, key, file.tensor(key).to(device))
     return module, description

@@ -14,7 +14,8 @@ from uso_engine.errors import CheckpointError, LoRAError
 from uso_engine.model.params import TransformerParams
 from uso_engine.model.transformer import Transformer
 from uso_engine.precision.quantized_linear import QuantizedLinear
-from uso_engine.precision.tiers import CLASSES, Kind, quantized_transformer
+from uso_engine.precision.tiers import Format, linear_classes
+from uso_engine.precision.transformer import quantized_transformer
 
 from .files.key_report import bulleted, compare_shapes, summarise_keys
 from .files.tensor_source import TensorSource, shapes_of
@@ -43,7 +44,7 @@ def check_quantizable(params: TransformerParams, source: TensorSource, loras: Lo
 def quantized_tensors(
     params: TransformerParams,
     source: TensorSource,
-    kinds: Mapping[str, Kind],
+    formats: Mapping[str, Format],
     *,
     dtype: torch.dtype = torch.bfloat16,
     device: torch.device | str = "cpu",
@@ -56,7 +57,7 @@ def quantized_tensors(
     Args:
         params: the model's sizes.
         source: the pristine weights.
-        kinds: of every matrix, see `layer_kinds`.
+        formats: of every matrix, see `layer_formats`.
         dtype: of what stays in floating point, biases included.
         device: where layers are quantised and end up.
         loras: merged in float32 before quantising, each with its strength.
@@ -69,7 +70,7 @@ def quantized_tensors(
     Raises:
         CheckpointError: weights that do not fit, or are infinite or not a number.
         LoRAError: a LoRA that does not fit, or whose sum with a weight overflows.
-        BackendError: a kind whose values optimum-quanto chooses, and it is not installed.
+        BackendError: a format whose values optimum-quanto chooses, and it is not installed.
     """
     check_quantizable(params, source, loras)
     shapes = transformer_shapes(params)
@@ -78,27 +79,27 @@ def quantized_tensors(
     done, total = 0, sum(sizes.values())
     for key in keys:
         module, _, leaf = key.rpartition(".")
-        kind = kinds.get(module, "float") if leaf == "weight" else "float"
-        if kind == "float":
+        chosen = formats.get(module, "float") if leaf == "weight" else "float"
+        if chosen == "float":
             yield key, merged_tensor(source, key, loras, device=device, dtype=dtype)
         else:
-            yield from _quantized_weight(source, key, kind, loras, device)
+            yield from _quantized_weight(source, key, chosen, loras, device)
         done += sizes[key]
         if progress is not None:
             progress(done, total)
 
 
 def _quantized_weight(
-    source: TensorSource, key: str, kind: Kind, loras: LoRASet, device: torch.device | str
+    source: TensorSource, key: str, chosen: Format, loras: LoRASet, device: torch.device | str
 ) -> Iterator[tuple[str, Tensor]]:
     weight = merged_tensor(source, key, loras, device=device, dtype=torch.float32)
     try:
-        tensors = CLASSES[kind].quantize_weight(weight)
+        tensors = linear_classes()[chosen].quantize_weight(weight)
     except ValueError as error:
         names = [lora.name for lora, strength in loras if strength and key in lora.updates]
         if names:
-            raise LoRAError(f"{key} with {', '.join(names)} cannot be quantised to {kind}: {error}") from error
-        raise CheckpointError(f"{source.describe()}: {key} cannot be quantised to {kind}: {error}") from error
+            raise LoRAError(f"{key} with {', '.join(names)} cannot be quantised to {chosen}: {error}") from error
+        raise CheckpointError(f"{source.describe()}: {key} cannot be quantised to {chosen}: {error}") from error
     for name, tensor in tensors.items():
         yield f"{key.removesuffix('weight')}{name}", tensor
 
@@ -106,7 +107,7 @@ def _quantized_weight(
 def quantize(
     params: TransformerParams,
     source: TensorSource,
-    kinds: Mapping[str, Kind],
+    formats: Mapping[str, Format],
     *,
     dtype: torch.dtype = torch.bfloat16,
     device: torch.device | str = "cpu",
@@ -114,8 +115,8 @@ def quantize(
     progress: Progress | None = None,
 ) -> Transformer:
     """Quantise a transformer into memory; arguments and errors as for `quantized_tensors`."""
-    module = quantized_transformer(params, kinds, dtype=dtype)
-    tensors = quantized_tensors(params, source, kinds, dtype=dtype, device=device, loras=loras, progress=progress)
+    module = quantized_transformer(params, formats, dtype=dtype)
+    tensors = quantized_tensors(params, source, formats, dtype=dtype, device=device, loras=loras, progress=progress)
     for key, tensor in tensors:
         put(module, key, tensor)
     return module
