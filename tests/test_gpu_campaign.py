@@ -24,7 +24,7 @@ from benchmarks.gpu.steps import timed
 from benchmarks.gpu.variants import VARIANTS, Made, Variant, compare
 from benchmarks.measure import interleave, output_hash, tree_hash
 from benchmarks.records import load, take
-from benchmarks.step.ladder import Evaluate
+from benchmarks.step.engine_way import Evaluate
 from benchmarks.step.prediction import predicted_step_ms
 from benchmarks.step.roofline import GPUS, Tokens, floor_ms
 from benchmarks.workload import WORKLOADS, Workload

@@ -9,10 +9,9 @@ record says uso-tiny, so the figures are those of the arithmetic, not of picture
 
 from __future__ import annotations
 
-import argparse
 import platform
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.arguments import BenchmarkParser
 from benchmarks.measure import write_record
 from uso_engine import USOEngine
 from uso_engine.imaging.pixels import to_pixels
@@ -161,11 +161,8 @@ def record(difference: str, compared: str, error: float) -> dict[str, object]:
     return {"difference": difference, "compared": compared, "relative_error": error, "on": machine}
 
 
-def main() -> None:
-    """Print the records and append them to the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=None, help="file of JSON lines; by default this machine's")
-    options = parser.parse_args()
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = BenchmarkParser(__doc__, "out").read(arguments)
     for entry in measure():
         print(entry, flush=True)
         write_record("faithfulness", entry, options.out)

@@ -25,11 +25,12 @@ AVERAGED = ("loss",)
 
 def differences(records: list[Record]) -> str:
     """What each deliberate difference from the authors' code does to the answer."""
-    rows = [
-        [r["difference"], r["compared"], f"{r['relative_error']:.1e}", r["on"]]
-        for r in latest(records, "difference", "compared", "on", by_machine=False)
-    ]
-    return markdown(["difference", "compared", "relative error", "on"], rows)
+    found = latest(records, "difference", "compared", "on", by_machine=False)
+    places = list(dict.fromkeys(r["on"] for r in found))
+    cells = {(r["difference"], r["compared"], r["on"]): f"{r['relative_error']:.1e}" for r in found}
+    cases = dict.fromkeys((r["difference"], r["compared"]) for r in found)
+    rows = [[*case, *(cells.get((*case, place), "") for place in places)] for case in cases]
+    return markdown(["difference", "compared", *(f"relative error on {place}" for place in places)], rows)
 
 
 def quality(records: list[Record]) -> str:

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from benchmarks.measure import count_allocations, output_hash, relative_difference
 from benchmarks.step.against_diffusers import TIME, TOLERANCE, diffusers_step, diffusers_twin
-from benchmarks.step.authors_way import Inputs
-from benchmarks.step.ladder import Evaluate, engine_step
+from benchmarks.step.engine_way import Evaluate, engine_step
 from benchmarks.step.roofline import step_flops
-from benchmarks.workload import conditions
+from benchmarks.workload import Inputs, conditions
 from uso_engine.model.transformer import Transformer
 from uso_engine.sampling.admission import admit
 from uso_engine.sampling.denoiser import Denoiser, ImageJob

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from benchmarks.measure import output_hash, relative_difference
 from benchmarks.step.against_diffusers import TIME
-from benchmarks.step.authors_way import Inputs
-from benchmarks.step.ladder import Evaluate, engine_step
+from benchmarks.step.engine_way import Evaluate, engine_step
 from benchmarks.tiers.steps import formats_by_name, quantized_copy
-from benchmarks.workload import Workload
+from benchmarks.workload import Inputs, Workload
 from uso_engine.model.transformer import Transformer
 from uso_kernels import operation
 

@@ -9,15 +9,16 @@ that is no measure of pictures, but a wrong scale would show in it. int8 is meas
 
 from __future__ import annotations
 
-import argparse
 import gc
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from benchmarks.arguments import BenchmarkParser
 from benchmarks.measure import Clock, interleave, write_record
-from benchmarks.step.ladder import engine_step
-from benchmarks.workload import WORKLOADS, Workload, random_inputs, random_transformer
+from benchmarks.step.engine_way import engine_step
+from benchmarks.workload import Workload, random_inputs, random_transformer
 from uso_engine.model.linear import Linear
 from uso_engine.model.transformer import Transformer
 from uso_engine.offload.sizes import transformer_sizes
@@ -112,18 +113,10 @@ def run(
     return records
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workload", choices=WORKLOADS, default="full")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--clock", choices=("wall", "process"), default="wall")
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--out", type=Path, default=None, help="file of JSON lines; by default this machine's")
-    options = parser.parse_args()
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    run(WORKLOADS[options.workload], torch.device(options.device), options.rounds, options.out, options.clock)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = BenchmarkParser(__doc__, "workload", "device", "rounds", "clock", "threads", "out", rounds="10")
+    options = parser.read(arguments)
+    run(options.workload, options.device, options.rounds, options.out, options.clock)
 
 
 if __name__ == "__main__":
