@@ -5,6 +5,7 @@ import struct
 import zlib
 
 import numpy as np
+import pillow_heif
 from PIL import Image
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -37,10 +38,41 @@ def tiff(orientation: int, order: str = "<", *, kind: int = 3) -> bytes:
     )
 
 
+def tiff_file(entries: dict[int, tuple[int, ...]], pieces: list[bytes], order: str = "<", *, big: bool = False) -> bytes:
+    """A TIFF of one directory behind its pixels; ``pieces`` are strips, or tiles where the entries give their width."""
+    head = 16 if big else 8
+    starts = [head + sum(map(len, pieces[:i])) for i in range(len(pieces))]
+    places, lengths = (324, 325) if 322 in entries else (273, 279)
+    entries = {places: tuple(starts), lengths: tuple(map(len, pieces)), **entries}
+    at = head + sum(map(len, pieces))
+    at += at % 2
+    word, count = ("Q", "Q") if big else ("I", "H")
+    behind = at + struct.calcsize(f"={count}") + len(entries) * (20 if big else 12) + struct.calcsize(f"={word}")
+    table, arrays = struct.pack(f"{order}{count}", len(entries)), b""
+    for code, values in sorted(entries.items()):
+        kind, letter = (16, "Q") if big else (4, "I")
+        body = struct.pack(f"{order}{len(values)}{letter}", *values)
+        table += struct.pack(f"{order}HH{word}", code, kind, len(values))
+        if len(body) > (8 if big else 4):
+            table, arrays = table + struct.pack(f"{order}{word}", behind + len(arrays)), arrays + body
+        else:
+            table += body
+    mark = b"II" if order == "<" else b"MM"
+    start = mark + (struct.pack(f"{order}HHHQ", 43, 8, 0, at) if big else struct.pack(f"{order}HI", 42, at))
+    return (start + b"".join(pieces)).ljust(at, b"\0") + table + bytes(8 if big else 4) + arrays
+
+
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     """A picture as Pillow writes it."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def heic(image: Image.Image, **options: object) -> bytes:
+    """A picture as pillow-heif writes it."""
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(image).save(buffer, **options)
     return buffer.getvalue()
 
 

@@ -113,7 +113,7 @@ def test_batch_keeps_what_was_finished(pictures: tuple[str, str], tmp_path: Path
     [
         ((), 2, "either --prompt or --batch"),
         (("--prompt", "x", "--batch", "b.jsonl"), 2, "either --prompt or --batch"),
-        (("--prompt", "x", "-o", "picture.gif"), 2, "ends in .png, .jpg or .jpeg"),
+        (("--prompt", "x", "-o", "picture.gif"), 2, "ends in .png, .jpg, .jpeg or .webp"),
         (("--prompt", "x", "-o", "no-such-folder/a.png"), 1, "there is no folder no-such-folder"),
         (("--prompt", "x", "--image", "no-such.png"), 1, "no-such.png"),
         (("--prompt", "x", "--size", "64x100000"), 2, "image_size.height must be from 64 to 1024, got 100000"),

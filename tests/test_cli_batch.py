@@ -1,6 +1,7 @@
 """Files of requests and names of results: what options mean for a batch, and names that would be written twice."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,63 @@ def test_a_lines_format_decides_its_ending_and_its_response(folder: Path) -> Non
     assert (code, [path.name for path in folder.glob("y*")]) == (0, ["y-0001.png"]), printed
 
 
+def test_the_format_option_gives_the_ending_and_must_not_contradict_it(folder: Path) -> None:
+    for arguments, name, kind in (
+        (("--format", "webp", "-o", "a"), "a.webp", "WEBP"),
+        (("--format", "jpg"), "out.jpg", "JPEG"),
+        (("--format", "jpeg", "-o", "b.jpg"), "b.jpg", "JPEG"),
+        (("-o", "c.webp"), "c.webp", "WEBP"),
+    ):
+        code, printed = run("--prompt", "x", *SMALL, "--seed", "4", "--parameters", "--response", *arguments)
+        assert code == 0, printed
+        with Image.open(name) as image:
+            assert image.format == kind
+        assert parameters(name)["seed"] == 4
+        body = json.loads(Path(name).with_suffix(".json").read_text(encoding="utf-8"))["images"][0]
+        assert body["content_type"] == f"image/{kind.lower()}"
+    code, printed = run(
+        "--batch", write_lines({"prompt": "a"}, {"prompt": "b", "output_format": "png"}), *SMALL, "--format", "webp"
+    )
+    assert (code, sorted(path.name for path in folder.glob("out-*"))) == (0, ["out-0001.webp", "out-0002.png"]), printed
+    for arguments, says in (
+        (("--format", "webp", "-o", "a.png"), "--format webp contradicts the name a.png, which ends in .png; give one of them"),
+        (("--format", "gif"), "--format takes png, jpg, jpeg or webp, got 'gif'"),
+        (("--format", "jpg", "-o", "a.gif"), "a.gif: expected a name that ends in .png, .jpg, .jpeg or .webp"),
+    ):
+        assert run("--prompt", "x", *arguments) == (2, f"error: {says}")
+
+
+def test_a_sheet_does_not_take_the_place_of_a_picture(folder: Path) -> None:
+    before = Path("content.png").read_bytes()
+    for name in ("content.png", f"file:{folder}/content.png", str(folder / "content.png")):
+        code, printed = run("--prompt", "x", "--image", name, "-o", "a.png", "--contact-sheet", "./content.png")
+        shown = name.removeprefix("file:")
+        said = f"error: --contact-sheet content.png would overwrite the picture {shown}; name another file"
+        assert (code, printed) == (2, said)
+    Image.new("RGB", (8, 8)).save("s-0002.png")
+    batch = write_lines({"prompt": "a", "image_urls": ["s-0002.png"]}, {"prompt": "b"})
+    code, printed = run("--batch", batch, "--contact-sheet", "s.png")
+    assert (code, "--contact-sheet s-0002.png would overwrite the picture s-0002.png" in printed) == (2, True), printed
+    assert Path("content.png").read_bytes() == before
+
+
+def test_a_seed_of_minus_one_is_drawn_and_printed(folder: Path) -> None:
+    seeds = []
+    for name in ("a.png", "b.png"):
+        code, printed = run("--prompt", "x", "--seed", "-1", *SMALL, "-o", name, "--parameters")
+        assert code == 0, printed
+        (seed,) = re.findall(r"seed (\d+),", printed)
+        assert parameters(name)["seed"] == int(seed) >= 1
+        seeds.append(seed)
+    assert seeds[0] != seeds[1]
+    code, printed = run("--prompt", "x", "--seed", seeds[0], *SMALL, "-o", "again.png")
+    assert code == 0, printed
+    with Image.open("a.png") as first, Image.open("again.png") as again:
+        assert first.tobytes() == again.tobytes()
+    code, printed = run("--prompt", "x", "--seed", "-2", *SMALL)
+    assert (code, "seed" in printed) == (2, True), printed
+
+
 def test_lines_end_where_a_line_feed_is(tmp_path: Path) -> None:
     prompts = ["a\u2028b", "c\x85d", "e\x0cf"]
     lines = [json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in prompts]
@@ -107,7 +165,7 @@ def test_lines_end_where_a_line_feed_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("output", ["x", "x.txt"])
 def test_a_name_without_a_pictures_ending_is_refused_whatever_a_line_asks_for(output: str, folder: Path) -> None:
     code, printed = run("--batch", write_lines({"prompt": "a", "output_format": "jpeg"}), *SMALL, "-o", output)
-    assert (code, printed) == (2, f"error: {output}: expected a name that ends in .png, .jpg or .jpeg")
+    assert (code, printed) == (2, f"error: {output}: expected a name that ends in .png, .jpg, .jpeg or .webp")
 
 
 @pytest.mark.parametrize(

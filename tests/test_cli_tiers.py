@@ -15,6 +15,7 @@ from uso_engine import USOEngine, load_config
 from uso_engine.cli.app import app
 from uso_engine.config import EngineConfig
 from uso_engine.errors import CheckpointError, ConfigError, MissingFileError
+from uso_engine.precision.tiers import QUANTIZED_TIERS, TIERS
 
 
 def run(*arguments: str) -> tuple[int, str]:
@@ -40,7 +41,7 @@ def latents(config: EngineConfig) -> torch.Tensor:
     return result.latents
 
 
-@pytest.mark.parametrize("tier", ["fp8", "int8", "int4"])
+@pytest.mark.parametrize("tier", QUANTIZED_TIERS)
 def test_a_quantised_file_is_the_tier_it_was_made_for(tier: str, tmp_path: Path) -> None:
     code, printed = run("quantize", "uso-tiny", "--tier", tier, "--out", str(tmp_path / "new"))
     assert code == 0, printed
@@ -79,7 +80,7 @@ def test_a_quantised_file_is_refused_where_it_does_not_belong(tmp_path: Path) ->
 def test_text_encoder_in_8_bits() -> None:
     config = load_config("uso-tiny")
     plain = latents(config)
-    for precision in ("int8", "fp8"):
+    for precision in (name for name, tier in TIERS.items() if tier.text_encoder not in (None, "float")):
         changed = config.model_copy(update={"precision": config.precision.model_copy(update={"text_encoder": precision})})
         other = latents(changed)
         assert not torch.equal(other, plain)
@@ -102,7 +103,7 @@ def test_compare_writes_a_table_and_a_picture(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "report" / "comparison.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", ["uso-flux-dev", "uso-flux-dev-fp8", "uso-flux-dev-int8", "uso-flux-dev-int4"])
+@pytest.mark.parametrize("name", ["uso-flux-dev", *(f"uso-flux-dev-{tier}" for tier in QUANTIZED_TIERS)])
 def test_info_plans_memory_without_weights_or_a_gpu(name: str) -> None:
     code, printed = run("info", name)
     assert code == 0, printed

@@ -14,8 +14,10 @@ from uso_engine.precision.fp8_linear import Fp8Linear, Fp8WeightLinear
 from uso_engine.precision.int4_linear import Int4Linear
 from uso_engine.precision.int8_linear import Int8Linear, Int8WeightLinear
 from uso_engine.precision.quantized_linear import QuantizedLinear
-from uso_engine.sampling.denoiser import Denoiser, ImageJob, Step
+from uso_engine.sampling.job import ImageJob
 from uso_engine.sampling.latents import draw_noise, pack_latent, unpack_latent
+from uso_engine.sampling.run import DenoisingRun
+from uso_engine.sampling.step import Step
 from uso_kernels.attention import BackendUnavailable
 
 # Grid, text tokens, style tokens, content latents: aligned and padded, with and without references.
@@ -29,7 +31,7 @@ def job(transformer: Transformer, index: int, seed: int = 3) -> ImageJob:
 
 
 def latents(transformer: Transformer, jobs: list[ImageJob]) -> list[torch.Tensor]:
-    denoiser = Denoiser(transformer, jobs)
+    denoiser = DenoisingRun(transformer, jobs)
     denoiser.run()
     return denoiser.latents()
 
@@ -68,7 +70,7 @@ def test_company_does_not_change_what_a_library_is_handed(kind: type[QuantizedLi
     jobs = [guided(transformer, 0, 2.0), *(job(transformer, i) for i in range(1, len(SHAPES)))]
     found: list[Shapes] = []
     for company in (jobs, *([entry] for entry in jobs)):
-        denoiser = Denoiser(transformer, company)
+        denoiser = DenoisingRun(transformer, company)
         with Shapes() as shapes:
             denoiser.step()
         found.append(shapes)
@@ -104,7 +106,7 @@ def test_images_differ_by_their_noise_only() -> None:
 def test_euler_steps_add_up() -> None:
     transformer = small_transformer()
     entry = job(transformer, 0)
-    denoiser = Denoiser(transformer, [entry])
+    denoiser = DenoisingRun(transformer, [entry])
     expected = entry.latent.double()
     while denoiser.index < denoiser.steps:
         step = denoiser.step()
@@ -130,10 +132,10 @@ def guided(transformer: Transformer, index: int, scale: float) -> ImageJob:
 def test_true_cfg_goes_from_the_negative_towards_the_prompt() -> None:
     transformer = small_transformer()
     plain, against = job(transformer, 1), negative(transformer, 1)
-    first = Denoiser(transformer, [plain]).step().velocities[0]
-    other = Denoiser(transformer, [ImageJob(against, plain.latent, SIGMAS)]).step().velocities[0]
+    first = DenoisingRun(transformer, [plain]).step().velocities[0]
+    other = DenoisingRun(transformer, [ImageJob(against, plain.latent, SIGMAS)]).step().velocities[0]
     for scale in (0.0, 1.0, 2.5):
-        velocity = Denoiser(transformer, [guided(transformer, 1, scale)]).step().velocities[0]
+        velocity = DenoisingRun(transformer, [guided(transformer, 1, scale)]).step().velocities[0]
         assert torch.allclose(velocity, other + scale * (first - other), atol=1e-5)
 
 
@@ -165,10 +167,10 @@ def test_on_step_may_change_the_latent_and_stop() -> None:
         if step.index == 1:
             step.stop()
 
-    changed = Denoiser(transformer, [job(transformer, 0)])
+    changed = DenoisingRun(transformer, [job(transformer, 0)])
     changed.run(halve_then_stop)
     assert seen == [0, 1]
-    manual = Denoiser(transformer, [job(transformer, 0)])
+    manual = DenoisingRun(transformer, [job(transformer, 0)])
     for _ in range(2):
         manual.step().latents[0].mul_(0.5)
     assert torch.equal(changed.latents()[0], manual.latents()[0])
@@ -181,13 +183,13 @@ def test_on_step_may_cancel_by_raising() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Denoiser(transformer, [job(transformer, 0)]).run(cancel)
+        DenoisingRun(transformer, [job(transformer, 0)]).run(cancel)
 
 
 def test_on_step_may_keep_velocities() -> None:
     transformer = small_transformer()
     kept: list[tuple[torch.Tensor, torch.Tensor]] = []
-    denoiser = Denoiser(transformer, [job(transformer, 0)])
+    denoiser = DenoisingRun(transformer, [job(transformer, 0)])
     before = [denoiser.latents()[0]]
 
     def collect(step: Step) -> None:
@@ -212,7 +214,7 @@ def test_on_step_may_keep_latents() -> None:
         if step.index:
             kept[step.index - 1].zero_()  # That step is over: this changes what was kept, not the run.
 
-    denoiser = Denoiser(transformer, [job(transformer, 0)])
+    denoiser = DenoisingRun(transformer, [job(transformer, 0)])
     denoiser.run(collect)
     assert len({copy.numpy().tobytes() for copy in copies}) == len(SIGMAS) - 1
     assert torch.equal(kept[-1], copies[-1])
@@ -229,7 +231,7 @@ def test_on_step_may_put_other_latents_in_place() -> None:
     def replace(step: Step) -> None:
         step.latents = tuple(latent * 0.5 for latent in step.latents)
 
-    written, replaced = (Denoiser(transformer, [job(transformer, 0)]) for _ in range(2))
+    written, replaced = (DenoisingRun(transformer, [job(transformer, 0)]) for _ in range(2))
     written.run(write)
     replaced.run(replace)
     assert torch.equal(written.latents()[0], replaced.latents()[0])
@@ -239,13 +241,13 @@ def test_on_step_may_put_other_latents_in_place() -> None:
             step.latents = wrong
 
         with pytest.raises(ValueError, match=r"on_step must leave tensors of shapes \[\(16, 64\)\] in step.latents, got \["):
-            Denoiser(transformer, [job(transformer, 0)]).run(spoil)
+            DenoisingRun(transformer, [job(transformer, 0)]).run(spoil)
 
 
 def test_estimate_at_the_last_step_is_the_result() -> None:
     transformer = small_transformer()
     estimates: list[torch.Tensor] = []
-    denoiser = Denoiser(transformer, [job(transformer, 0)])
+    denoiser = DenoisingRun(transformer, [job(transformer, 0)])
     denoiser.run(lambda step: estimates.append(step.estimated_clean(0)))
     assert torch.equal(estimates[-1], denoiser.latents()[0])
     assert not torch.allclose(estimates[0], denoiser.latents()[0], atol=1e-3)
@@ -253,30 +255,30 @@ def test_estimate_at_the_last_step_is_the_result() -> None:
 
 def test_reference_numerics_round_every_operation() -> None:
     transformer = small_transformer(dtype=torch.bfloat16)
-    denoiser = Denoiser(transformer, [job(transformer, 0)], reference_numerics=True)
+    denoiser = DenoisingRun(transformer, [job(transformer, 0)], reference_numerics=True)
     step = denoiser.step()
     assert step.latents[0].dtype == torch.bfloat16
-    assert Denoiser(transformer, [job(transformer, 0)]).step().latents[0].dtype == torch.float32
+    assert DenoisingRun(transformer, [job(transformer, 0)]).step().latents[0].dtype == torch.float32
 
 
 def test_jobs_that_do_not_fit_are_refused() -> None:
     transformer = small_transformer()
     entry = job(transformer, 0)
     with pytest.raises(ValueError, match="at least one image"):
-        Denoiser(transformer, [])
+        DenoisingRun(transformer, [])
     with pytest.raises(ValueError, match=r"same number of steps, got \[2, 3\]"):
-        Denoiser(transformer, [entry, ImageJob(entry.sequence, entry.latent, (1.0, 0.5, 0.0))])
+        DenoisingRun(transformer, [entry, ImageJob(entry.sequence, entry.latent, (1.0, 0.5, 0.0))])
     with pytest.raises(ValueError, match="modulation for 3 steps, expected 1"):
-        Denoiser(transformer, [ImageJob(entry.sequence, entry.latent, (1.0, 0.0))])
+        DenoisingRun(transformer, [ImageJob(entry.sequence, entry.latent, (1.0, 0.0))])
     with pytest.raises(ValueError, match="latent must be 8x8"):
-        Denoiser(transformer, [ImageJob(entry.sequence, draw_noise(64, 32, 1), SIGMAS)])
+        DenoisingRun(transformer, [ImageJob(entry.sequence, draw_noise(64, 32, 1), SIGMAS)])
     with pytest.raises(ValueError, match="negative sequence has grid"):
-        Denoiser(transformer, [ImageJob(entry.sequence, entry.latent, SIGMAS, job(transformer, 2).sequence)])
+        DenoisingRun(transformer, [ImageJob(entry.sequence, entry.latent, SIGMAS, job(transformer, 2).sequence)])
 
 
 def test_a_backend_that_cannot_take_unequal_lengths_is_refused_before_the_first_step() -> None:
     transformer = small_transformer()
     transformer.attention_backend = "dense_batched"
-    denoiser = Denoiser(transformer, [job(transformer, 0), job(transformer, 1)])
+    denoiser = DenoisingRun(transformer, [job(transformer, 0), job(transformer, 1)])
     with pytest.raises(BackendUnavailable, match="'dense_batched' cannot run"):
         transformer.attention_backends(denoiser.batch)

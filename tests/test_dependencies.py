@@ -20,12 +20,12 @@ import pytest
 # From the bottom up. A module may import what lies below it and, where that makes no circle, its neighbours.
 DIFFUSERS = ("diffusers_callback", "diffusers_results")
 LAYERS = (
-    {"errors", "turn", "process_state", "local_names"},
+    {"errors", "interrupt_lock", "process_state", "local_names"},
     {"model", "precision"},
     {"imaging", "conditioning", "sampling", "weights", "safety"},
-    {"api", "config"},
-    {"request_type", "offload", "loading", "pipeline", "generation", "engine"}
-    | {"progress", "call_arguments", "provenance", "stopwatch"},
+    {"api", "config", "config_files"},
+    {"request_type", "offload", "loading", "pipeline", "inputs", "generation", "preparation", "scheduling"}
+    | {"engine", "async_engine", "diffusers_face", "progress", "call_arguments", "provenance", "stopwatch"},
     {"verification", "evaluation", "comparison", "embedded", "serving"},
     {"cli", "__init__"},
 )

@@ -75,8 +75,8 @@ def test_output_types_and_tuples(engine: USOEngine) -> None:
 
 
 def test_withheld_latents_are_not_given(engine: USOEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert engine._safety is not None
-    monkeypatch.setattr(type(engine._safety), "screen", lambda self, images: (images, (True,) * len(images)))
+    assert engine.parts.safety is not None
+    monkeypatch.setattr(type(engine.parts.safety), "screen", lambda self, images: (images, (True,) * len(images)))
     with pytest.raises(SafetyError, match="its latents are withheld"):
         engine("a house", output_type="latent", seed=4, **CALL)
 

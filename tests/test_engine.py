@@ -14,8 +14,8 @@ from uso_engine import GenerationRequest, ResearchOptions, USOEngine, load_confi
 from uso_engine.config import EngineConfig
 from uso_engine.errors import BackendError, CheckpointError, EngineClosedError, ImageError, MissingFileError, SafetyError
 from uso_engine.loading.assembly import check_text_widths
-from uso_engine.sampling.denoiser import Step
 from uso_engine.sampling.latents import draw_noise
+from uso_engine.sampling.step import Step
 
 TEXT_TOKENS, STYLE_TOKENS = 20, 4  # of configs/uso-tiny.toml
 SMALL: dict[str, Any] = {"image_size": {"width": 64, "height": 64}, "num_inference_steps": 2}
@@ -45,7 +45,7 @@ def test_a_request_and_its_fields_are_the_same(engine: USOEngine, content: Image
     # The request says no size, so it gets this engine's default, not the hosted API's.
     assert (first.width, first.height, first.images[0].size) == (128, 128, (128, 128))
     assert first.seeds == (7,)
-    assert list(first.timings) == ["images", "encode", "denoise", "decode", "safety"]
+    assert list(first.timings) == ["queue", "images", "encode", "denoise", "decode", "safety"]
     with pytest.raises(ValueError, match="a request and prompt"):
         engine.generate(request, prompt="another")
 

@@ -16,7 +16,7 @@ from recorded_shapes import Shapes
 from uso_engine import ResearchOptions, USOEngine
 from uso_engine.errors import ImageError, MissingFileError
 from uso_engine.imaging.open import ImageSource
-from uso_engine.sampling.denoiser import Step
+from uso_engine.sampling.step import Step
 
 SMALL: dict[str, Any] = {"image_size": {"width": 64, "height": 64}, "num_inference_steps": 1, "seed": 1}
 PICTURE = encoded(gradient(96, 64), "PNG")

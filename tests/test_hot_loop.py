@@ -19,8 +19,10 @@ from uso_engine.precision.fp8_linear import Fp8Linear, Fp8WeightLinear
 from uso_engine.precision.int4_linear import Int4Linear
 from uso_engine.precision.int8_linear import Int8Linear, Int8WeightLinear
 from uso_engine.precision.quantized_linear import QuantizedLinear
-from uso_engine.sampling.denoiser import Denoiser, ImageJob, Step
+from uso_engine.sampling.job import ImageJob
 from uso_engine.sampling.latents import draw_noise
+from uso_engine.sampling.run import DenoisingRun
+from uso_engine.sampling.step import Step
 from uso_kernels.attention import BackendUnavailable
 from uso_kernels.matmul.linear import linear
 from uso_kernels.ragged import Ragged
@@ -134,17 +136,17 @@ class Synchronisations(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def guided(transformer: Transformer) -> Denoiser:
+def guided(transformer: Transformer) -> DenoisingRun:
     """A run of one image with padding rows and a negative prompt."""
     sequence = drawn_sequence(transformer, (3, 5), drawn_conditions(SMALL, seed=1, text=10))
     negative = drawn_sequence(transformer, (3, 5), drawn_conditions(SMALL, seed=2, text=12))
-    return Denoiser(transformer, [ImageJob(sequence, draw_noise(80, 48, 1), SIGMAS, negative, 2.0)])
+    return DenoisingRun(transformer, [ImageJob(sequence, draw_noise(80, 48, 1), SIGMAS, negative, 2.0)])
 
 
-def aligned(transformer: Transformer) -> Denoiser:
+def aligned(transformer: Transformer) -> DenoisingRun:
     """A run of one image without padding rows: streams are views of the joint order."""
     sequence = drawn_sequence(transformer, (4, 4), drawn_conditions(SMALL, seed=3, text=32, contents=((8, 8),)))
-    return Denoiser(transformer, [ImageJob(sequence, draw_noise(64, 64, 1), SIGMAS)])
+    return DenoisingRun(transformer, [ImageJob(sequence, draw_noise(64, 64, 1), SIGMAS)])
 
 
 def test_a_step_asks_the_device_nothing() -> None:
@@ -199,7 +201,7 @@ def test_no_step_after_the_first_asks_the_driver_for_memory(kind: type[Quantized
     transformer.to("cuda")
     conditions = [drawn_conditions(SMALL, seed=seed, text=100 * seed, contents=((32, 32),)) for seed in (1, 2)]
     sequence, negative = (drawn_sequence(transformer, (32, 32), entry) for entry in conditions)
-    denoiser = Denoiser(transformer, [ImageJob(sequence, draw_noise(512, 512, 1), SIGMAS, negative, 2.0)])
+    denoiser = DenoisingRun(transformer, [ImageJob(sequence, draw_noise(512, 512, 1), SIGMAS, negative, 2.0)])
     denoiser.step()
     torch.cuda.synchronize()
     before = torch.cuda.memory_stats()["segment.all.allocated"]

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from picture_files import heic
 from PIL import Image
 
 from uso_engine.errors import ImageError
@@ -44,6 +45,10 @@ def pictures() -> dict[str, bytes]:
         "WebP": encoded(colours, "WEBP"),
         "16-bit grey": encoded(Image.fromarray(random.integers(0, 65536, (20, 30), dtype=np.uint16))),
         "ink": encoded(colours.convert("CMYK"), "JPEG"),
+        "GIF": encoded(colours.quantize(9), "GIF"),
+        "TIFF": encoded(colours, "TIFF", compression="tiff_lzw"),
+        "AVIF": encoded(colours, "AVIF"),
+        "HEIC": heic(colours),
     }
 
 
@@ -59,13 +64,14 @@ def test_the_pixels_are_those_of_this_process(pool: DecodePool, name: str, alpha
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b"GIF89a", "image_urls[0] (6 bytes): a GIF image; expected PNG, JPEG or WebP"),
-        (b"", "image_urls[0] (0 bytes): empty (0 bytes); expected PNG, JPEG or WebP"),
+        (b"GIF89a", "image_urls[0] (6 bytes): the GIF image is truncated or damaged"),
+        ("data:;base64,R0lGODlh", "image_urls[0] (data URI of 21 characters): a GIF image; expected PNG, JPEG or WebP"),
+        (b"", "image_urls[0] (0 bytes): empty (0 bytes); expected PNG, JPEG"),
         (encoded(Image.new("RGB", (40, 30)))[:60], "image_urls[0] (60 bytes): the PNG image"),
         (encoded(Image.new("RGB", (40, 30))), "40x30 is 1,200 pixels; at most 1,199 are accepted"),
     ],
 )
-def test_refusals_are_those_of_this_process(pool: DecodePool, data: bytes, says: str) -> None:
+def test_refusals_are_those_of_this_process(pool: DecodePool, data: bytes | str, says: str) -> None:
     texts = []
     for limits in (ImageLimits(max_pixels=1199), ImageLimits(max_pixels=1199, decode_pool=pool)):
         with pytest.raises(ImageError) as caught:

@@ -30,7 +30,7 @@ def exif_of(data: bytes) -> Image.Exif:
     return Image.open(io.BytesIO(data)).getexif()
 
 
-@pytest.mark.parametrize("output_format", ["png", "jpeg"])
+@pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
 def test_every_file_says_that_it_was_generated(output_format: OutputFormat) -> None:
     data = encode_image(noise(), output_format, NOTHING)
     exif = exif_of(data)
@@ -50,7 +50,7 @@ def test_png_is_lossless_and_jpeg_is_quality_95() -> None:
     assert getattr(ours, "quantization") == getattr(Image.open(buffer), "quantization")  # noqa: B009 - JpegImageFile has it
 
 
-@pytest.mark.parametrize("output_format", ["png", "jpeg"])
+@pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
 def test_parameters_come_back_with_every_character(output_format: OutputFormat) -> None:
     parameters: Mapping[str, object] = {"prompt": 'ein "Schwan", 天鹅 🦢', "seed": 2**53 - 1, "size": [64, 48]}
     data = encode_image(noise(), output_format, ImageMetadata("uso-tiny", parameters))
@@ -68,9 +68,9 @@ def test_parameters_too_long_for_jpeg_are_cut_and_not_fatal() -> None:
 
 
 def test_other_formats_are_refused() -> None:
-    with pytest.raises(ValueError, match="output_format must be one of png, jpeg, got 'gif'"):
+    with pytest.raises(ValueError, match="output_format must be one of png, jpeg, webp, got 'gif'"):
         encode_image(noise(), "gif", NOTHING)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"'a\.tiff' ends in '\.tiff'; expected \.png, \.jpg or \.jpeg"):
+    with pytest.raises(ValueError, match=r"'a\.tiff' ends in '\.tiff'; expected \.png, \.jpg, \.jpeg or \.webp"):
         output_format_of(Path("a.tiff"))
     with pytest.raises(ValueError, match="ends in 'nothing'"):
         output_format_of(Path("a"))

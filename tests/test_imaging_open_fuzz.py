@@ -8,6 +8,7 @@ import io
 import socket
 import sys
 import time
+import zlib
 from pathlib import Path
 from unittest import mock
 from urllib.parse import quote_from_bytes
@@ -17,7 +18,22 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from picture_files import GREY, GREY_ALPHA, PALETTE, PNG_SIGNATURE, RGB, RGB_ALPHA, chunk, encoded, gradient, png, segment, tiff
+from picture_files import (
+    GREY,
+    GREY_ALPHA,
+    PALETTE,
+    PNG_SIGNATURE,
+    RGB,
+    RGB_ALPHA,
+    chunk,
+    encoded,
+    gradient,
+    heic,
+    png,
+    segment,
+    tiff,
+    tiff_file,
+)
 from PIL import Image
 
 from uso_engine.errors import USOError
@@ -47,6 +63,26 @@ def seeds() -> list[bytes]:
     files += [encoded(colour.convert(mode), "JPEG") for mode in ("L", "CMYK")]
     files += [encoded(alpha, "WEBP"), encoded(alpha, "WEBP", lossless=True, exif=b"Exif\0\0" + tiff(8))]
     files.append(encoded(colour, "WEBP", save_all=True, append_images=[colour.rotate(180)]))
+    return files + further_seeds(colour, alpha)
+
+
+def further_seeds(colour: Image.Image, alpha: Image.Image) -> list[bytes]:
+    """Sound files of the formats that are read from this machine alone."""
+    turned = b"Exif\0\0" + tiff(6)
+    files = [encoded(image, "GIF") for image in (colour.quantize(7), alpha.quantize(9), colour.convert("1"))]
+    files.append(encoded(colour, "GIF", save_all=True, append_images=[colour.rotate(180)], comment=b"hello", loop=0))
+    files += [encoded(image, "BMP") for image in (colour, alpha, colour.convert("L"), colour.quantize(7), colour.convert("1"))]
+    for compression in (None, "tiff_lzw", "tiff_adobe_deflate", "packbits"):
+        files += [
+            encoded(image, "TIFF", compression=compression) for image in (colour, alpha.convert("LA"), colour.quantize(7))
+        ]
+    files.append(encoded(colour, "TIFF", compression="tiff_lzw", tiffinfo={274: 6, 317: 2}, big_tiff=True))
+    files.append(encoded(colour, "TIFF", save_all=True, append_images=[colour.convert("CMYK")]))
+    tiles = [bytes(range(256)) * 3] * 2
+    files.append(tiff_file({256: (20,), 257: (9,), 258: (8,) * 3, 262: (2,), 277: (3,), 322: (16,), 323: (16,)}, tiles, ">"))
+    files += [encoded(colour, "AVIF", exif=turned), encoded(alpha, "AVIF"), encoded(colour.convert("L"), "AVIF")]
+    files.append(encoded(colour, "AVIF", save_all=True, append_images=[colour.rotate(180)]))
+    files += [heic(colour, exif=turned), heic(alpha), heic(gradient(128, 128), tile_size=64, thumbnails=[64])]
     return files
 
 
@@ -100,6 +136,27 @@ def made_png(draw: st.DrawFn) -> bytes:
 
 
 @st.composite
+def made_tiff(draw: st.DrawFn) -> bytes:
+    """A TIFF of entries that need not agree with each other."""
+    sizes, small = st.integers(0, 40), st.integers(0, 9)
+    entries = {256: (draw(sizes),), 257: (draw(sizes),), 258: (draw(st.sampled_from([1, 2, 4, 8, 12, 16, 32])),) * draw(small)}
+    entries[259] = (draw(st.sampled_from([1, 1, 5, 7, 8, 32773, 0])),)
+    entries[262] = (draw(st.integers(0, 8)),)
+    for code in (277, 278, 284, 266, 317, 338, 339, 332, 254, 322, 323, 274):
+        if draw(st.integers(0, 4)) == 0:
+            entries[code] = (draw(st.sampled_from([0, 1, 2, 3, 4, 16, 32, 2**32 - 1])),) * draw(st.integers(1, 3))
+    if draw(st.booleans()):
+        entries[320] = (draw(st.integers(0, 2**16)),) * draw(st.sampled_from([6, 48, 768]))
+    packed = st.one_of(st.binary(max_size=200), st.binary(max_size=600).map(zlib.compress))
+    return tiff_file(
+        {code: values for code, values in entries.items() if values},
+        draw(st.lists(packed, min_size=1, max_size=5)),
+        draw(st.sampled_from("<>")),
+        big=draw(st.booleans()),
+    )
+
+
+@st.composite
 def made_jpeg(draw: st.DrawFn) -> bytes:
     """A JPEG of segments that need not agree with each other."""
     sound = draw(st.sampled_from([file for file in SEEDS if file.startswith(b"\xff\xd8")]))
@@ -108,7 +165,7 @@ def made_jpeg(draw: st.DrawFn) -> bytes:
     return sound[:at] + b"".join(parts) + sound[at:]
 
 
-FILES = st.one_of(mutated(), made_png(), made_jpeg(), st.binary(max_size=60))
+FILES = st.one_of(mutated(), made_png(), made_jpeg(), made_tiff(), st.binary(max_size=60))
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=40)  # surrogates and null bytes too
 
 

@@ -21,7 +21,8 @@ import torch
 from random_models import SIGMAS, SMALL, drawn_conditions, drawn_sequence, quantise, small_transformer
 from uso_engine.precision.int4_linear import Int4Linear
 from uso_engine.precision.int8_linear import Int8Linear
-from uso_engine.sampling.denoiser import Denoiser, ImageJob
+from uso_engine.sampling.job import ImageJob
+from uso_engine.sampling.run import DenoisingRun
 from uso_engine.sampling.latents import draw_noise
 from uso_kernels.launch import Launch
 from uso_kernels.interpret import register_cpu_launches
@@ -37,7 +38,7 @@ def run(dtype, kind=None):
     transformer.attention_backend = "triton"
     sequence = drawn_sequence(transformer, (3, 5), drawn_conditions(SMALL, seed=1, text=10, style=4, contents=((4, 2),)))
     negative = drawn_sequence(transformer, (3, 5), drawn_conditions(SMALL, seed=2, text=17))
-    denoiser = Denoiser(transformer, [ImageJob(sequence, draw_noise(80, 48, 1), SIGMAS, negative, 2.0)])
+    denoiser = DenoisingRun(transformer, [ImageJob(sequence, draw_noise(80, 48, 1), SIGMAS, negative, 2.0)])
     denoiser.step()
     return denoiser.latents()[0]
 

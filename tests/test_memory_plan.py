@@ -21,7 +21,7 @@ from uso_engine.offload.sizes import (
     public_engine_sizes,
     transformer_sizes,
 )
-from uso_engine.precision.tiers import TextTierName, TierName
+from uso_engine.precision.tiers import QUANTIZED_TIERS, TextTierName, TierName
 from uso_engine.precision.transformer import layer_formats
 
 FLUX = TransformerParams()
@@ -93,10 +93,10 @@ def test_sizes_of_the_public_models() -> None:
         safety = ViTForImageClassification(ViTConfig())
     sizes = PublicModels()
     matrices = [layer.weight for layer in t5.modules() if isinstance(layer, nn.Linear)]
-    assert sum(weight.numel() for weight in matrices) == sizes.t5_matrices
-    assert sum(weight.shape[0] for weight in matrices) == sizes.t5_outputs
-    assert count(t5) == sizes.t5_matrices + sizes.t5_others
-    assert count(t5.encoder.block[1]) == sizes.t5_block
+    assert sorted(tuple(weight.shape) for weight in matrices) == sorted(sizes.t5_block_matrices * sizes.t5_blocks)
+    block = sum(rows * columns for rows, columns in sizes.t5_block_matrices)
+    assert count(t5) == sizes.t5_blocks * block + sizes.t5_others
+    assert count(t5.encoder.block[1]) == block + sizes.t5_block_others
     assert (count(clip), count(clip.encoder.layers[0])) == (sizes.clip, sizes.clip_block)
     assert (count(vision), count(vision.encoder.layers[0])) == (sizes.vision, sizes.vision_block)
     assert count(safety) == sizes.safety
@@ -118,7 +118,7 @@ def test_sizes_of_the_transformer_add_up() -> None:
 
 
 @pytest.mark.parametrize("budget_gib", [24, 16, 12, 8])
-@pytest.mark.parametrize("tier", ["fp8", "int8", "int4"])
+@pytest.mark.parametrize("tier", QUANTIZED_TIERS)
 def test_every_tier_has_a_plan_for_every_usual_card(tier: TierName, budget_gib: int) -> None:
     sizes = flux(tier)
     plan = plan_memory(budget_gib * GIB, sizes)

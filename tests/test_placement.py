@@ -14,7 +14,7 @@ from PIL import Image
 from uso_engine import ResearchOptions, USOEngine, load_config
 from uso_engine.config import EngineConfig, PrecisionConfig
 from uso_engine.errors import MemoryBudgetError
-from uso_engine.generation import Pictures, request_size
+from uso_engine.generation import Generation
 from uso_engine.offload.budget import find_budget
 from uso_engine.offload.phases import GIB, MODULATION, Choice, moved_bytes_of
 from uso_engine.offload.placement import Placement
@@ -225,7 +225,6 @@ def test_a_closed_engine_brings_nothing_any_more() -> None:
 
 def test_plans_count_what_research_options_bring(pictures: dict[str, Any], tmp_path: Path) -> None:
     with USOEngine.from_config("uso-tiny", device="cpu", memory_budget_gib=4) as engine:
-        pipeline = engine.pipeline
         style = engine.encode_style(pictures["images"][1])
         request = engine.request_type(prompt="x", num_images=2, negative_prompt="y")
         long = replace(style, tokens=style.tokens.repeat(10, 1))
@@ -238,7 +237,9 @@ def test_plans_count_what_research_options_bring(pictures: dict[str, Any], tmp_p
             style_tokens=(long, tmp_path / "style.safetensors"),
             prompt_embedding=tmp_path / "prompt.safetensors",
         )
-        work = request_size(pipeline, request, options, Pictures((), ()), (64, 64))
+        generation = Generation(engine.parts, request.with_seed(), options)
+        generation.open()
+        work = generation.size()
     assert (work.steps, work.images, work.negative, work.sequences) == (100, 2, True, 4)
     assert (work.contents, work.styles) == (0, 0)
     assert work.text_tokens == 3 * 20 + 2 * len(long.tokens)

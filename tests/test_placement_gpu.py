@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from uso_engine import USOEngine
 from uso_engine.offload.layer_stream import LayerStream
 from uso_engine.offload.streamed_part import StreamedPart
-from uso_engine.sampling.denoiser import Step
+from uso_engine.sampling.step import Step
 
 pytestmark = pytest.mark.gpu
 

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from uso_engine import ResearchOptions, USOEngine
-from uso_engine.sampling.denoiser import Step
+from uso_engine.sampling.step import Step
 from uso_engine.sampling.watched_steps import WatchedSteps
 
 SMALL: dict[str, Any] = {"image_size": {"width": 64, "height": 64}, "num_inference_steps": 2}

@@ -12,8 +12,9 @@ from uso_engine.precision.quantized_linear import QuantizedLinear
 from uso_engine.precision.tiers import QUANTIZED_TIERS, TIERS, TierName, tiers_of_gpu
 from uso_engine.precision.transformer import check_tier, layer_formats, linears, quantized_transformer
 from uso_engine.sampling.admission import admit
-from uso_engine.sampling.denoiser import Denoiser, ImageJob
+from uso_engine.sampling.job import ImageJob
 from uso_engine.sampling.latents import draw_noise, token_grid
+from uso_engine.sampling.run import DenoisingRun
 from uso_engine.sampling.schedule import schedule
 from uso_engine.verification.measure import bound_for
 from uso_engine.verification.small_model import small_params
@@ -60,7 +61,7 @@ def run(
     sigmas = schedule(STEPS, width, height)
     conditions = drawn_conditions(PARAMS, seed=seed, text=32, style=style, contents=contents)
     sequence = admit(module, conditions, token_grid(width, height), sigmas, 4.0)
-    denoiser = Denoiser(module, [ImageJob(sequence, draw_noise(width, height, seed), tuple(sigmas))])
+    denoiser = DenoisingRun(module, [ImageJob(sequence, draw_noise(width, height, seed), tuple(sigmas))])
     steps = [denoiser.step() for _ in range(1)]
     first = steps[0].velocities[0].float().clone()
     denoiser.run()

@@ -123,7 +123,7 @@ def test_saving_numbers_several_images(tmp_path: Path) -> None:
     paths = result(3).save(str(tmp_path / "new" / "out.jpg"))
     assert paths == [tmp_path / "new" / f"out-{j}.jpg" for j in range(3)]
     assert [opened(path.read_bytes()).format for path in paths] == ["JPEG"] * 3
-    with pytest.raises(ValueError, match=r"expected \.png, \.jpg or \.jpeg"):
+    with pytest.raises(ValueError, match=r"expected \.png, \.jpg, \.jpeg or \.webp"):
         result().save(tmp_path / "a.gif")
 
 

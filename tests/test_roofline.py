@@ -63,5 +63,7 @@ def test_memory_of_the_full_model() -> None:
     memory = memory_bytes(FULL, tokens)
     assert memory["weights"] == pytest.approx(2 * 11.901e9, rel=1e-3)
     assert memory["modulation_table"] == pytest.approx(59e6, rel=0.02)
-    without = memory_bytes(FULL, tokens, bytes_per_weight=1, keeps_modulation=False)["weights"]
-    assert without == pytest.approx(8.7e9, rel=0.01)
+    quantised = memory_bytes(FULL, tokens, tier="fp8")["weights"]
+    without = memory_bytes(FULL, tokens, tier="fp8", keeps_modulation=False)["weights"]
+    assert without == pytest.approx(9.09e9, rel=0.01)
+    assert quantised - without == pytest.approx(2 * 3.247e9, rel=1e-3)

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from uso_engine.embedded.safety_classifier import FOLDER, flagged_pattern, write_classifier
 from uso_engine.errors import CheckpointError, MissingFileError, SafetyError
-from uso_engine.safety import SafetyChecker
+from uso_engine.safety.checker import SafetyChecker
+from uso_engine.safety.classifier import TorchClassifier
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +165,7 @@ def prepare(images: Sequence[Image.Image], *, return_tensors: str) -> Mapping[st
     "answer", [torch.OutOfMemoryError("out of memory"), RuntimeError("no kernel"), torch.zeros(2, 2), torch.zeros(1, 3)]
 )
 def test_a_checker_that_cannot_run_withholds_the_images(answer: Exception | torch.Tensor) -> None:
-    checker = SafetyChecker(BrokenModel(answer), prepare)  # type: ignore[arg-type]
+    checker = SafetyChecker(TorchClassifier(BrokenModel(answer)), prepare)  # type: ignore[arg-type]
     with pytest.raises(SafetyError, match="could not run, so its images are withheld"):
         checker.screen([Image.new("RGB", (8, 8))] * 2)
 

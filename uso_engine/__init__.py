@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .errors import GenerationCancelled, USOError
     from .imaging.open import ImageLimits
     from .imaging.store import FileStore
-    from .sampling.denoiser import Step
+    from .sampling.step import Step
 
 __version__ = "0.1.0"
 __all__ = [
@@ -55,7 +55,7 @@ _HOMES = {
     "request_model": "api.request",
     "ResearchOptions": "api.research",
     "GenerationResult": "api.result",
-    "Step": "sampling.denoiser",
+    "Step": "sampling.step",
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING
 
-from .api.fields import MAX_PROMPT, checked_image, image_problem, plain_whole
+from .api.fields import MAX_PROMPT, checked_image, image_problem, plain_real, plain_whole
 from .api.messages import shown
 from .api.request import GenerationRequest
 from .api.research import ResearchOptions
@@ -16,7 +16,7 @@ from .imaging.source import ImageSource
 
 if TYPE_CHECKING:
     from .config import SafetyConfig
-    from .sampling.denoiser import OnStep
+    from .sampling.step import OnStep
 
 
 def request_of(request: object, fields: Mapping[str, object], kind: type[GenerationRequest]) -> GenerationRequest:
@@ -69,6 +69,16 @@ def checked_switch(name: str, value: object) -> bool:
     return value
 
 
+def check_scheduling(priority: object, timeout_s: object) -> None:
+    """Priority and time limit of a request; ValueError for what they cannot be."""
+    level = plain_whole(priority)
+    if not isinstance(level, int) or isinstance(level, bool) or not -10 <= level <= 10:
+        raise ValueError(f"priority must be a whole number from -10 to 10, got {shown(priority)}")
+    seconds = None if timeout_s is None else plain_real(timeout_s)
+    if timeout_s is not None and (not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds > 0):
+        raise ValueError(f"timeout_s must be a number of seconds over 0, or None, got {shown(timeout_s)}")
+
+
 def checked_prompt(prompt: object) -> str:
     """A prompt by itself, under the same rule as a request's; ValueError for anything else."""
     if not isinstance(prompt, str):
@@ -106,7 +116,7 @@ def check_safety(request: GenerationRequest, settings: SafetyConfig | None, *, h
 
 def check_step(step: object, image: object) -> None:
     """What `preview` is given; ValueError unless it is a step and one of its images."""
-    from .sampling.denoiser import Step
+    from .sampling.step import Step
 
     if not isinstance(step, Step):
         raise ValueError(f"step must be what on_step was given, got {shown(step)}")

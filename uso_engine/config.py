@@ -5,19 +5,18 @@ Importing this needs neither torch nor a GPU, so that a command line can list an
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Mapping
 from functools import partial
-from importlib.resources import files
-from os import PathLike
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from .config_files import config_folder as config_folder
+from .config_files import list_configs as list_configs
+from .config_files import locate_config, suggestion
 from .errors import ConfigError, MissingFileError
-from .local_names import local_name
 from .model.params import FamilyName, TransformerParams
 from .precision.tiers import TextTierName, TierName
 from .weights.autoencoder_keys import AutoencoderParams
@@ -129,11 +128,26 @@ class LimitsConfig(Section):
 
 
 class SafetyConfig(Section):
-    """The image classifier that withholds unsafe pictures."""
+    """The image classifier that withholds unsafe pictures.
+
+    `forbid_disabling` refuses requests that switch it off. `runtime` "onnx" runs `onnx_file`, which `uso-engine export-safety`
+    makes of `folder`, on ONNX Runtime's `provider`; "torch" runs the folder's weights on the engine's device.
+    """
 
     folder: str = "Falconsai/nsfw_image_detection"
     threshold: float = Field(0.5, gt=0, lt=1)
     forbid_disabling: bool = False
+    runtime: Literal["torch", "onnx"] = "torch"
+    onnx_file: str | None = None
+    provider: Literal["cpu", "cuda"] | None = Field(None, description='only with runtime "onnx", which takes "cpu" by default')
+
+    @model_validator(mode="after")
+    def _of_one_runtime(self) -> SafetyConfig:
+        if self.runtime == "onnx" and self.onnx_file is None:
+            raise ValueError('runtime "onnx" needs onnx_file, which `uso-engine export-safety` makes')
+        if self.runtime == "torch" and self.provider is not None:
+            raise ValueError(f'provider {self.provider!r} is for runtime "onnx"; runtime "torch" uses the engine\'s device')
+        return self
 
 
 class CacheConfig(Section):
@@ -214,18 +228,6 @@ class EngineConfig(Section):
         return self
 
 
-def config_folder() -> Path:
-    """Where the named configurations lie: inside the installed package, or beside it in a checkout."""
-    package = Path(str(files("uso_engine")))
-    installed = package / "configs"
-    return installed if installed.is_dir() else package.parent / "configs"
-
-
-def list_configs() -> list[str]:
-    """Names of the configurations that come with the engine."""
-    return sorted(path.stem for path in config_folder().glob("*.toml"))
-
-
 def load_config(name_or_path: str | Path) -> EngineConfig:
     """Read and check a configuration.
 
@@ -236,7 +238,7 @@ def load_config(name_or_path: str | Path) -> EngineConfig:
         MissingFileError: no such name or file.
         ConfigError: not TOML, an unknown key (the nearest known one is named), a wrong type or value; all of them are listed.
     """
-    path = _locate(name_or_path)
+    path = locate_config(name_or_path)
     try:
         if path.stat().st_size > _MOST_FILE_BYTES:
             raise ValueError(f"{path.stat().st_size:,} bytes are too many")
@@ -264,29 +266,13 @@ def parse_config(table: Mapping[str, object], source: str = "configuration") -> 
         raise ConfigError(f"{source}: " + "; ".join([*problems[:MOST_PROBLEMS], *more])) from error
 
 
-def _locate(name_or_path: str | Path) -> Path:
-    known = list_configs()
-    if isinstance(name_or_path, str) and name_or_path in known:
-        return config_folder() / f"{name_or_path}.toml"
-    if not isinstance(name_or_path, str | PathLike):
-        raise ConfigError(f"expected a configuration's name or the path of a TOML file, got {type(name_or_path).__name__}")
-    try:
-        path = local_name(name_or_path) if isinstance(name_or_path, str) else Path(name_or_path).expanduser()
-        if path.is_file():
-            return path
-    except (OSError, ValueError, RuntimeError) as error:  # the home of a user whom nobody knows
-        raise MissingFileError(f"configuration {shown(str(name_or_path))}: {error}") from error
-    hint = _suggestion(str(name_or_path), known) or f"; known names: {', '.join(known)}"
-    raise MissingFileError(f"no configuration named {shown(str(name_or_path))} and no such file{hint}")
-
-
 def _problem(item: dict[str, object]) -> str:
     """One validation error as a sentence that names the key."""
     location = item["loc"]
     assert isinstance(location, tuple)
     key = ".".join(f"{part:.80}" if isinstance(part, str) else str(part) for part in location) or "configuration"
     if item["type"] == "extra_forbidden":
-        return f"unknown key {key!r}{_suggestion(str(location[-1]), _known_keys(location[:-1]))}"
+        return f"unknown key {key!r}{suggestion(str(location[-1]), _known_keys(location[:-1]))}"
     if item["type"] == "missing":
         return f"{key} is required"
     message = str(item["msg"]).removeprefix("Value error, ")
@@ -304,8 +290,3 @@ def _known_keys(location: tuple[object, ...]) -> list[str]:
         inner = [annotation, *getattr(annotation, "__args__", ())]
         model = next(kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel))
     return [name for name in model.model_fields if name != "base_folder"]
-
-
-def _suggestion(key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key[:100], known, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""

@@ -2,55 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self, overload
+from typing import TYPE_CHECKING, Self
 
 import torch
 
 from . import call_arguments, generation
-from .api.diffusers_call import LONGEST_SEQUENCE, Answer, ConvertedResults, PromptResults, call_like_diffusers
-from .api.fields import image_seeds
 from .api.request import GenerationRequest
 from .api.research import ResearchOptions
 from .api.result import GenerationResult
+from .api.statistics import EngineStatistics
 from .conditioning.cache import CacheStatistics
 from .conditioning.style import StyleTokens
 from .conditioning.text import TextEmbedding
 from .config import EngineConfig, load_config
+from .diffusers_face import DiffusersFace
 from .errors import EngineClosedError
+from .generation import LoadedParts
 from .imaging.open import Alpha, ImageLimits, ImageSource, open_image
 from .imaging.pixels import to_pixels
 from .imaging.resize import resize_content
 from .loading.assembly import check_device, load_parts
-from .loading.lora_choice import LoRAChoice, read_chosen_loras
+from .loading.lora_choice import LoRAChoice, choose_loras
 from .loading.transformer import LoadProgress
 from .offload.budget import find_budget
 from .offload.placement import release_cached_memory
 from .pipeline import Pipeline
-from .precision.tiers import FLOAT_TIERS
-from .precision.transformer import DTYPES
+from .precision.transformer import TIER_OF_DTYPE
+from .preparation import prepare
 from .process_state import clean_process_state
 from .progress import StepProgress
-from .provenance import log_warnings, result_of
+from .provenance import log_warnings
 from .request_type import request_type_of
-from .sampling.denoiser import OnStep, Step
-from .stopwatch import Stopwatch
-from .turn import Turn
+from .sampling.step import OnStep, Step
+from .scheduling.assembly import make_loop, statistics_of
+from .scheduling.trace import Trace
+from .scheduling.waiting import refuse_inside_on_step, wait_for
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
     from .offload.plan import MemoryPlan
-    from .safety import SafetyChecker
-
-DTYPE_TIERS = {DTYPES[name]: tier for name, tier in FLOAT_TIERS.items()}
+    from .safety.checker import SafetyChecker
 
 
-class USOEngine:
-    """A loaded model; thread-safe, one request at a time. Made with `from_config`; usable in a ``with`` statement.
+class USOEngine(DiffusersFace):
+    """A loaded model. Made with `from_config`; usable in a ``with`` statement.
+
+    Any thread may call it: requests that are there at once take their denoising steps in turn or together, by the policy of
+    `uso_engine.scheduling.scheduler`, and each gets the images that it would get alone. Threads of the engine's own compute.
 
     Args:
         config: what it was made from.
@@ -71,11 +77,13 @@ class USOEngine:
     ) -> None:
         self.config = config
         self.device = device
-        self._pipeline: Pipeline | None = pipeline
-        self._safety = safety
-        self._image_limits = image_limits if image_limits is not None else ImageLimits()
-        self._turn = Turn()
         self.request_type = request_type_of(config)
+        parts = LoadedParts(config, pipeline, safety, device, image_limits if image_limits is not None else ImageLimits())
+        self._parts: LoadedParts | None = parts
+        self.loop = make_loop(parts)
+        """The threads that take requests through their stages; `AsyncUSOEngine` uses the same."""
+        # The threads hold the weights; an engine that nobody has any more ends them.
+        weakref.finalize(self, self.loop.stop).atexit = False
 
     @classmethod
     @clean_process_state()
@@ -115,7 +123,7 @@ class USOEngine:
             config = load_config(config)
         request_type_of(config)  # It may refuse: before minutes of loading.
         runs_on = check_device(device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu"))
-        tier = None if dtype is None else DTYPE_TIERS[dtype]
+        tier = None if dtype is None else TIER_OF_DTYPE[dtype]
         asked = config.memory_budget_gib if memory_budget_gib is None else memory_budget_gib
         budget = find_budget(config, config.precision.tier if tier is None else tier, runs_on, asked)
         pipeline, safety = load_parts(config, device=runs_on, tier=tier, attention=attention, budget=budget, progress=progress)
@@ -134,9 +142,18 @@ class USOEngine:
         Raises:
             EngineClosedError: the engine was closed.
         """
-        if self._pipeline is None:
+        return self.parts.pipeline
+
+    @property
+    def parts(self) -> LoadedParts:
+        """What requests are made with.
+
+        Raises:
+            EngineClosedError: the engine was closed.
+        """
+        if self._parts is None:
             raise EngineClosedError(f"engine {self.config.name} was closed; make a new one with USOEngine.from_config")
-        return self._pipeline
+        return self._parts
 
     def generate(
         self,
@@ -145,15 +162,20 @@ class USOEngine:
         on_step: OnStep | None = None,
         research: ResearchOptions | None = None,
         progress: bool = False,
+        priority: int = 0,
+        timeout_s: float | None = None,
         **fields: object,
     ) -> GenerationResult:
-        """Make the images of a request.
+        """Make the images of a request; waits for them. An interrupt (Ctrl-C) cancels it at its next step.
 
         Args:
             request: what to make, or its prompt; or give its fields as keywords: ``prompt="…", images=[…], seed=7``.
-            on_step: called after each denoising step; may look, change the latents, stop, or cancel by raising.
+            on_step: called in this thread after each denoising step, while other requests go on; may look, change the latents,
+                stop, or cancel by raising.
             research: additions that no request schema offers.
             progress: show a bar over the steps on standard error.
+            priority: from -10 to 10; of requests that are there at once higher ones go first, but keep no other from its share.
+            timeout_s: seconds until it has to be done, where that is less than ``queue.max_request_s`` of the configuration.
             fields: of `GenerationRequest`.
 
         Returns:
@@ -163,87 +185,42 @@ class USOEngine:
             ValueError: a request outside the schema or this engine's limits, or another type; names field, limit and value.
             ImageError, FetchError, MissingFileError: an input image that cannot be used.
             SafetyError: the safety checker was asked for and could not run; the images are withheld.
-            MemoryBudgetError: it needs more than the memory that was set as a budget.
+            MemoryBudgetError, DeviceMemoryError: it needs more than the memory that was set as a budget, or that there is.
+            QueueFullError: other threads have as many requests here as ``[queue]`` allows.
+            RequestTimeoutError: it was not done, or not begun, in the time it had.
             EngineClosedError: the engine was closed.
+            EngineDeadError: the thread that computes has failed; the cause says why.
         """
-        _ = self.pipeline  # A closed engine says so before anything else.
-        checked = call_arguments.request_of(request, fields, self.request_type).with_seed()
-        assert checked.seed is not None
-        call_arguments.check_safety(checked, self.config.safety, has_checker=self._safety is not None)
+        refuse_inside_on_step()
+        generation = prepare(self.parts, self.request_type, request, fields, research)
         on_step = call_arguments.checked_on_step(on_step)
-        options = generation.load_saved(self.pipeline, call_arguments.checked_options(research))
-        if call_arguments.checked_switch("progress", progress):
-            with StepProgress() as bar:
-                return self.generate(checked, on_step=bar.beside(on_step), research=options)
-        seeds = image_seeds(checked.seed, checked.num_images)
-        checked = generation.with_reference_size(self.pipeline, checked, options)
-        watch = Stopwatch(self.device)
-        pictures, size = generation.open_pictures(self.pipeline, checked, options, self._image_limits, watch)
-
-        @clean_process_state()
-        def work() -> GenerationResult:
-            pipeline = self.pipeline
-            made = generation.run(pipeline, checked, options, pictures, size, seeds, watch, on_step=on_step)
-            images, flags = made.images, (False,) * len(made.images)
-            if checked.enable_safety_checker and self._safety is not None:
-                with watch.stage("safety"):
-                    images, flags = self._safety.screen(made.images)
-            return result_of(
-                self.config, pipeline, checked, options, made, seeds=seeds, images=images, flags=flags, seconds=watch.seconds
-            )
-
-        return self._turn.take(work)
-
-    # What these two name is among the others' arguments, too: a type checker takes the first that fits.
-    @overload
-    def __call__(  # type: ignore[overload-overlap]
-        self, prompt: str | list[str] = "", *, return_dict: Literal[False], **arguments: object
-    ) -> tuple[object]: ...
-
-    @overload
-    def __call__(  # type: ignore[overload-overlap]
-        self, prompt: str | list[str] = "", *, output_type: Literal["np", "pt", "latent"], **arguments: object
-    ) -> ConvertedResults: ...
-
-    @overload
-    def __call__(self, prompt: str = "", **arguments: object) -> GenerationResult: ...
-
-    @overload
-    def __call__(self, prompt: list[str] | tuple[str, ...], **arguments: object) -> PromptResults: ...
-
-    def __call__(self, prompt: str | list[str] | tuple[str, ...] = "", **arguments: object) -> Answer:
-        """Generate the way diffusers' pipelines are called: ``engine(prompt, image=…, width=…).images``.
-
-        Args:
-            prompt: what to make; of a list, one after the other: the results together have all ``images``, as they have of one
-                prompt with a list of generators.
-            arguments: diffusers' names, see `uso_engine.api.diffusers_call`.
-
-        Raises:
-            ValueError: an argument that has no meaning here.
-        """
-        text_length = LONGEST_SEQUENCE if self.config.t5 is None else self.config.t5.max_length
-        return call_like_diffusers(self.generate, self.request_type, prompt, arguments, text_length=text_length)
+        call_arguments.check_scheduling(priority, timeout_s)
+        bar = StepProgress() if call_arguments.checked_switch("progress", progress) else None
+        with nullcontext() if bar is None else bar:
+            shown = on_step if bar is None else bar.beside(on_step)
+            return wait_for(self.loop, generation, on_step=shown, priority=priority, timeout_s=timeout_s)
 
     def encode_prompt(self, prompt: str) -> TextEmbedding:
         """Embed a prompt, to be saved or passed in later."""
-        made = self._turn.take(lambda: self.pipeline.encode_prompt(call_arguments.checked_prompt(prompt)))
+        refuse_inside_on_step()
+        text = call_arguments.checked_prompt(prompt)
+        made = self.loop.call(self.loop.conditioning, partial(self.pipeline.encode_prompt, text))
         log_warnings(made.warnings())
         return made
 
     def encode_style(self, image: ImageSource, *, alpha: Alpha = "white") -> StyleTokens:
         """Turn a style image into tokens, to be saved or passed in later; ``alpha`` as in `ResearchOptions`."""
         pixels = self.pipeline.style.preprocess(self._opened(image, "style image", alpha))
-        return self._turn.take(lambda: self.pipeline.encode_style(pixels))
+        return self.loop.call(self.loop.conditioning, partial(self.pipeline.encode_style, pixels))
 
     def encode_content(self, image: ImageSource, *, alpha: Alpha = "white") -> Tensor:
         """Turn a content image into its latent [16, h / 8, w / 8]; ``alpha`` as in `ResearchOptions`."""
         picture = self._opened(image, "content image", alpha)
         pixels = to_pixels(resize_content(picture, long_side=self.config.content.long_side))
-        return self._turn.take(lambda: self.pipeline.encode_content(pixels))
+        return self.loop.call(self.loop.conditioning, partial(self.pipeline.encode_content, pixels))
 
     def preview(self, step: Step, image: int = 0) -> Image:
-        """Show where a run is heading, cheaply; from ``on_step``, while the engine is taken. Memory plans do not count it.
+        """Show where a run is heading, cheaply; from ``on_step`` or later. Memory plans do not count it.
 
         Args:
             step: what ``on_step`` was given.
@@ -253,10 +230,13 @@ class USOEngine:
             A small picture.
         """
         call_arguments.check_step(step, image)
-        return generation.preview(self.pipeline, step.estimated_clean(image))
+        latent = step.estimated_clean(image)
+        return self.loop.call(self.loop.decoding, partial(generation.preview, self.pipeline, latent))
 
     def set_loras(self, loras: Sequence[LoRAChoice], *, keep_configured: bool = True) -> None:
         """Merge LoRAs into the weights, from the pristine ones; a second call replaces the first.
+
+        Requests that have begun end first, with the LoRAs that they began with; those that come later get the new ones.
 
         Args:
             loras: paths (from the working directory) or hub ids, each alone or with its weight; an empty list takes all away.
@@ -268,20 +248,45 @@ class USOEngine:
             LoRAError: a file that does not fit; the weights stay as they were.
         """
         keep = call_arguments.checked_switch("keep_configured", keep_configured)
-        read = read_chosen_loras(loras, self.config)
-        self._turn.take(lambda: self.pipeline.set_loras(read, keep_configured=keep))
+        refuse_inside_on_step()
+        self.loop.change_loras(choose_loras(loras, self.config, keep_configured=keep))
 
     def cache_statistics(self) -> dict[str, CacheStatistics]:
         """Hits, misses and sizes of the condition caches."""
         return self.pipeline.cache_statistics()
 
+    def statistics(self) -> EngineStatistics:
+        """What is waiting and running, and what was done since the engine was loaded."""
+        return statistics_of(self.loop, self.parts)
+
+    @contextmanager
+    def trace(self, path: str | Path) -> Iterator[None]:
+        """Write what the engine's threads do within the ``with`` statement to a file in Chrome's trace format.
+
+        Args:
+            path: a .json file for chrome://tracing or Perfetto. On a GPU stretches end when the work is handed over.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        self.loop.trace = trace = Trace()
+        try:
+            yield
+        finally:
+            self.loop.trace = None
+            trace.write(path)
+
     def warmup(self) -> None:
         """Run one step at the default size, so that the first request finds kernels compiled and buffers allocated."""
-        self.generate(prompt="", num_inference_steps=1, seed=1, enable_safety_checker=self._safety is not None)
+        self.generate(prompt="", num_inference_steps=1, seed=1, enable_safety_checker=self.parts.safety is not None)
 
     def close(self) -> None:
-        """Let go of weights and files; waits for a running request. A second call does nothing."""
-        self._turn.take(self._let_go)
+        """Let go of weights and files; waits for requests that have begun, fails the others. A second call does nothing."""
+        refuse_inside_on_step()
+        self.loop.close()
+        parts, self._parts = self._parts, None
+        if parts is not None:
+            parts.pipeline.close()
         if self.device.type == "cuda":
             release_cached_memory()
 
@@ -292,10 +297,4 @@ class USOEngine:
         self.close()
 
     def _opened(self, image: ImageSource, name: str, alpha: Alpha) -> Image:
-        return open_image(call_arguments.checked_picture(name, image), limits=self._image_limits, name=name, alpha=alpha)
-
-    def _let_go(self) -> None:
-        if self._pipeline is not None:
-            self._pipeline.close()
-            self._pipeline = None
-            self._safety = None
+        return open_image(call_arguments.checked_picture(name, image), limits=self.parts.image_limits, name=name, alpha=alpha)

@@ -50,6 +50,10 @@ class MemoryBudgetError(USOError):
     """An engine or a request needs more GPU memory than ``memory_budget_gib`` allows; the message says what and how much."""
 
 
+class DeviceMemoryError(USOError):
+    """Memory ran out while a request was computed; the message says where and what would help."""
+
+
 class SafetyError(USOError):
     """The safety checker could not run; its images are withheld."""
 

@@ -1,29 +1,35 @@
-"""One request on its way through a pipeline: images, conditions, latents, pixels, safety; timed stage by stage."""
+"""The stages of one request: opened, encoded, admitted, denoised by whoever schedules it, decoded, screened."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from PIL import ImageOps
-from PIL.Image import Resampling
 from torch import Tensor
 
+from .api.fields import image_seeds
 from .api.request import GenerationRequest
 from .api.research import ResearchOptions
+from .api.result import GenerationResult
+from .conditioning.cache import tensor_bytes
 from .conditioning.style import StyleTokens
 from .conditioning.text import TextEmbedding
-from .imaging.open import ImageLimits, ImageSource, open_image
+from .config import EngineConfig
+from .imaging.open import ImageLimits
 from .imaging.pixels import from_pixels, to_pixels
-from .imaging.resize import resize_content
+from .inputs import Encoded, Pictures, encode_conditions, load_saved, open_pictures, with_reference_size
+from .loading.lora_choice import ChosenLoRAs
+from .offload.budget import usual_request_size
 from .offload.sizes import RequestSize
 from .pipeline import Denoised, DenoiseSettings, Pipeline
-from .sampling.admission import Conditions
-from .sampling.denoiser import OnStep
+from .process_state import clean_process_state
+from .provenance import result_of
 from .sampling.family import Family
+from .sampling.job import ImageJob, Job
 from .sampling.schedule import check_sigmas
+from .sampling.step import Step
 from .sampling.strength import last_steps, noised
 from .sampling.watched_steps import WatchedSteps
 from .stopwatch import Stopwatch
@@ -31,166 +37,26 @@ from .stopwatch import Stopwatch
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-
-@dataclass(frozen=True)
-class Pictures:
-    """The input images of a request, opened and resized: what of them the models take.
-
-    Args:
-        contents: RGB images at the request's content long side.
-        styles: the style encoder's pixels, [1, 3, s, s] each.
-        start: what the run starts from instead of noise, at the size of the output.
-    """
-
-    contents: tuple[Image, ...]
-    styles: tuple[Tensor, ...]
-    start: Image | None = None
-
-
-def with_reference_size(pipeline: Pipeline, request: GenerationRequest, options: ResearchOptions) -> GenerationRequest:
-    """The request with the content long side that its model's family gives so many references; one that was set stays."""
-    if "content_long_side" in request.model_fields_set:
-        return request
-    count, alone = int(request.content_image is not None) + len(options.content_images), request.content_long_side
-    return request.model_copy(update={"content_long_side": pipeline.family.reference_long_side(count, alone)})
-
-
-def open_pictures(
-    pipeline: Pipeline, request: GenerationRequest, options: ResearchOptions, limits: ImageLimits, watch: Stopwatch
-) -> tuple[Pictures, tuple[int, int]]:
-    """Open and resize every input image of a request. Needs no model, so it needs no turn: a slow server holds up nobody else.
-
-    Returns:
-        The images, and width and height of the output, which may depend on the first.
-
-    Raises:
-        ImageError, FetchError, MissingFileError: an image that cannot be used, named by its place.
-        BackendError: the engine lacks an encoder that the request needs.
-    """
-
-    def opened(source: ImageSource, name: str) -> Image:
-        return open_image(source, limits=limits, name=name, alpha=options.alpha)
-
-    contents = [] if request.content_image is None else [(request.content_image, "image_urls[0]")]
-    contents += [(source, f"content_images[{i}]") for i, source in enumerate(options.content_images)]
-    styles = [(source, f"image_urls[{i + 1}]") for i, source in enumerate(request.style_images)]
-    styles += [(source, f"style_images[{i}]") for i, source in enumerate(options.style_images)]
-    resized: list[Image] = []
-    first: Image | None = None
-    with watch.stage("images", on_device=False):
-        for source, name in contents:
-            image = opened(source, name)
-            first = image if first is None else first
-            resized.append(resize_content(image, long_side=request.content_long_side))
-        size = request.resolved_size(None if first is None else first.size)
-        start = starting_picture(options, first, size)
-        pixels = tuple(pipeline.style.preprocess(opened(source, name)) for source, name in styles)
-    return Pictures(tuple(resized), pixels, start), size
-
-
-def starting_picture(options: ResearchOptions, content: Image | None, size: tuple[int, int]) -> Image | None:
-    """The content image at the output's size, scaled to cover it and cut at the centre; None where the run starts from noise.
-
-    Raises:
-        ValueError: a strength, and no content image.
-    """
-    if options.strength is None:
-        return None
-    if content is None:
-        raise ValueError("research.strength starts from the content image, the first of images, but there is none")
-    return ImageOps.fit(content, size, Resampling.LANCZOS)
-
-
-def load_saved(pipeline: Pipeline, options: ResearchOptions) -> ResearchOptions:
-    """The options with the contents of the files that they name. Needs no model, so it needs no turn.
-
-    Raises:
-        MissingFileError, CheckpointError: a file that is not there or does not fit the model.
-    """
-    text, styles = open_saved(pipeline, options)
-    return replace(options, prompt_embedding=text, style_tokens=styles)
-
-
-def open_saved(pipeline: Pipeline, options: ResearchOptions) -> tuple[TextEmbedding | None, tuple[StyleTokens, ...]]:
-    """The prompt embedding and style tokens that were handed in, read from their files where they are paths.
-
-    Raises:
-        MissingFileError, CheckpointError: a file that is not there or does not fit the model.
-    """
-    params, text = pipeline.transformer.params, options.prompt_embedding
-    if isinstance(text, str | Path):
-        text = TextEmbedding.load(text, token_width=params.context_in_dim, pooled_width=params.vec_in_dim)
-    styles = (
-        StyleTokens.load(tokens, width=params.hidden_size) if isinstance(tokens, str | Path) else tokens
-        for tokens in options.style_tokens
-    )
-    return text, tuple(styles)
+    from .safety.checker import SafetyChecker
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """What a request's inputs became.
+class LoadedParts:
+    """What requests are made with.
 
     Args:
-        conditions: of every image.
-        negative: those of the negative prompt if it is used: same references, its text.
-        text: the prompt's embedding, which knows whether the prompt was cut.
-        negative_text: the negative prompt's, if it is used.
-        saved_styles: the style tokens that were handed in.
+        config: of the engine.
+        pipeline: its models.
+        safety: its safety checker, if it has one.
+        device: where they run.
+        image_limits: what is accepted as an input image, and from where.
     """
 
-    conditions: Conditions
-    negative: Conditions | None
-    text: TextEmbedding
-    negative_text: TextEmbedding | None
-    saved_styles: tuple[StyleTokens, ...]
-
-
-def encode_conditions(pipeline: Pipeline, request: GenerationRequest, options: ResearchOptions, pictures: Pictures) -> Encoded:
-    """Encode text, style and content.
-
-    Raises:
-        BackendError: the engine lacks an encoder that the request needs.
-    """
-    saved_text, saved_styles = open_saved(pipeline, options)
-    text = pipeline.encode_prompt(request.prompt) if saved_text is None else saved_text
-    styles = [*(pipeline.encode_style(pixels) for pixels in pictures.styles), *saved_styles]
-    contents = [pipeline.encode_content(to_pixels(image), sample_seed=options.posterior_seed) for image in pictures.contents]
-    conditions = pipeline.conditions(text, styles, contents, style_scale=request.style_scale)
-    negative = against = None
-    # A scale of 1 is the prompt's velocity alone: the second sequence would be computed and multiplied by zero.
-    if request.negative_prompt and request.true_cfg_scale != 1:
-        against = pipeline.encode_prompt(request.negative_prompt)
-        negative = pipeline.conditions(against, styles, contents, style_scale=request.style_scale)
-    return Encoded(conditions, negative, text, against, saved_styles)
-
-
-def denoise_settings(
-    request: GenerationRequest,
-    options: ResearchOptions,
-    size: tuple[int, int],
-    seeds: tuple[int, ...],
-    family: Family,
-    start: Tensor | None = None,
-) -> DenoiseSettings:
-    """The settings of a request's run; `start` is the latent of the picture that it starts from, if it does."""
-    sigmas, latents = None if options.sigmas is None else tuple(options.sigmas), options.latents
-    if start is not None and options.strength is not None:
-        whole = family.sigmas(request.num_inference_steps, *size) if sigmas is None else check_sigmas(sigmas)
-        sigmas = last_steps(whole, options.strength)
-        latents = noised(start, sigmas[0], seeds)
-    return DenoiseSettings(
-        width=size[0],
-        height=size[1],
-        seeds=seeds,
-        steps=request.num_inference_steps,
-        guidance=request.guidance_scale,
-        sigmas=sigmas,
-        latents=latents,
-        true_cfg_scale=request.true_cfg_scale,
-        reference_numerics=options.reference_numerics,
-        position_offset=options.position_offset,
-    )
+    config: EngineConfig
+    pipeline: Pipeline
+    safety: SafetyChecker | None
+    device: torch.device
+    image_limits: ImageLimits
 
 
 @dataclass(frozen=True)
@@ -220,67 +86,186 @@ class Generated:
     latents_changed: bool = False
 
 
-def run(
-    pipeline: Pipeline,
-    request: GenerationRequest,
-    options: ResearchOptions,
-    pictures: Pictures,
-    size: tuple[int, int],
-    seeds: tuple[int, ...],
-    watch: Stopwatch,
-    *,
-    on_step: OnStep | None,
-) -> Generated:
-    """Make a request's images."""
-    if pipeline.placement is not None:
-        pipeline.placement.require(request_size(pipeline, request, options, pictures, size))
-    with watch.stage("encode"):
-        encoded = encode_conditions(pipeline, request, options, pictures)
-        start = None
-        if pictures.start is not None:
-            start = pipeline.encode_content(to_pixels(pictures.start), sample_seed=options.posterior_seed)
-    steps = None if on_step is None else WatchedSteps(on_step)
-    with watch.stage("denoise"):
-        settings = denoise_settings(request, options, size, seeds, pipeline.family, start)
-        denoised = pipeline.denoise(encoded.conditions, settings, negative=encoded.negative, on_step=steps)
-    with watch.stage("decode"):
-        images = from_pixels(pipeline.decode(denoised.latents))
-    return Generated(
-        images,
-        denoised,
-        size,
-        pictures,
-        encoded.text,
-        negative_text=encoded.negative_text,
-        saved_styles=encoded.saved_styles,
-        loras=pipeline.loras,
-        latents_changed=steps is not None and steps.changed,
-    )
+class Generation:
+    """One request and what became of it so far. Its stages are called once each, in the order in which they stand here.
+
+    Args:
+        parts: what it is made with.
+        request: within the engine's limits, with its seed.
+        options: of the request.
+        loras: what has to be in the weights; None for what the engine has.
+    """
+
+    def __init__(
+        self, parts: LoadedParts, request: GenerationRequest, options: ResearchOptions, loras: ChosenLoRAs | None = None
+    ) -> None:
+        assert request.seed is not None
+        self.parts, self.request, self.options, self.loras = parts, request, options, loras
+        self.watch = Stopwatch(parts.device)
+        self.seeds = image_seeds(request.seed, request.num_images)
+        self.watched: WatchedSteps | None = None
+        """What the caller's `on_step` goes through, if there is one."""
+        self._pictures = Pictures((), ())
+        self._size = (0, 0)
+        self._sigmas: tuple[float, ...] = ()
+        self._encoded: Encoded | None = None
+        self._start: Tensor | None = None
+        self._loras_used: tuple[tuple[str, float], ...] = ()
+
+    def open(self) -> None:
+        """Open everything that the request names; needs no model, so a slow server holds up nobody else.
+
+        Raises:
+            ImageError, FetchError, MissingFileError, CheckpointError: an input that cannot be used, named by its place.
+            BackendError: the engine lacks an encoder that the request needs.
+            MemoryBudgetError: it needs more than the memory that was set as a budget.
+            ValueError: sigmas or a strength that do not fit.
+        """
+        pipeline = self.parts.pipeline
+        with self.watch.stage("images", on_device=False):
+            self.options = load_saved(pipeline, self.options)
+            self.request = with_reference_size(pipeline, self.request, self.options)
+            self._pictures, self._size = open_pictures(pipeline, self.request, self.options, self.parts.image_limits)
+            self._sigmas = _sigmas_of(self.request, self.options, self._size, pipeline.family)
+        if pipeline.placement is not None:
+            pipeline.placement.require(self.size())
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps that it takes."""
+        return len(self._sigmas) - 1
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the opened images and of latents that were given."""
+        given = self.options.latents
+        return self._pictures.size_bytes + (0 if given is None else tensor_bytes(given))
+
+    def size(self) -> RequestSize:
+        """What it asks of the memory and of a step."""
+        request, options, pictures = self.request, self.options, self._pictures
+        usual = usual_request_size(self.parts.config)
+        text = options.prompt_embedding
+        tokens = len(text.tokens) if isinstance(text, TextEmbedding) else usual.text_tokens
+        saved = sum(len(style.tokens) for style in options.style_tokens if isinstance(style, StyleTokens))
+        return replace(
+            usual,
+            text_tokens=tokens + saved,
+            width=self._size[0],
+            height=self._size[1],
+            images=request.num_images,
+            steps=self.steps,
+            contents=len(pictures.contents),
+            content_side=request.content_long_side,
+            start_pixels=0 if pictures.start is None else self._size[0] * self._size[1],
+            styles=len(pictures.styles),
+            negative=bool(request.negative_prompt) and request.true_cfg_scale != 1,
+        )
+
+    @clean_process_state()
+    def encode(self) -> None:
+        """Encode text, style and content.
+
+        Raises:
+            PromptError: a prompt that cannot be encoded.
+            BackendError: the engine lacks an encoder that the request needs.
+        """
+        pipeline, options = self.parts.pipeline, self.options
+        with self.watch.stage("encode"):
+            self._encoded = encode_conditions(pipeline, self.request, options, self._pictures)
+            if self._pictures.start is not None:
+                self._start = pipeline.encode_content(to_pixels(self._pictures.start), sample_seed=options.posterior_seed)
+
+    def admit(self) -> list[ImageJob]:
+        """Compute what no step changes, with the LoRAs that are in the weights now.
+
+        Raises:
+            ValueError: latents or sigmas that do not fit.
+        """
+        assert self._encoded is not None
+        pipeline, options = self.parts.pipeline, self.options
+        self._loras_used = pipeline.loras
+        latents = options.latents
+        if self._start is not None:
+            latents = noised(self._start, self._sigmas[0], self.seeds)
+        settings = DenoiseSettings(
+            width=self._size[0],
+            height=self._size[1],
+            seeds=self.seeds,
+            guidance=self.request.guidance_scale,
+            sigmas=self._sigmas,
+            latents=latents,
+            true_cfg_scale=self.request.true_cfg_scale,
+            reference_numerics=options.reference_numerics,
+            position_offset=options.position_offset,
+        )
+        return pipeline.admit(self._encoded.conditions, settings, self._encoded.negative)
+
+    @clean_process_state()
+    def finish(self, jobs: Sequence[Job], attention: tuple[str, ...]) -> GenerationResult:
+        """Decode the latents and let the safety checker see the images.
+
+        Args:
+            jobs: the images after their last step.
+            attention: the backends that computed them.
+
+        Raises:
+            SafetyError: the safety checker was asked for and could not run; the images are withheld.
+            ValueError: latents that are not numbers.
+        """
+        steps = jobs[0].index
+        tokens = steps * sum(job.image.tokens for job in jobs)
+        denoised = Denoised(torch.stack([job.unpacked() for job in jobs]), steps, tokens, attention)
+        pipeline, safety = self.parts.pipeline, self.parts.safety
+        with self.watch.stage("decode"):
+            images = from_pixels(pipeline.decode(denoised.latents))
+        made = self._generated(denoised, images)
+        flags = (False,) * len(images)
+        if self.request.enable_safety_checker and safety is not None:
+            with self.watch.stage("safety"):
+                images, flags = safety.screen(images)
+        return result_of(
+            self.parts.config,
+            pipeline,
+            self.request,
+            self.options,
+            made,
+            seeds=self.seeds,
+            images=images,
+            flags=flags,
+            seconds=self.watch.seconds(),
+        )
+
+    def preview(self, step: Step) -> Image:
+        """Where the first image is heading, small."""
+        return preview(self.parts.pipeline, step.estimated_clean(0))
+
+    def _generated(self, denoised: Denoised, images: list[Image]) -> Generated:
+        assert self._encoded is not None
+        return Generated(
+            images,
+            denoised,
+            self._size,
+            self._pictures,
+            self._encoded.text,
+            negative_text=self._encoded.negative_text,
+            saved_styles=self._encoded.saved_styles,
+            loras=self._loras_used,
+            latents_changed=self.watched is not None and self.watched.changed,
+        )
 
 
-def request_size(
-    pipeline: Pipeline, request: GenerationRequest, options: ResearchOptions, pictures: Pictures, size: tuple[int, int]
-) -> RequestSize:
-    """What a request asks of the memory."""
-    assert pipeline.placement is not None
-    usual = pipeline.placement.usual
-    text, styles = open_saved(pipeline, options)
-    tokens = usual.text_tokens if text is None else len(text.tokens)
-    return replace(
-        usual,
-        text_tokens=tokens + sum(len(style.tokens) for style in styles),
-        width=size[0],
-        height=size[1],
-        images=request.num_images,
-        steps=request.num_inference_steps if options.sigmas is None else len(options.sigmas) - 1,
-        contents=len(pictures.contents),
-        content_side=request.content_long_side,
-        start_pixels=0 if pictures.start is None else size[0] * size[1],
-        styles=len(pictures.styles),
-        negative=bool(request.negative_prompt) and request.true_cfg_scale != 1,
-    )
+@clean_process_state()
+def _sigmas_of(
+    request: GenerationRequest, options: ResearchOptions, size: tuple[int, int], family: Family
+) -> tuple[float, ...]:
+    """The sigmas of a run, from where it starts."""
+    own = options.sigmas
+    whole = family.sigmas(request.num_inference_steps, *size) if own is None else check_sigmas(own)
+    return tuple(whole) if options.strength is None else last_steps(whole, options.strength)
 
 
+@clean_process_state()
 def preview(pipeline: Pipeline, latent: Tensor, max_cells: int = 32) -> Image:
     """Decode a latent cheaply, at a fraction of its size.
 

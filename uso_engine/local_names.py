@@ -8,10 +8,17 @@ from urllib.parse import unquote
 
 _FILE = re.compile(r"file:(?://(?P<host>[^/]*)(?=/|$))?", re.IGNORECASE)
 
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+
 
 def has_file_scheme(text: str) -> bool:
     """Whether a text begins with ``file:``."""
     return text[:5].lower() == "file:"
+
+
+def is_local_name(text: str) -> bool:
+    """Whether a text names a file of this machine, and no URL or data URI."""
+    return text[:5].lower() != "data:" and (_SCHEME.match(text) is None or has_file_scheme(text))
 
 
 def local_name(text: str) -> Path:

@@ -19,16 +19,19 @@ from .conditioning.content import Autoencoder
 from .conditioning.style import StyleEncoder, StyleTokens, scale_style
 from .conditioning.text import TextEmbedding, TextEncoders
 from .errors import BackendError
+from .model.packing import PackedBatch
 from .model.rope import PositionOffset
 from .model.transformer import Observer, Transformer
 from .offload.autoencoder_sizes import Cut
 from .offload.placement import Placement, decoding_of, strips_of
 from .process_state import clean_process_state
 from .sampling.admission import Conditions, admit
-from .sampling.denoiser import Denoiser, ImageJob, OnStep
 from .sampling.family import FAMILIES, Family
+from .sampling.job import ImageJob
 from .sampling.latents import starting_latents, token_grid
+from .sampling.run import DenoisingRun
 from .sampling.schedule import check_sigmas
+from .sampling.step import OnStep
 from .weights.loaded import LoadedTransformer
 from .weights.loaded_quantized import LoadedQuantizedTransformer
 from .weights.lora.low_rank import LoRASet
@@ -211,23 +214,45 @@ class Pipeline:
             ValueError: sizes, sigmas or latents that do not fit.
             BackendError: the attention backend that was asked for cannot compute these sequences.
         """
-        if not settings.seeds:
-            raise ValueError("expected at least one seed, got none")
         try:
-            denoiser = self._admit(conditions, settings, negative)
-            try:
-                # Asked for before the first step: whether a backend takes a batch depends on its lengths.
-                attention = self.transformer.attention_backends(denoiser.batch)
-            except BackendUnavailable as error:
-                raise BackendError(str(error)) from error
-            denoiser.run(on_step, observer)
-            steps, tokens = denoiser.index, denoiser.index * denoiser.tokens_per_step
-            return Denoised(torch.stack(denoiser.latents()), steps, tokens, attention)
+            images = self.admit(conditions, settings, negative)
+            run = DenoisingRun(self.transformer, images, reference_numerics=settings.reference_numerics)
+            # Asked for before the first step: whether a backend takes a batch depends on its lengths.
+            attention = self.attention_backends(run.batch)
+            run.run(on_step, observer)
+            return Denoised(torch.stack(run.latents()), run.index, run.index * run.tokens_per_step, attention)
         finally:
             if self.placement is not None:
                 self.placement.end_denoising()
 
-    def _admit(self, conditions: Conditions, settings: DenoiseSettings, negative: Conditions | None) -> Denoiser:
+    def attention_backends(self, batch: PackedBatch) -> tuple[str, ...]:
+        """The attention backends that compute a batch.
+
+        Raises:
+            BackendError: the one that was asked for cannot compute these sequences.
+        """
+        try:
+            return self.transformer.attention_backends(batch)
+        except BackendUnavailable as error:
+            raise BackendError(str(error)) from error
+
+    @clean_process_state()
+    def admit(self, conditions: Conditions, settings: DenoiseSettings, negative: Conditions | None = None) -> list[ImageJob]:
+        """Compute what no step changes, with the LoRAs that are in the weights now.
+
+        Args:
+            conditions: of every image; they differ only in their noise.
+            settings: sizes, steps, seeds.
+            negative: the same with the negative prompt's text.
+
+        Returns:
+            One image for each seed, to be denoised.
+
+        Raises:
+            ValueError: no seeds, or sizes, sigmas or latents that do not fit.
+        """
+        if not settings.seeds:
+            raise ValueError("expected at least one seed, got none")
         sigmas = (
             self.family.sigmas(settings.steps, settings.width, settings.height)
             if settings.sigmas is None
@@ -252,8 +277,7 @@ class Pipeline:
             for entry in ([conditions] if negative is None else [conditions, negative])
         ]
         against = None if negative is None else sequences[1]
-        jobs = [ImageJob(sequences[0], start, tuple(sigmas), against, settings.true_cfg_scale) for start in starts]
-        return Denoiser(self.transformer, jobs, reference_numerics=settings.reference_numerics)
+        return [ImageJob(sequences[0], start, tuple(sigmas), against, settings.true_cfg_scale) for start in starts]
 
     @clean_process_state()
     def decode(self, latents: Tensor) -> Tensor:

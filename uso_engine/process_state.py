@@ -19,7 +19,7 @@ from typing import TypeVar, cast
 
 import torch
 
-from .turn import Turn
+from .interrupt_lock import InterruptSafeLock
 
 Value = TypeVar("Value")
 
@@ -115,7 +115,7 @@ class _ProcessSettings:
     """The settings of the process, replaced while at least one thread works."""
 
     def __init__(self) -> None:
-        self._turn = Turn()
+        self._lock = InterruptSafeLock()
         self._settings = _settings()
         self._before: list[tuple[Setting, object]] = []
         self._workers: set[object] = set()
@@ -129,13 +129,21 @@ class _ProcessSettings:
         """
         worker = object()
         try:
-            self._turn.take(lambda: self._enter(worker))
+            self.enter(worker)
             yield
         finally:
             try:
-                self._turn.take(lambda: self._leave(worker))
+                self.leave(worker)
             finally:
-                self._turn.take(lambda: self._leave(worker))
+                self.leave(worker)
+
+    def enter(self, worker: object) -> None:
+        """Hold the engine's values for one more, from any thread."""
+        self._lock.run(lambda: self._enter(worker))
+
+    def leave(self, worker: object) -> None:
+        """Let go for one of them, from any thread; the last one gives the caller's values back."""
+        self._lock.run(lambda: self._leave(worker))
 
     def _enter(self, worker: object) -> None:
         self._workers.add(worker)
@@ -152,6 +160,20 @@ class _ProcessSettings:
 
 
 _process = _ProcessSettings()
+
+
+class ProcessHold:
+    """Keeps the settings of the process as the engine needs them from now on, until it is released by whichever thread.
+
+    Those of a thread (autocast, inference mode, the default device) are not part of it: threads of the engine's own have none.
+    """
+
+    def __init__(self) -> None:
+        _process.enter(self)
+
+    def release(self) -> None:
+        """Let go; a second call does nothing."""
+        _process.leave(self)
 
 
 @contextmanager

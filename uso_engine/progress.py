@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from .sampling.denoiser import OnStep, Step
+    from .sampling.step import OnStep, Step
 
 
 class StepProgress:

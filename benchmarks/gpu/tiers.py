@@ -1,4 +1,4 @@
-"""fp8 and int8 with quantised activations against bfloat16: one step of each, on the same weights."""
+"""The tiers with 8-bit activations against bfloat16: one step of each, on the same weights."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from benchmarks.tiers import steps as tier_steps
 
 from .bench import RECORDS, Bench
 
-TIERS = ("fp8", "int8, W8A8")
-
 
 def run(bench: Bench) -> None:
-    for name in TIERS:
+    for name in tier_steps.with_8_bit_activations():
         bench.attempt(name, lambda name=name: measured(bench, name))  # type: ignore[misc]
         bench.free()
 

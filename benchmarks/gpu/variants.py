@@ -14,12 +14,13 @@ from unittest.mock import patch
 
 from torch import Tensor
 
-from benchmarks.measure import output_hash, relative_difference
+from benchmarks.measure import output_hash
 from benchmarks.step.against_diffusers import TIME
 from benchmarks.step.engine_way import Evaluate, engine_step
-from benchmarks.tiers.steps import formats_by_name, quantized_copy
+from benchmarks.tiers.steps import formats_by_name, quantized_copy, with_8_bit_activations
 from benchmarks.workload import Inputs, Workload
 from uso_engine.model.transformer import Transformer
+from uso_engine.verification.measure import relative_error
 from uso_kernels import operation
 
 from .bench import Bench
@@ -90,8 +91,7 @@ VARIANTS = (
     by_attention("xformers"),
     by_attention("chunked"),
     Variant("kernels reference", with_references),
-    in_tier("fp8"),
-    in_tier("int8, W8A8"),
+    *map(in_tier, with_8_bit_activations()),
 )
 
 
@@ -126,7 +126,7 @@ def checked(variant: Variant, made: Made, workload: Workload, steps: dict[str, E
     """
     step = variant.make(made, workload)
     result = step()
-    difference = relative_difference(result, truth)
+    difference = relative_error(result, truth)
     if not difference <= variant.largest_difference:
         raise ValueError(f"differs from the base by {difference:.3g}, at most {variant.largest_difference:g} is rounding")
     steps[variant.name] = step

@@ -17,7 +17,8 @@ from uso_engine import USOEngine
 from uso_engine.conditioning.content import Autoencoder
 from uso_engine.imaging.pixels import from_pixels
 from uso_engine.sampling.admission import admit
-from uso_engine.sampling.denoiser import Denoiser, ImageJob
+from uso_engine.sampling.job import ImageJob
+from uso_engine.sampling.run import DenoisingRun
 from uso_engine.sampling.schedule import schedule
 
 from .bench import Bench
@@ -97,7 +98,7 @@ class Request:
             "admit", lambda: admit(self.transformer, conditions(self.inputs), self.inputs.grid, sigmas, self.inputs.guidance)
         )
         noise = torch.randn(16, 2 * rows, 2 * columns)
-        denoiser = Denoiser(self.transformer, [ImageJob(sequence, noise, tuple(sigmas))])
+        denoiser = DenoisingRun(self.transformer, [ImageJob(sequence, noise, tuple(sigmas))])
         self.stage(f"{len(sigmas) - 1} steps", denoiser.run)
         latent = denoiser.latents()[0]
         pixels = self.stage("decode", lambda: self.autoencoder.decode(latent[None]))

@@ -34,7 +34,8 @@ from uso_engine.precision.text_encoder import quantize_text_encoder
 from uso_engine.precision.tiers import QUANTIZED_TIERS, TIERS
 from uso_engine.precision.transformer import DTYPES, quantized_transformer
 from uso_engine.sampling.admission import admit
-from uso_engine.sampling.denoiser import Denoiser, ImageJob
+from uso_engine.sampling.job import ImageJob
+from uso_engine.sampling.run import DenoisingRun
 from uso_engine.sampling.schedule import schedule
 
 STEPS = 2
@@ -57,6 +58,10 @@ def settings_for(name: str, workload: Workload) -> EngineConfig:
     defaults = config.defaults.model_copy(update={"width": 16 * columns, "height": 16 * rows, "steps": workload.steps})
     content = config.content.model_copy(update={"long_side": 16 * max(workload.content)})
     return config.model_copy(update={"transformer": transformer, "defaults": defaults, "content": content})
+
+
+TIER_CONFIGS = ["uso-flux-dev", *(f"uso-flux-dev-{tier}" for tier in QUANTIZED_TIERS)]
+"""The configuration of every tier for the public models."""
 
 
 def text_parts(config: EngineConfig, workload: Workload) -> list[tuple[OffloadablePart, nn.Module, int]]:
@@ -148,7 +153,7 @@ def _denoise(
     sigmas = schedule(config.defaults.steps, 16 * columns, 16 * rows)
     sequence = admit(transformer, conditions(inputs), inputs.grid, sigmas, inputs.guidance)
     noise = torch.randn(16, 2 * rows, 2 * columns)
-    denoiser = Denoiser(transformer, [ImageJob(sequence, noise, tuple(sigmas))])
+    denoiser = DenoisingRun(transformer, [ImageJob(sequence, noise, tuple(sigmas))])
     for _ in range(STEPS):
         denoiser.step()
     placement.end_denoising()
@@ -183,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", action="append", help="repeat; by default uso-flux-dev and its quantised tiers")
     parser.add_argument("--budget", action="append", type=amount, metavar="GIB", help="repeat; by default 24, 16, 12 and 8")
     options = parser.read(arguments)
-    names = options.config or ["uso-flux-dev", *(f"uso-flux-dev-{tier}" for tier in QUANTIZED_TIERS)]
+    names = options.config or TIER_CONFIGS
     over = []
     for name in names:
         for budget in options.budget or [24.0, 16.0, 12.0, 8.0]:

@@ -5,27 +5,26 @@ from __future__ import annotations
 from benchmarks.documents import Table, markdown
 from benchmarks.records import Record, hardware, latest
 from uso_engine.config import load_config
-from uso_engine.model.params import TransformerParams
+from uso_engine.offload.budget import public_sizes
 from uso_engine.offload.phases import GIB, PCIE_BYTES_PER_S
 from uso_engine.offload.plan import plan_memory
-from uso_engine.offload.sizes import public_engine_sizes
-from uso_engine.precision.tiers import QUANTIZED_TIERS
-from uso_engine.precision.transformer import layer_formats
+
+from .plans import TIER_CONFIGS
 
 BUDGETS_GIB = (24, 16, 12, 8)
 
 
 def plans(records: list[Record]) -> str:
     """Memory plans of every tier for the usual cards; computed."""
-    params, rows = TransformerParams(), []
-    for name in ("uso-flux-dev", *(f"uso-flux-dev-{tier}" for tier in QUANTIZED_TIERS)):
-        precision = load_config(name).precision
-        sizes = public_engine_sizes(params, layer_formats(params, precision.tier), text_encoder=precision.text_encoder)
+    rows = []
+    for name in TIER_CONFIGS:
+        config = load_config(name)
+        sizes = public_sizes(config, config.precision.tier)
         for budget in BUDGETS_GIB:
             plan = plan_memory(budget * GIB, sizes)
             blocks = len(plan.streamed_double_blocks) + len(plan.streamed_single_blocks)
             rows.append([
-                f"{precision.tier}, T5 {precision.text_encoder}",
+                f"{config.precision.tier}, T5 {config.precision.text_encoder}",
                 f"{budget} GiB",
                 f"{plan.peak_bytes / GIB:.1f} GiB" if plan.fits else "; ".join(plan.problems),
                 ", ".join(plan.streamed) or "nothing",

@@ -25,6 +25,7 @@ from benchmarks.measure import Clock, count_allocations, interleave, write_recor
 from benchmarks.workload import Inputs, Workload, random_inputs, random_transformer
 from uso_engine.model.rope import content_positions, grid_positions
 from uso_engine.model.transformer import Transformer
+from uso_engine.verification.measure import relative_error
 from uso_engine.weights.diffusers_keys import diffusers_pieces, diffusers_shapes
 
 from .engine_way import Evaluate, engine_step
@@ -120,8 +121,7 @@ def run(
         "diffusers": diffusers_step(diffusers_twin(transformer), inputs, latents),
         "ours": engine_step(transformer, inputs, latents, (TIME,), "auto"),
     }
-    theirs, ours = (evaluate().double() for evaluate in variants.values())
-    difference = float((ours - theirs).norm() / theirs.norm())
+    difference = relative_error(variants["ours"](), variants["diffusers"]())
     if not difference <= TOLERANCE[dtype]:
         raise SystemExit(f"diffusers and the engine do not compute the same velocity: relative difference {difference:.1e}")
     times = interleave(variants, rounds=rounds, device=device, clock=clock)

@@ -17,8 +17,10 @@ import torch
 from benchmarks.arguments import BenchmarkParser
 from benchmarks.measure import write_record
 from benchmarks.workload import Workload, conditions, random_inputs, random_transformer
+from uso_engine.precision.transformer import TIER_OF_DTYPE
 from uso_engine.sampling.admission import admit
-from uso_engine.sampling.denoiser import Denoiser, ImageJob
+from uso_engine.sampling.job import ImageJob
+from uso_engine.sampling.run import DenoisingRun
 from uso_engine.sampling.schedule import schedule
 
 from .roofline import Tokens, memory_bytes
@@ -36,13 +38,13 @@ def run(workload: Workload, device: torch.device, dtype: torch.dtype, out: Path 
         start = time.perf_counter()
         if not seconds:
             sequence = admit(transformer, conditions(inputs), inputs.grid, sigmas, inputs.guidance)
-            denoiser = Denoiser(transformer, [ImageJob(sequence, torch.randn(16, 2 * rows, 2 * columns), tuple(sigmas))])
+            denoiser = DenoisingRun(transformer, [ImageJob(sequence, torch.randn(16, 2 * rows, 2 * columns), tuple(sigmas))])
         denoiser.step()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)
     tokens = Tokens(workload.text, workload.style, math.prod(workload.grid), math.prod(workload.content))
-    formula = memory_bytes(workload.params, tokens, steps=workload.steps, bytes_per_weight=dtype.itemsize)
+    formula = memory_bytes(workload.params, tokens, steps=workload.steps, tier=TIER_OF_DTYPE[dtype])
     record: dict[str, object] = {
         "workload": workload.name,
         "device": device.type,

@@ -13,8 +13,10 @@ from benchmarks.encoders import autoencoder_module, filled, text_modules, vision
 from benchmarks.measure import interleave
 from benchmarks.workload import Workload, conditions, random_inputs, random_transformer
 from uso_engine.sampling.admission import admit
-from uso_engine.sampling.denoiser import Denoiser, ImageJob
+from uso_engine.sampling.job import ImageJob
+from uso_engine.sampling.run import DenoisingRun
 from uso_engine.sampling.schedule import schedule
+from uso_engine.verification.measure import relative_error
 
 
 class Stage(NamedTuple):
@@ -78,8 +80,8 @@ def autoencoder_stages(workload: Workload, device: torch.device, dtype: torch.dt
         reference = module.decode(latent).sample
         half = module.to(dtype=dtype, memory_format=torch.channels_last)
         half_latent = latent.to(dtype).contiguous(memory_format=torch.channels_last)
-        error = (half.decode(half_latent).sample.float() - reference).norm() / reference.norm()
-        yield Stage("autoencoder decode bfloat16, channels last", lambda: half.decode(half_latent), float(error))
+        error = relative_error(half.decode(half_latent).sample, reference)
+        yield Stage("autoencoder decode bfloat16, channels last", lambda: half.decode(half_latent), error)
 
 
 def denoising_stages(workload: Workload, device: torch.device, dtype: torch.dtype) -> Iterator[Stage]:
@@ -92,7 +94,7 @@ def denoising_stages(workload: Workload, device: torch.device, dtype: torch.dtyp
     noise = torch.randn(16, 2 * rows, 2 * columns)
 
     def denoise() -> None:
-        Denoiser(transformer, [ImageJob(sequence, noise, tuple(sigmas))]).run()
+        DenoisingRun(transformer, [ImageJob(sequence, noise, tuple(sigmas))]).run()
 
     yield Stage("admission", lambda: admit(transformer, conditions(inputs), inputs.grid, sigmas, inputs.guidance))
     yield Stage(f"denoising, {workload.steps} steps", denoise)

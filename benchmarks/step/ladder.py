@@ -18,6 +18,7 @@ import torch
 from benchmarks.arguments import BenchmarkParser
 from benchmarks.measure import Clock, count_allocations, interleave, write_record
 from benchmarks.workload import Workload, merge, random_inputs, random_lora, random_transformer
+from uso_engine.verification.measure import relative_error
 from uso_kernels.attention import available_backends
 
 from .authors_way import AuthorsWay
@@ -63,8 +64,8 @@ def check(ladder: dict[str, Evaluate], dtype: torch.dtype) -> dict[str, float]:
         SystemExit: one computes something else.
     """
     first, *others = ladder
-    truth = ladder[first]().double()
-    differences = {name: float((ladder[name]().double() - truth).norm() / truth.norm()) for name in others}
+    truth = ladder[first]()
+    differences = {name: relative_error(ladder[name](), truth) for name in others}
     wrong = {name: difference for name, difference in differences.items() if not difference <= TOLERANCE[dtype]}
     if wrong:
         raise SystemExit(f"these rungs do not compute the first one's velocity: {wrong}")

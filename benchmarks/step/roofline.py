@@ -13,6 +13,9 @@ from dataclasses import dataclass, replace
 
 from benchmarks.arguments import BenchmarkParser, count
 from uso_engine.model.params import TransformerParams
+from uso_engine.offload.sizes import transformer_sizes
+from uso_engine.precision.tiers import TIERS, TierName
+from uso_engine.precision.transformer import DTYPES, layer_formats
 
 BF16 = 2
 
@@ -187,24 +190,25 @@ def weight_count(params: TransformerParams) -> dict[str, int]:
 
 
 def memory_bytes(
-    params: TransformerParams, tokens: Tokens, *, steps: int = 28, bytes_per_weight: float = 2.0, keeps_modulation: bool = True
+    params: TransformerParams, tokens: Tokens, *, tier: TierName = "bf16", steps: int = 28, keeps_modulation: bool = True
 ) -> dict[str, float]:
     """Memory of the transformer during denoising, as docs/performance.md writes it out.
 
     Args:
         params: the model's sizes.
         tokens: of one sequence.
+        tier: of the weights; in float32 activations take twice what is said here.
         steps: rows of the modulation table.
-        bytes_per_weight: 2 in bf16, 1 in fp8 and int8, 0.5625 in int4 with groups of 128.
         keeps_modulation: whether the modulation linears stay on the GPU.
     """
-    weights, width, mlp = weight_count(params), params.hidden_size, params.mlp_width
+    sizes = transformer_sizes(params, layer_formats(params, tier), dtype=DTYPES[TIERS[tier].dtype])
+    width, mlp = params.hidden_size, params.mlp_width
     # The most that is alive at once, in a single block's attention: x and its normed form (2 C), the first matrix's product
     # (3 C + E), whose columns the second matrix reads in the end, q, k, v (3 C), and dense attention's own result (C).
     per_token = 2 * width + (3 * width + mlp) + 3 * width + width
     vectors = 12 * params.depth + 3 * params.depth_single_blocks + 2
     return {
-        "weights": bytes_per_weight * (weights["rest"] + (weights["modulation"] if keeps_modulation else 0)),
+        "weights": float(sizes.total if keeps_modulation else sizes.without_modulation),
         "modulation_table": float(BF16 * steps * vectors * width),
         "activations": float(BF16 * per_token * tokens.all),
         "rotary": float(2 * 4 * tokens.all * params.head_dim // 2),

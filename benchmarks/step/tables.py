@@ -5,6 +5,7 @@ from __future__ import annotations
 from benchmarks.documents import Table, markdown
 from benchmarks.records import Record, clock_note, hardware, latest
 from uso_engine.model.params import TransformerParams
+from uso_engine.precision.tiers import TIERS
 
 from .roofline import GPUS, Tokens, floor_ms, memory_bytes, step_flops
 
@@ -27,9 +28,11 @@ def memory(records: list[Record]) -> str:
     """Memory of the transformer while denoising; computed."""
     params, tokens = TransformerParams(), Tokens(style=192, content=1024)
     rows = []
-    for tier, size in (("bf16", 2.0), ("fp8, int8", 1.0), ("int4", 0.5625)):
+    for tier, row in TIERS.items():
+        if row.is_exact:
+            continue
         for keeps in (True, False):
-            found = memory_bytes(params, tokens, bytes_per_weight=size, keeps_modulation=keeps)
+            found = memory_bytes(params, tokens, tier=tier, keeps_modulation=keeps)
             cells = [f"{found[name] / 1e9:.2f}" for name in ("weights", "modulation_table", "activations")]
             rows.append([tier, "yes" if keeps else "no", *cells, f"{sum(found.values()) / 1e9:.2f}"])
     header = ["weights", "modulation linears stay", "weights, GB", "table, GB", "activations, GB", "sum, GB"]

@@ -26,8 +26,9 @@ from uso_engine.offload.sizes import transformer_sizes
 from uso_engine.precision.tiers import FLOAT_TIERS, QUANTIZED_TIERS, TIERS, Format, linear_classes
 from uso_engine.precision.transformer import layer_formats
 from uso_engine.sampling.admission import Conditions, admit
-from uso_engine.sampling.denoiser import Denoiser, ImageJob
+from uso_engine.sampling.job import ImageJob
 from uso_engine.sampling.latents import draw_noise, token_grid
+from uso_engine.sampling.run import DenoisingRun
 from uso_engine.sampling.schedule import schedule
 from uso_engine.verification.measure import relative_error
 from uso_engine.verification.small_model import small_params
@@ -63,7 +64,7 @@ class DrawnCase:
         sigmas = schedule(STEPS, self.width, self.height)
         sequence = admit(module, self.conditions, token_grid(self.width, self.height), sigmas, 4.0)
         noise = draw_noise(self.width, self.height, self.number + 1)
-        denoiser = Denoiser(module, [ImageJob(sequence, noise, tuple(sigmas))])
+        denoiser = DenoisingRun(module, [ImageJob(sequence, noise, tuple(sigmas))])
         velocity = denoiser.step().velocities[0].float().clone()
         denoiser.run()
         return velocity, denoiser.latents()[0]

@@ -23,8 +23,9 @@ from uso_engine.model.linear import Linear
 from uso_engine.model.transformer import Transformer
 from uso_engine.offload.sizes import transformer_sizes
 from uso_engine.precision.quantized_linear import QuantizedLinear
-from uso_engine.precision.tiers import QUANTIZED_TIERS, TIERS, Format, tiers_of_gpu
+from uso_engine.precision.tiers import QUANTIZED_TIERS, TIERS, Format, linear_classes, tiers_of_gpu
 from uso_engine.precision.transformer import layer_formats, quantized_transformer
+from uso_engine.verification.measure import relative_error
 
 LARGEST_DIFFERENCE = 0.5
 """A step that differs more is broken, not rounded."""
@@ -38,6 +39,13 @@ def formats_by_name(workload: Workload, device: torch.device) -> dict[str, dict[
     found: dict[str, dict[str, Format]] = {tier: layer_formats(params, tier) for tier in tiers}
     chosen = [tier for tier in tiers if TIERS[tier].blocks_with_int8_activations is not None]
     return found | {f"{tier}, W8A8": layer_formats(params, tier, int8_activations=True) for tier in chosen}
+
+
+def with_8_bit_activations() -> tuple[str, ...]:
+    """Those of `formats_by_name` that multiply in 8 bits, and can be faster than bf16."""
+    found: dict[str, Format | None] = {tier: TIERS[tier].blocks for tier in QUANTIZED_TIERS}
+    found |= {f"{tier}, W8A8": TIERS[tier].blocks_with_int8_activations for tier in QUANTIZED_TIERS}
+    return tuple(name for name, chosen in found.items() if chosen is not None and linear_classes()[chosen].takes is not None)
 
 
 @torch.no_grad()
@@ -81,13 +89,13 @@ def run(
     tokens = inputs.grid[0] * inputs.grid[1]
     latents = torch.randn(tokens, workload.params.in_channels, generator=generator).to(device, torch.bfloat16)
     plain = engine_step(transformer, inputs, latents, (0.75,), "auto")
-    truth = plain().double()
+    truth = plain()
     records: list[dict[str, object]] = []
     for name, formats in formats_by_name(workload, device).items():
         if only is not None and name not in only:
             continue
         step = engine_step(quantized_copy(transformer, formats), inputs, latents, (0.75,), "auto")
-        difference = float((step().double() - truth).norm() / truth.norm())
+        difference = relative_error(step(), truth)
         if not difference <= LARGEST_DIFFERENCE:
             raise SystemExit(f"{name} does not compute bf16's velocity: relative difference {difference:.3g}")
         times = interleave({"bf16": plain, name: step}, rounds=rounds, device=device, clock=clock)

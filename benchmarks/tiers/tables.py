@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from benchmarks.documents import Table, markdown
 from benchmarks.records import Record, clock_note, hardware, latest
+from uso_engine.precision.tiers import ANY_GPU, TIERS
 
 
 def steps(records: list[Record]) -> str:
@@ -23,6 +24,22 @@ def steps(records: list[Record]) -> str:
     ]
     header = ["machine", "workload", "tier", "step, ms", "bf16, ms", "times bf16", "velocity differs", "without modulation, GB"]
     return markdown(header, rows) + clock_note(records)
+
+
+def rules(records: list[Record]) -> str:
+    """What becomes of a matrix in each tier, and what computes it; from the table of tiers."""
+    rows = [
+        [
+            f"`{name}`",
+            *(tier.dtype if chosen == "float" else chosen for chosen in (tier.blocks, tier.sensitive, tier.modulation)),
+            "any GPU, or a CPU" if tier.oldest_gpu == ANY_GPU else f"{tier.oldest_gpu.name} or newer, or a CPU",
+            f"{percent(tier.velocity_bound, 1)} / {percent(tier.latent_bound, 1)}",
+        ]
+        for name, tier in TIERS.items()
+        if not tier.is_exact
+    ]
+    header = ["tier", "blocks", "sensitive layers (`keep`)", "modulation linears", "needs"]
+    return markdown([*header, "`verify` allows: first velocity / last latent"], rows)
 
 
 def errors(records: list[Record]) -> str:
@@ -69,6 +86,7 @@ def percent(value: float, digits: int = 2) -> str:
 
 TABLES = (
     Table("docs/performance.md", "tiers", ("tier_steps",), steps),
+    Table("docs/quantization.md", "rules", (), rules),
     Table("docs/quantization.md", "tiers", ("tier error",), errors),
     Table("docs/quantization.md", "products", ("quantised product",), products),
     Table("docs/quantization.md", "sensitivity", ("sensitivity",), sensitivity),

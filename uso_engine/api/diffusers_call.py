@@ -11,7 +11,7 @@ from .fields import image_seeds, plain_whole
 from .messages import shown, suggested
 
 if TYPE_CHECKING:
-    from uso_engine.sampling.denoiser import OnStep
+    from uso_engine.sampling.step import OnStep
 
     from .request import GenerationRequest
     from .result import GenerationResult

@@ -10,7 +10,7 @@ from .messages import shown
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from uso_engine.sampling.denoiser import OnStep, Step
+    from uso_engine.sampling.step import OnStep, Step
 
 _TIMESTEPS = 1000
 _TENSORS = ("latents",)

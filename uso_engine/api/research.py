@@ -42,6 +42,8 @@ class ResearchOptions:
         alpha: what becomes of transparent pixels in the pictures: "white" lays them on white, "drop" takes the colours stored
             beneath, as the authors do.
         reference_numerics: keep time, noise and latents in the model's dtype, as the authors do.
+        loras: to be in the weights beside the configuration's instead of what `USOEngine.set_loras` put there: paths (from the
+            working directory) or hub ids, each alone or with its weight. Requests with other LoRAs wait for each other.
 
     Raises:
         ValueError: a value of another type or outside its range, or two that contradict each other.
@@ -58,6 +60,7 @@ class ResearchOptions:
     posterior_seed: int | None = None
     alpha: Alpha = "white"
     reference_numerics: bool = False
+    loras: Sequence[str | Path | tuple[str | Path, float]] | None = None
 
     def __post_init__(self) -> None:
         """Check every value, and keep what callers may change later as it is now."""
@@ -75,6 +78,8 @@ class ResearchOptions:
             raise _refusal("alpha", "'white' or 'drop'", self.alpha)
         if not isinstance(self.reference_numerics, bool):
             raise _refusal("reference_numerics", "True or False", self.reference_numerics)
+        if isinstance(self.loras, list):
+            set_field(self, "loras", tuple(self.loras))  # What they name is checked where they are read.
         if self.latents is not None and self.strength is not None:
             raise ValueError("research.latents and research.strength both say what to start from; give one of them")
 

@@ -77,7 +77,8 @@ class GenerationResult:
         """Write the images, each whole or not at all; one that cannot be written does not cost the others.
 
         Args:
-            path: where to; its ending (.png, .jpg, .jpeg) decides the format. Several images get ``-0``, ``-1`` … before it.
+            path: where to; its ending (.png, .jpg, .jpeg, .webp) decides the format. Several images get ``-0``, ``-1`` …
+                before it.
             parameters: whether the files say what made them (prompt, seed …); that they are generated they always say.
             encoder: threads to encode in; some of its own by default.
 

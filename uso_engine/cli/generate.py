@@ -11,7 +11,7 @@ import typer
 
 from .app import app, be_verbose, errors, fail, is_verbose, reports_errors, say, sentence, warn
 from .arguments import merged_line, parse_images, parse_lora, parse_size, read_batch
-from .outputs import SUFFIXES, Outputs, check_outputs
+from .outputs import Outputs, check_outputs, hosted_format, named_output
 from .progress import GenerationProgress, LoadingProgress
 
 if TYPE_CHECKING:
@@ -35,11 +35,16 @@ def generate(
         typer.Option(help="Content image, then style images: paths or URLs. Repeat; 'none' first: style only."),
     ] = None,
     output: Annotated[
-        Path,
+        Path | None,
         typer.Option(
-            "--output", "-o", help="Where to write: .png or .jpg; the lines of a batch and several images are numbered."
+            "--output",
+            "-o",
+            help="Where to write: .png, .jpg or .webp; default: out.png. Lines of a batch and several images are numbered.",
         ),
-    ] = Path("out.png"),
+    ] = None,
+    format_: Annotated[
+        str | None, typer.Option("--format", help="png, jpg or webp, for a name without an ending; default: the name's.")
+    ] = None,
     config: Annotated[
         str | None, typer.Option(help="A configuration's name or TOML file; default: the embedded demonstration.")
     ] = None,
@@ -83,6 +88,7 @@ def generate(
         raise fail("give --size or --keep-size, not both", 2)
     if verbose:
         be_verbose()
+    path = named_output(output, format_)
     fields: dict[str, object] = {
         "prompt": prompt,
         "images": None if image is None else parse_images(image),
@@ -96,10 +102,10 @@ def generate(
         "true_cfg_scale": true_cfg_scale,
         "style_scale": style_scale,
         "enable_safety_checker": safety_checker,
-        "output_format": SUFFIXES.get(output.suffix.lower()),
+        "output_format": hosted_format(path),
     }
     given = {name: value for name, value in fields.items() if value is not None}
-    outputs = Outputs(output, contact_sheet, response, parameters)
+    outputs = Outputs(path, contact_sheet, response, parameters)
     requests: list[tuple[Outputs, Mapping[str, object]]] = [(outputs, given)]
     if batch is not None:
         lines = [merged_line(given, line) for line in read_batch(batch)]
@@ -193,6 +199,7 @@ def _what_ran(engine: USOEngine, result: GenerationResult) -> str:
 def _write_response(result: GenerationResult, path: Path, images: list[Path]) -> None:
     """The hosted API's JSON beside the images, with the paths just written as URLs."""
     from uso_engine.imaging.atomic import write_atomically
+    from uso_engine.imaging.output_formats import output_format_of
 
     written = iter(images)
 
@@ -202,7 +209,7 @@ def _write_response(result: GenerationResult, path: Path, images: list[Path]) ->
         def put(self, name: str, data: bytes, content_type: str) -> str:
             return next(written).resolve().as_uri()
 
-    body = result.to_response(WrittenFiles())
+    body = result.to_response(WrittenFiles(), output_format=output_format_of(images[0]))
     write_atomically(path, json.dumps(body.model_dump(), indent=1).encode())
 
 

@@ -13,7 +13,7 @@ from uso_engine.progress import StepProgress
 from .app import interrupts
 
 if TYPE_CHECKING:
-    from uso_engine.sampling.denoiser import Step
+    from uso_engine.sampling.step import Step
 
 
 class LoadingProgress:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 from torch import Tensor
 
-from uso_engine.sampling.denoiser import Step
+from uso_engine.sampling.step import Step
 
 if TYPE_CHECKING:
     from uso_engine.engine import USOEngine

@@ -19,6 +19,7 @@ from typing import Self
 from PIL import Image
 
 from uso_engine.errors import ImageError
+from uso_engine.imaging.decode import Formats
 from uso_engine.imaging.decode_worker import READY
 from uso_engine.imaging.rgb import Alpha
 
@@ -57,7 +58,14 @@ class DecodePool:
             self._idle.put(self._start())
 
     def decode(
-        self, data: bytes, *, max_pixels: int, label: str, deadline_s: float = 10.0, alpha: Alpha = "white"
+        self,
+        data: bytes,
+        *,
+        max_pixels: int,
+        label: str,
+        deadline_s: float = 10.0,
+        alpha: Alpha = "white",
+        formats: Formats = "all",
     ) -> Image.Image:
         """Decode a picture and bring it to upright RGB, to the same pixels as `open_image` in this process.
 
@@ -69,6 +77,7 @@ class DecodePool:
             label: what error messages call the picture.
             deadline_s: the most seconds that decoding may take.
             alpha: as for `open_image`.
+            formats: which are decoded.
 
         Returns:
             The RGB image.
@@ -80,7 +89,8 @@ class DecodePool:
         process = self._idle.get()
         try:
             process = process or self._start()
-            return process.decode(data, max_pixels=max_pixels, label=label, deadline_s=deadline_s, alpha=alpha)
+            job = {"max_pixels": max_pixels, "label": label, "deadline_s": deadline_s, "alpha": alpha, "formats": formats}
+            return process.decode(data, job, max_pixels=max_pixels, deadline_s=deadline_s)
         except _ProcessEnded as ended:
             logger.warning("%s: its decoding process is replaced: %s", label, ended)
             raise ImageError(f"{label}: {ended}") from ended
@@ -153,14 +163,13 @@ class _Process:
         self._ready = False
         self.usable = True
 
-    def decode(self, data: bytes, *, max_pixels: int, label: str, deadline_s: float, alpha: str) -> Image.Image:
+    def decode(self, data: bytes, job: dict[str, object], *, max_pixels: int, deadline_s: float) -> Image.Image:
         if not self._ready:
             self._read(len(READY), time.monotonic() + _START_S, "the decoding process did not start")
             self._ready = True
         end = time.monotonic() + deadline_s
         too_long = f"decoding it took longer than {deadline_s:g} s"
-        job = {"bytes": len(data), "max_pixels": max_pixels, "label": label, "deadline_s": deadline_s, "alpha": alpha}
-        self._write(json.dumps(job).encode() + b"\n", end, too_long)
+        self._write(json.dumps({"bytes": len(data), **job}).encode() + b"\n", end, too_long)
         self._write(data, end, too_long)
         answer = json.loads(self._read_line(end, too_long))
         if "error" in answer:

@@ -12,9 +12,9 @@ import resource
 import sys
 from typing import BinaryIO
 
-from uso_engine.errors import ImageError
-from uso_engine.imaging.decode import decode_image
-from uso_engine.imaging.rgb import to_rgb
+from uso_engine.errors import BackendError, ImageError
+from uso_engine.imaging.decode import Formats, decode_image
+from uso_engine.imaging.rgb import Alpha, to_rgb
 
 READY = b"ready\n"
 """What the process says once it has imported what it needs."""
@@ -44,13 +44,13 @@ def main(memory_bytes: int, source: BinaryIO, sink: BinaryIO) -> None:
 
 
 def _answer(
-    data: bytes, *, memory_bytes: int, max_pixels: int, label: str, deadline_s: float, alpha: str
+    data: bytes, *, memory_bytes: int, max_pixels: int, label: str, deadline_s: float, alpha: Alpha, formats: Formats
 ) -> tuple[dict[str, object], bytes]:
     try:
-        image, orientation = decode_image(data, max_pixels=max_pixels, label=label, deadline_s=deadline_s)
-        rgb = to_rgb(image, label=label, orientation=orientation, alpha="drop" if alpha == "drop" else "white")
+        image, orientation = decode_image(data, max_pixels=max_pixels, label=label, deadline_s=deadline_s, formats=formats)
+        rgb = to_rgb(image, label=label, orientation=orientation, alpha=alpha)
         return {"size": rgb.size}, rgb.tobytes()
-    except ImageError as error:
+    except (ImageError, BackendError) as error:
         return {"error": str(error)}, b""
     except MemoryError:
         return {"error": f"{label}: decoding it needs more than {memory_bytes // 2**20:,} MiB"}, b""

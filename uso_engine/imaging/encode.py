@@ -1,4 +1,4 @@
-"""Pictures as PNG or JPEG files, marked as generated, written whole or not at all."""
+"""Pictures as PNG, JPEG or WebP files, marked as generated, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,16 +9,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, TypeAlias
 
 from PIL import ExifTags, Image
 
 from uso_engine.imaging.atomic import write_atomically
+from uso_engine.imaging.output_formats import CONTENT_TYPES, OutputFormat, output_format_of
 
-OutputFormat: TypeAlias = Literal["png", "jpeg"]
-
-CONTENT_TYPES: dict[OutputFormat, str] = {"png": "image/png", "jpeg": "image/jpeg"}
-SUFFIXES: dict[str, OutputFormat] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}
+__all__ = ["CONTENT_TYPES", "Encoder", "ImageMetadata", "OutputFormat", "encode_image", "output_format_of", "save_image"]
 
 # An EXIF block is one JPEG segment of at most 65,533 bytes; the rest of the block needs a few hundred.
 _JPEG_JSON_BYTES = 64_000
@@ -38,32 +35,14 @@ class ImageMetadata:
     parameters: Mapping[str, object] | None = None
 
 
-def output_format_of(path: Path) -> OutputFormat:
-    """The format that a file name asks for.
-
-    Args:
-        path: a path ending in .png, .jpg or .jpeg.
-
-    Returns:
-        The format.
-
-    Raises:
-        ValueError: another ending.
-    """
-    output_format = SUFFIXES.get(path.suffix.lower())
-    if output_format is None:
-        raise ValueError(f"'{path.name}' ends in {path.suffix or 'nothing'!r}; expected .png, .jpg or .jpeg")
-    return output_format
-
-
 def encode_image(image: Image.Image, output_format: OutputFormat, metadata: ImageMetadata) -> bytes:
-    """Encode a picture: PNG at compression level 1 (fast, lossless), JPEG at quality 95.
+    """Encode a picture: PNG at compression level 1 (fast, lossless), JPEG and WebP at quality 95.
 
     The EXIF block says ``Software: AI generated; uso_engine``, make and model: the base model's licence asks for disclosure.
 
     Args:
         image: RGB.
-        output_format: ``png`` or ``jpeg``.
+        output_format: ``png``, ``jpeg`` or ``webp``.
         metadata: what else the file says.
 
     Returns:
@@ -79,7 +58,7 @@ def encode_image(image: Image.Image, output_format: OutputFormat, metadata: Imag
     if output_format == "png":
         image.save(buffer, format="PNG", compress_level=1, exif=exif)
     else:
-        image.save(buffer, format="JPEG", quality=95, exif=exif)
+        image.save(buffer, format=output_format.upper(), quality=95, exif=exif)
     return buffer.getvalue()
 
 
@@ -88,7 +67,7 @@ def save_image(image: Image.Image, path: Path, metadata: ImageMetadata) -> Path:
 
     Args:
         image: RGB.
-        path: ends in .png, .jpg or .jpeg; its folder is made if it is not there.
+        path: ends in .png, .jpg, .jpeg or .webp; its folder is made if it is not there.
         metadata: what the file says.
 
     Returns:

@@ -19,6 +19,7 @@ class EncodedPicture:
         exif: the TIFF structure of its EXIF data, where it has any.
         xmp: the beginning of its XMP packet, where it has one.
         scans: how often the decoder goes over the whole picture.
+        orientation: as EXIF has it, where the file says it elsewhere than in its EXIF data; goes before that.
     """
 
     data: bytes
@@ -26,6 +27,7 @@ class EncodedPicture:
     exif: bytes | None = None
     xmp: bytes | None = None
     scans: int = 1
+    orientation: int | None = None
 
 
 def damaged(label: str, kind: str, what: str) -> ImageError:
@@ -33,7 +35,7 @@ def damaged(label: str, kind: str, what: str) -> ImageError:
 
     Args:
         label: what error messages call the picture.
-        kind: PNG, JPEG or WebP.
+        kind: the format's name.
         what: the rule that is broken, in a few words.
     """
     return ImageError(f"{label}: the {kind} image is truncated or damaged and cannot be decoded ({what})")

@@ -11,7 +11,7 @@ from PIL import Image
 from uso_engine.errors import ImageError, ImageTypeError, MissingFileError
 from uso_engine.imaging.arrays import array_to_image, tensor_to_image
 from uso_engine.imaging.data_uri import decode_data_uri
-from uso_engine.imaging.decode import check_size, decode_image
+from uso_engine.imaging.decode import Formats, check_size, decode_image
 from uso_engine.imaging.hosts import HostList
 from uso_engine.imaging.orientation import UPRIGHT, orientation_of
 from uso_engine.imaging.rgb import Alpha, to_rgb
@@ -24,7 +24,7 @@ from uso_engine.imaging.source import (
     is_image_source,
     is_tensor,
 )
-from uso_engine.local_names import has_file_scheme, local_name
+from uso_engine.local_names import has_file_scheme, is_local_name, local_name
 
 if TYPE_CHECKING:
     from uso_engine.imaging.decode_pool import DecodePool
@@ -46,7 +46,8 @@ class ImageLimits:
         allow_http: whether plain ``http`` URLs are fetched besides ``https``.
         allow_private_addresses: whether URLs may lead to this machine and its networks (private, loopback, link-local and every
             other address that is not public). Where strangers choose the URLs, turn this off, or they reach what you reach.
-        allow_paths: whether local paths are opened; a server, whose strings come from strangers, turns this off.
+        allow_paths: whether local paths are opened; a server, whose pictures come from strangers, turns this off. Then the
+            formats are those of URLs and data URIs, for bytes too.
         private_hosts: hosts that URLs may lead to although their addresses are not public: ``minio.internal``,
             ``minio.internal:9000``, ``*.internal``, ``10.0.0.7``, ``[fd00::7]:9000``.
         allowed_hosts: the only hosts that URLs may lead to, written in the same way, redirects included; None for all.
@@ -80,8 +81,9 @@ def open_image(
 ) -> Image.Image:
     """Open a picture and bring it to upright RGB.
 
-    Of files, only PNG, JPEG and WebP are accepted, by content and not by name; of an animation the first frame is taken; EXIF
-    orientation is applied; transparency is laid on white. A Pillow image is taken as it stands, whatever it was read from.
+    Of files, PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF and HEIC are accepted, by content and not by name; behind URLs and in data
+    URIs only the first three. Of an animation or several pages the first is taken; orientation is applied; transparency is laid
+    on white. A Pillow image is taken as it stands, whatever it was read from.
 
     Args:
         source: a path (also with ``~``, and after ``file:``), an http(s) URL, a data URI, the bytes of an encoded picture (also
@@ -100,6 +102,7 @@ def open_image(
         ImageTypeError: a source of another type; a TypeError as well.
         FetchError: a URL that could not be read within its limits.
         MissingFileError: no file at that path.
+        BackendError: HEIC without the ``heif`` extra, or AVIF where Pillow was built without it.
     """
     limits = limits or ImageLimits()
     if not is_image_source(source):
@@ -116,11 +119,20 @@ def open_image(
         image = tensor_to_image(source, max_pixels=limits.max_pixels, label=label)
     else:
         data = _read(source, limits, label)
+        is_from_elsewhere = isinstance(source, str) and not is_local_name(source)
+        formats: Formats = "web" if is_from_elsewhere or not limits.allow_paths else "all"
         if limits.decode_pool is not None:
             return limits.decode_pool.decode(
-                data, max_pixels=limits.max_pixels, label=label, deadline_s=limits.decode_deadline_s, alpha=alpha
+                data,
+                max_pixels=limits.max_pixels,
+                label=label,
+                deadline_s=limits.decode_deadline_s,
+                alpha=alpha,
+                formats=formats,
             )
-        image, orientation = decode_image(data, max_pixels=limits.max_pixels, label=label, deadline_s=limits.decode_deadline_s)
+        image, orientation = decode_image(
+            data, max_pixels=limits.max_pixels, label=label, deadline_s=limits.decode_deadline_s, formats=formats
+        )
     return to_rgb(image, label=label, orientation=orientation, alpha=alpha)
 
 

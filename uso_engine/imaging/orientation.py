@@ -31,6 +31,8 @@ def stored_orientation(picture: EncodedPicture, *, label: str) -> int:
     Returns:
         1 to 8 (EXIF 2.32, tag 0x0112); 1, upright, where none is given or the data is damaged, which is logged.
     """
+    if picture.orientation is not None:
+        return picture.orientation
     found = None
     if picture.exif:
         try:

@@ -32,7 +32,7 @@ from .presence import require_parts
 from .transformer import LoadProgress, load_transformer, resolve
 
 if TYPE_CHECKING:
-    from uso_engine.safety import SafetyChecker
+    from uso_engine.safety.checker import SafetyChecker
 
 
 def load_parts(
@@ -47,7 +47,7 @@ def load_parts(
     """Load everything that an engine of this configuration has; arguments and errors as for `load_pipeline`."""
     require_parts(config)
     safety = load_safety_checker(config, device=device if budget is None else "cpu")
-    others = () if safety is None else (safety.part,)
+    others = () if safety is None or safety.part is None else (safety.part,)
     pipeline = load_pipeline(
         config, device=device, tier=tier, attention=attention, budget=budget, other_parts=others, progress=progress
     )
@@ -58,10 +58,16 @@ def load_safety_checker(config: EngineConfig, *, device: torch.device | str) -> 
     """Load the safety checker; None where the configuration has none."""
     if config.safety is None:
         return None
-    from uso_engine.safety import SafetyChecker
+    from uso_engine.safety.checker import SafetyChecker
 
-    folder = resolve(config.safety.folder, "safety checker", config)
-    return SafetyChecker.from_folder(folder, threshold=config.safety.threshold, device=device)
+    section = config.safety
+    folder = resolve(section.folder, "safety checker", config)
+    if section.runtime == "torch":
+        return SafetyChecker.from_folder(folder, threshold=section.threshold, device=device)
+    assert section.onnx_file is not None
+    file = resolve(section.onnx_file, "safety checker's ONNX file", config)
+    gpu = torch.device(device).index or 0
+    return SafetyChecker.from_onnx(file, folder, threshold=section.threshold, provider=section.provider or "cpu", gpu=gpu)
 
 
 def load_style_encoder(config: EngineConfig, *, device: torch.device | str, dtype: torch.dtype) -> StyleEncoder | None:

@@ -55,6 +55,8 @@ def configured_files(config: EngineConfig) -> Iterator[ConfiguredFile]:
         yield ConfiguredFile("autoencoder", config.autoencoder.checkpoint, _is_file(config.autoencoder.checkpoint))
     if config.safety is not None:
         yield ConfiguredFile("safety checker", config.safety.folder, False)
+        if config.safety.runtime == "onnx" and config.safety.onnx_file is not None:
+            yield ConfiguredFile("safety checker's ONNX file", config.safety.onnx_file, True)
 
 
 def missing_files(config: EngineConfig) -> list[ConfiguredFile]:

@@ -104,6 +104,7 @@ def examine_part(what: str, path: Path, config: EngineConfig) -> PartFacts:
         "CLIP tokenizer": _tokenizer(CLIP_FILES),
         "autoencoder": _autoencoder,
         "safety checker": _safety,
+        "safety checker's ONNX file": _safety_file,
     }
     return checks[what](path, config)
 
@@ -208,6 +209,10 @@ def _safety(path: Path, config: EngineConfig) -> PartFacts:
     require_files(path, "safety checker's image processor", [["preprocessor_config.json"]])
     files = require_model_files(path, "safety checker")
     return PartFacts("a folder of transformers", sum(file.stat().st_size for file in files))
+
+
+def _safety_file(path: Path, config: EngineConfig) -> PartFacts:
+    return PartFacts("for ONNX Runtime", path.stat().st_size)
 
 
 def _facts(source: TensorSource, itemsize: int) -> PartFacts:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from numbers import Real
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TypeAlias
+from weakref import WeakValueDictionary
 
 from uso_engine.config import EMBEDDED_PREFIX, EngineConfig
 from uso_engine.weights.files.paths import resolve_path
@@ -22,6 +24,40 @@ LoRAChoice: TypeAlias = str | Path | tuple[str | Path, float]
 _EXPECTED = 'loras must be a list of paths or of (path, weight), such as ["a.safetensors", ("b.safetensors", 0.8)]'
 
 
+@dataclass(frozen=True)
+class ChosenLoRAs:
+    """LoRAs to be in the weights; two that name the same unchanged files, weights and switch are equal.
+
+    Args:
+        key: path, time and size of each file, and its weight.
+        keep_configured: whether the configuration's LoRAs, USO's own among them, stay.
+        loras: what was read, with its weights.
+    """
+
+    key: tuple[tuple[str, int, int, float], ...] = ()
+    keep_configured: bool = True
+    loras: tuple[tuple[LoRA, float], ...] = field(default=(), compare=False, repr=False)
+
+
+_chosen: WeakValueDictionary[tuple[object, ...], ChosenLoRAs] = WeakValueDictionary()
+"""What is in use somewhere, so that it need not be read again."""
+
+
+def choose_loras(loras: Iterable[LoRAChoice], config: EngineConfig, *, keep_configured: bool = True) -> ChosenLoRAs:
+    """Read the LoRAs that a caller names, as `read_chosen_loras` does; those that are in use are not read again.
+
+    Raises:
+        ValueError, MissingFileError, LoRAError: as for `read_chosen_loras`.
+    """
+    chosen = _found(loras, config)
+    key = tuple((str(path), (stat := path.stat()).st_mtime_ns, stat.st_size, weight) for path, weight in chosen)
+    identity = key, keep_configured, config.transformer.params
+    known = _chosen.get(identity)
+    if known is None:
+        known = _chosen[identity] = ChosenLoRAs(key, keep_configured, tuple(_read(chosen, config)))
+    return known
+
+
 def read_chosen_loras(loras: Iterable[LoRAChoice], config: EngineConfig) -> list[tuple[LoRA, float]]:
     """Read the LoRAs that a caller names.
 
@@ -34,12 +70,19 @@ def read_chosen_loras(loras: Iterable[LoRAChoice], config: EngineConfig) -> list
         MissingFileError: a file is not there.
         LoRAError: a file that does not fit; see `read_lora`.
     """
+    return _read(_found(loras, config), config)
+
+
+def _found(loras: Iterable[LoRAChoice], config: EngineConfig) -> list[tuple[Path, float]]:
     # A mapping of paths to weights would give its paths, and lose the weights.
     if isinstance(loras, str | bytes | PathLike | Mapping) or not isinstance(loras, Iterable):
         raise ValueError(f"{_EXPECTED}; got {loras!r:.200}")
     chosen = [_path_and_weight(item) for item in loras]
     # All are found before the first is read.
-    found = [(_find(path, config), weight) for path, weight in chosen]
+    return [(_find(path, config), weight) for path, weight in chosen]
+
+
+def _read(found: Iterable[tuple[Path, float]], config: EngineConfig) -> list[tuple[LoRA, float]]:
     return [(read_lora(file, config.transformer.params), weight) for file, weight in found]
 
 

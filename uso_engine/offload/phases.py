@@ -60,6 +60,18 @@ def block_buffers(choice: Choice, transformer: TransformerSizes) -> int:
     return min(BUFFERS, len(blocks)) * max(blocks, default=0)
 
 
+def table_bytes(transformer: TransformerSizes, work: RequestSize) -> int:
+    """What a request holds from its first step to its last: modulation tables, and a step's rows of them."""
+    # Images of one prompt share a table; a step gathers its rows for every sequence.
+    prompts = 2 if work.negative else 1
+    return (prompts * work.steps + work.sequences) * transformer.vectors * transformer.hidden_size * transformer.itemsize
+
+
+def row_bytes(transformer: TransformerSizes) -> int:
+    """Activations of a step for each packed row."""
+    return ROW_WIDTHS * transformer.hidden_size * transformer.itemsize
+
+
 def phases_of(choice: Choice, sizes: EngineSizes, work: RequestSize) -> list[Phase]:
     """Every phase of a request with its peak."""
     transformer = sizes.transformer
@@ -73,11 +85,8 @@ def phases_of(choice: Choice, sizes: EngineSizes, work: RequestSize) -> list[Pha
         return moved + part.working_bytes
 
     modulation = BUFFERS * max(transformer.modulation) if MODULATION in choice.streamed else 0
-    width = transformer.hidden_size * transformer.itemsize
-    # Images of one prompt share a table; a step gathers its rows for every sequence.
-    prompts = 2 if work.negative else 1
-    table = (prompts * work.steps + work.sequences) * transformer.vectors * width
-    activations = ROW_WIDTHS * work.rows * width + transformer.scratch
+    table = table_bytes(transformer, work)
+    activations = work.rows * row_bytes(transformer) + transformer.scratch
     pixels, strip_pixels = work.width * work.height, sizes.strip_pixels or STRIP_PIXELS
     # One image is decoded at a time; the finished ones wait in float32.
     decoding = sizes.decoder.peak_bytes(choice.decoding, pixels, strip_pixels) + 12 * work.images * pixels

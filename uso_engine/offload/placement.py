@@ -21,7 +21,7 @@ from uso_engine.precision.tiers import TierName
 from .autoencoder_sizes import FLUX_DECODER, FLUX_ENCODER, STRIP_PIXELS, Cut
 from .budget import MemoryBudget, require_fit, transformer_sizes_of, usual_request_size
 from .layer_stream import place_transformer
-from .phases import GIB
+from .phases import GIB, row_bytes, table_bytes
 from .plan import MemoryPlan, plan_memory
 from .sizes import ComponentSizes, EngineSizes, RequestSize
 from .streamed_part import StreamedPart
@@ -104,6 +104,23 @@ class Placement:
             f"{work.images} x {work.width}x{work.height} with {work.contents} content and {work.styles} style images needs "
             f"{peak.peak_bytes / GIB:.2f} GiB ({peak.name}), memory_budget_gib is {self.plan.budget_bytes / GIB:g}; {advice}"
         )
+
+    def has_room(self, together: Sequence[RequestSize], step_rows: int) -> bool:
+        """Whether requests keep within the budget that have begun together; those by themselves are checked by `require`.
+
+        Args:
+            together: at least one; each goes through its phases beside what the others hold.
+            step_rows: packed rows that they share a step up to.
+        """
+        transformer, rows = self.sizes.transformer, sum(work.rows for work in together)
+        tables = sum(table_bytes(transformer, work) for work in together)
+
+        def peak(work: RequestSize) -> int:
+            company = max(0, min(rows, step_rows) - work.rows) * row_bytes(transformer)
+            alone = self.plan.peak_for(self.sizes, work).peak_bytes
+            return alone + tables - table_bytes(transformer, work) + company
+
+        return max(map(peak, together)) <= self.plan.budget_bytes
 
     def end_denoising(self) -> None:
         """Let go of the buffers through which modulation linears and blocks are streamed."""

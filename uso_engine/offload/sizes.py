@@ -9,7 +9,7 @@ import torch
 
 from uso_engine.model.params import TransformerParams
 from uso_engine.model.projector import StyleProjector
-from uso_engine.precision.tiers import Format, TextTierName, linear_classes
+from uso_engine.precision.tiers import TIERS, Format, TextTierName, linear_classes
 from uso_engine.precision.transformer import is_modulation, linears, quantized_transformer
 from uso_kernels.ragged import round_up_to_tile
 
@@ -198,10 +198,10 @@ class PublicModels:
     classifier.
     """
 
-    t5_matrices: int = 4_630_511_616
-    t5_outputs: int = 983_040
+    t5_blocks: int = 24
+    t5_block_matrices: tuple[tuple[int, int], ...] = (*[(4096, 4096)] * 4, (10240, 4096), (10240, 4096), (4096, 10240))
+    t5_block_others: int = 8_192
     t5_others: int = 131_799_040
-    t5_block: int = 192_946_176
     clip: int = 123_060_480
     clip_block: int = 7_087_872
     vision: int = 428_225_600
@@ -230,8 +230,6 @@ def public_engine_sizes(
     """
     public = models if models is not None else PublicModels()
     size = dtype.itemsize
-    t5_bytes = size * public.t5_matrices if text_encoder == "bf16" else public.t5_matrices + 4 * public.t5_outputs
-    t5_scratch = 0 if text_encoder == "bf16" else size * 4096 * 10240
     tokens, width, style_tokens = public.projector_params
     with torch.device("meta"):
         projector = StyleProjector(
@@ -239,13 +237,7 @@ def public_engine_sizes(
         )
     projector_bytes = size * sum(parameter.numel() for parameter in projector.parameters())
     components = (
-        ComponentSizes(
-            "T5",
-            t5_bytes + size * public.t5_others,
-            size * public.t5_others,
-            public.t5_block * (size if text_encoder == "bf16" else 1),
-            165_000_000 * size + t5_scratch,
-        ),
+        _t5_sizes(public, TIERS[text_encoder].text_encoder or "float", dtype),
         ComponentSizes(
             "CLIP", size * public.clip, size * (public.clip - 12 * public.clip_block), size * public.clip_block, 20_000_000
         ),
@@ -266,3 +258,22 @@ def public_engine_sizes(
         ),
     )
     return EngineSizes(transformer_sizes(params, formats, dtype=dtype), {component.name: component for component in components})
+
+
+def _t5_sizes(public: PublicModels, chosen: Format, dtype: torch.dtype) -> ComponentSizes:
+    """T5 with its matrices in a format; the rest is of a floating type."""
+    matrices = sum(_matrix_bytes(chosen, rows, columns, dtype) for rows, columns in public.t5_block_matrices)
+    largest = max(rows * columns for rows, columns in public.t5_block_matrices)
+    return ComponentSizes(
+        "T5",
+        public.t5_blocks * matrices + dtype.itemsize * public.t5_others,
+        dtype.itemsize * public.t5_others,
+        matrices + dtype.itemsize * public.t5_block_others,
+        dtype.itemsize * (165_000_000 + (largest if restores_weight(chosen) else 0)),
+    )
+
+
+def _matrix_bytes(chosen: Format, rows: int, columns: int, dtype: torch.dtype) -> int:
+    if chosen == "float":
+        return rows * columns * dtype.itemsize
+    return sum(layout.size_bytes for layout in linear_classes()[chosen].layout(columns, rows).values())

@@ -13,7 +13,7 @@ from uso_engine.model.linear import Linear
 from uso_engine.model.params import TransformerParams
 from uso_engine.model.transformer import Transformer
 
-from .tiers import TIERS, FloatType, Format, TierName, linear_classes, tiers_of_gpu
+from .tiers import FLOAT_TIERS, TIERS, FloatType, Format, TierName, linear_classes, tiers_of_gpu
 
 DEFAULT_KEEP = (
     "double_blocks.0",
@@ -29,6 +29,8 @@ ALWAYS_FLOAT = ("img_in", "txt_in", "time_in", "vector_in", "guidance_in", "fina
 """The embedders and the last projection: 0.4 % of the parameters, and the model reads its own type from ``img_in``."""
 
 DTYPES: Mapping[FloatType, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+TIER_OF_DTYPE: Mapping[torch.dtype, TierName] = {DTYPES[name]: tier for name, tier in FLOAT_TIERS.items()}
 
 _INDEX = re.compile(r"(double_blocks|single_blocks)\.(-\d+)")
 

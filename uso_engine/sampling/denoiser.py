@@ -1,263 +1,176 @@
-"""The denoising loop on a packed batch.
+"""Denoising steps of any images together, each at a step of its own.
 
     latent += (sigma_next - sigma) * velocity
 
-Latents are kept in float32 and in output order for the whole run; the model sees them rounded to its own dtype. A negative
-prompt is one more sequence that reads the same latent: velocity = v_neg + scale * (v_pos - v_neg).
+Latents are kept in float32 and in output order; the model sees them rounded to its own dtype. A negative prompt is one more
+sequence that reads the same latent: velocity = v_neg + scale * (v_pos - v_neg).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import OrderedDict
 from collections.abc import Sequence as Sequences
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from uso_engine.model.packing import PackedBatch
-from uso_engine.model.rope import Grid
 from uso_engine.model.sequence import Sequence
 from uso_engine.model.transformer import Observer, Transformer
 from uso_kernels.euler_update import euler_update, guide_reference
 from uso_kernels.ragged import TILE_ROWS, round_up_to_tile
 
-from .latents import pack_latent, unpack_latent
+from .job import ImageJob, Job
+
+KEPT_BATCHES = 4
+"""Batches whose tables are kept, so that jobs which take turns find theirs again; a few MB each."""
 
 
 @dataclass(frozen=True)
-class ImageJob:
-    """One image to denoise.
+class Tables:
+    """What steps of the same jobs share: the packed sequences, and the rows of each image.
 
     Args:
-        sequence: its fixed part.
-        latent: [16, h / 8, w / 8], where it starts, usually noise.
-        sigmas: steps + 1 falling numbers; the sequence's modulation table was made for them.
-        negative: the fixed part of the same image under the negative prompt, if there is one.
-        true_cfg_scale: how far to go from the negative prompt's velocity towards the prompt's.
+        jobs: in order.
+        sequences: the jobs' sequences, then those of the negative prompts.
+        batch: all of them, packed.
+        rows: rows of each job's latent, with padding.
+        row_job: int64 [T_pos], the job of each row.
+        guided_rows: rows to evaluate again under the negative prompts; None where no image has one.
+        negative_rows: int64 [T_pos], each row's negative row, -1 where there is none.
+        guidance: float32 [T_pos], each row's scale.
     """
 
-    sequence: Sequence
-    latent: Tensor
-    sigmas: tuple[float, ...]
-    negative: Sequence | None = None
-    true_cfg_scale: float = 1.0
+    jobs: tuple[Job, ...]
+    sequences: tuple[Sequence, ...]
+    batch: PackedBatch
+    rows: tuple[int, ...]
+    row_job: Tensor
+    guided_rows: Tensor | None
+    negative_rows: Tensor | None
+    guidance: Tensor | None
 
-
-@dataclass
-class Step:
-    """What `on_step` sees after each step; it may change latents, or stop, and keep whatever it is given.
-
-    What `Denoiser.step` returns is the same without copies: its latents are the running ones, and its velocities lie in memory
-    that the next step overwrites.
-
-    Args:
-        index: of the step just taken, from 0.
-        steps: how many there are.
-        sigmas: sigma before this step, one per image.
-        next_sigmas: sigma after it, one per image.
-        latents: each image's packed latent [L_img, 64] after the step, float32. The run goes on from what stands here when
-            `on_step` returns, whether it was written to or another tensor was put in its place; later steps do not change it.
-        velocities: each image's velocity [L_img, 64], after true CFG; no later step overwrites them.
-        grids: rows and columns of tokens of each image.
-    """
-
-    index: int
-    steps: int
-    sigmas: tuple[float, ...]
-    next_sigmas: tuple[float, ...]
-    latents: tuple[Tensor, ...]
-    velocities: tuple[Tensor, ...]
-    grids: tuple[Grid, ...]
-    stopped: bool = field(default=False, init=False)
-
-    def stop(self) -> None:
-        """End the run after this step; the latents as they are now are the result."""
-        self.stopped = True
-
-    def unpacked(self, image: int) -> Tensor:
-        """Latent of one image as [16, h / 8, w / 8], a copy."""
-        return unpack_latent(self.latents[image], self.grids[image])
-
-    def estimated_clean(self, image: int) -> Tensor:
-        """Where the current velocity leads at sigma 0, [16, h / 8, w / 8]: what to preview."""
-        tokens = self.latents[image] - self.next_sigmas[image] * self.velocities[image]
-        return unpack_latent(tokens, self.grids[image])
-
-
-OnStep = Callable[[Step], None]
+    @property
+    def positive_rows(self) -> int:
+        """Rows of the images themselves, [T_pos]."""
+        return sum(self.rows)
 
 
 class Denoiser:
-    """A packed batch of images on their way from noise to latent.
+    """Takes denoising steps.
 
     Args:
         transformer: the loaded model.
-        jobs: the images, all with the same number of steps; sizes, sigmas and scales may differ.
-        reference_numerics: keep latents in the model's dtype and round every operation to it, as the authors do.
-
-    Raises:
-        ValueError: no jobs, different numbers of steps, or a latent that does not fit its grid.
     """
 
-    def __init__(self, transformer: Transformer, jobs: Sequences[ImageJob], *, reference_numerics: bool = False) -> None:
-        _check_jobs(jobs)
+    def __init__(self, transformer: Transformer) -> None:
         self._transformer = transformer
-        self._jobs = tuple(jobs)
-        self._guided = [i for i, job in enumerate(jobs) if job.negative is not None]
-        negatives = [job.negative for job in jobs if job.negative is not None]
-        self._sequences = [*(job.sequence for job in jobs), *negatives]
-        self._batch = PackedBatch.form(self._sequences)
-        weight = transformer.img_in.weight
-        self._model_dtype = weight.dtype
-        self._rounds_each_operation = reference_numerics
-        layout, rows = self._batch.output, self._positive_rows
-        self._latents = torch.zeros(rows, transformer.params.in_channels, dtype=torch.float32)
-        for i, job in enumerate(jobs):
-            self._latents[layout.span(i)] = pack_latent(job.latent.to("cpu", torch.float32))
-        self._latents = self._latents.to(weight.device, self._model_dtype if reference_numerics else torch.float32)
-        sigmas = torch.tensor([job.sigmas for job in jobs], dtype=torch.float64)
-        row_job = layout.tile_sequence[: rows // TILE_ROWS].cpu().repeat_interleave(TILE_ROWS)
-        # [steps, T_pos]: the step width of each row, so that images may have schedules of their own.
-        self._deltas = sigmas.diff(dim=1).t()[:, row_job].float().contiguous().to(weight.device)
-        self._guided_rows, self._negative_rows, self._guidance = self._guided_tables()
-        self.index = 0
+        self._tables: OrderedDict[tuple[int, ...], Tables] = OrderedDict()
+        self.batches_formed = 0
 
-    @property
-    def steps(self) -> int:
-        """Denoising steps of this run."""
-        return len(self._jobs[0].sigmas) - 1
-
-    @property
-    def batch(self) -> PackedBatch:
-        """The packed batch: where each sequence's rows lie in observed tensors."""
-        return self._batch
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Transformer tokens of one step, padding not counted."""
-        return sum(sequence.length for sequence in self._sequences)
-
-    @property
-    def _positive_rows(self) -> int:
-        starts = self._batch.output.starts
-        return starts[len(self._jobs)] if len(starts) > len(self._jobs) else self._batch.output.rows
-
-    @property
-    def attention_backends(self) -> tuple[str, ...]:
-        """The attention backends that compute this batch."""
-        return self._transformer.attention_backends(self._batch)
-
-    def _guided_tables(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """What true CFG needs: the rows to evaluate again under the negative prompts; each row's negative row, -1 where there
-        is none; each row's scale. All None where no image has a negative prompt.
-        """
-        if not self._guided:
-            return None, None, None
-        layout, device, rows = self._batch.output, self._latents.device, self._positive_rows
-        guided, negative, scales = [], torch.full((rows,), -1), torch.ones(rows, dtype=torch.float32)
-        following = rows
-        for i in self._guided:
-            span = slice(layout.starts[i], layout.starts[i] + round_up_to_tile(layout.lengths[i]))
-            guided.append(torch.arange(span.start, span.stop))
-            negative[span] = torch.arange(following, following + span.stop - span.start)
-            scales[span] = self._jobs[i].true_cfg_scale
-            following += span.stop - span.start
-        return torch.cat(guided).to(device), negative.to(device), scales.to(device)
-
-    @torch.no_grad()
-    def step(self, observer: Observer | None = None) -> Step:
-        """Take one step.
+    def begin(self, image: ImageJob, *, reference_numerics: bool = False) -> Job:
+        """Put an image at its first step.
 
         Args:
+            image: what to denoise.
+            reference_numerics: keep the latent in the model's dtype and round every operation to it, as the authors do.
+
+        Raises:
+            ValueError: sigmas, negative prompt or latent that do not belong to the sequence.
+        """
+        return Job.begin(image, self._transformer.img_in.weight, reference_numerics=reference_numerics)
+
+    def tables(self, jobs: Sequences[Job]) -> Tables:
+        """The tables of jobs in this order, formed when their step was not among the last ones."""
+        key = tuple(map(id, jobs))
+        found = self._tables.get(key)
+        if found is None:
+            found = self._tables[key] = _form(jobs)
+            self.batches_formed += 1
+            while len(self._tables) > KEPT_BATCHES:
+                self._tables.popitem(last=False)
+        self._tables.move_to_end(key)
+        return found
+
+    def forget(self, jobs: Sequences[Job]) -> None:
+        """Let go of what is kept of jobs that take no more steps."""
+        gone = set(map(id, jobs))
+        for key in [key for key in self._tables if not gone.isdisjoint(key)]:
+            del self._tables[key]
+
+    @torch.no_grad()
+    def step(self, jobs: Sequences[Job], observer: Observer | None = None) -> list[Tensor]:
+        """Take the next step of each job; if that fails, all of them are where they were.
+
+        Args:
+            jobs: at any step, and all with or all without the authors' numerics.
             observer: sees the transformer's intermediate tensors.
 
         Returns:
-            What happened.
+            Each job's velocity [L_img, 64], after true CFG; no later step overwrites it.
 
         Raises:
-            RuntimeError: all steps are taken.
+            ValueError: no jobs, or some with and some without the authors' numerics.
+            RuntimeError: one of them has taken all its steps.
         """
-        if self.index >= self.steps:
-            raise RuntimeError(f"all {self.steps} steps are taken")
-        velocity = self._velocity(observer)
-        delta = self._deltas[self.index]
-        if self._rounds_each_operation:
-            if self._negative_rows is not None:
-                velocity = guide_reference(velocity, self._positive_rows, self._negative_rows, self._guidance)
-            self._latents += (velocity * delta[:, None]).to(self._latents.dtype)
+        for job in jobs:
+            if job.index >= job.steps:
+                raise RuntimeError(f"all {job.steps} steps are taken")
+        tables = self.tables(jobs)
+        if len({job.rounds_each_operation for job in jobs}) > 1:
+            raise ValueError("jobs with and without reference_numerics cannot take a step together")
+        latents = torch.cat([job.latent for job in jobs])
+        velocity = self._velocity(tables, latents, observer)
+        delta = torch.stack([job.deltas[job.index] for job in jobs]).index_select(0, tables.row_job)
+        if jobs[0].rounds_each_operation:
+            if tables.negative_rows is not None:
+                velocity = guide_reference(velocity, tables.positive_rows, tables.negative_rows, tables.guidance)
+            latents += (velocity * delta[:, None]).to(latents.dtype)
         else:
-            velocity = euler_update(self._latents, velocity, delta, self._negative_rows, self._guidance)
-        self.index += 1
-        return self._report(velocity)
+            velocity = euler_update(latents, velocity, delta, tables.negative_rows, tables.guidance)
+        for job, latent in zip(jobs, latents.split(tables.rows), strict=True):
+            job.latent, job.index = latent, job.index + 1
+        images = velocity[: len(latents)].split(tables.rows)
+        return [rows[: job.image.sequence.image_length] for job, rows in zip(jobs, images, strict=True)]
 
-    def run(self, on_step: OnStep | None = None, observer: Observer | None = None) -> None:
-        """Take all steps; `observer` sees the first one only."""
-        while self.index < self.steps:
-            report = self.step(observer if self.index == 0 else None)
-            if on_step is not None:
-                running = report.latents
-                # A caller may keep them: later steps write to the running ones.
-                report.latents = tuple(latent.clone() for latent in running)
-                on_step(report)
-                _take_over(report.latents, running)
-                if report.stopped:
-                    return
-
-    def latents(self) -> list[Tensor]:
-        """Each image's latent, [16, h / 8, w / 8] in float32, on the model's device."""
-        layout = self._batch.output
-        return [unpack_latent(self._latents[layout.span(i)].float(), job.sequence.grid) for i, job in enumerate(self._jobs)]
-
-    def _velocity(self, observer: Observer | None) -> Tensor:
+    def _velocity(self, tables: Tables, latents: Tensor, observer: Observer | None) -> Tensor:
         """Velocity of all sequences [T_out, 64]: the images' rows, then those of their negative prompts."""
-        latents = self._latents.to(self._model_dtype)
-        if self._guided_rows is not None:
-            latents = torch.cat((latents, latents.index_select(0, self._guided_rows)))
-        modulation = torch.stack([sequence.modulation[self.index] for sequence in self._sequences])
-        return self._transformer(self._batch, latents, modulation, observer)
-
-    def _report(self, velocity: Tensor) -> Step:
-        layout = self._batch.output
-        spans = [layout.span(i) for i in range(len(self._jobs))]
-        return Step(
-            index=self.index - 1,
-            steps=self.steps,
-            sigmas=tuple(job.sigmas[self.index - 1] for job in self._jobs),
-            next_sigmas=tuple(job.sigmas[self.index] for job in self._jobs),
-            latents=tuple(self._latents[span] for span in spans),
-            velocities=tuple(velocity[span] for span in spans),
-            grids=tuple(job.sequence.grid for job in self._jobs),
-        )
+        latents = latents.to(self._transformer.img_in.weight.dtype)
+        if tables.guided_rows is not None:
+            latents = torch.cat((latents, latents.index_select(0, tables.guided_rows)))
+        index = [job.index for job in tables.jobs]
+        index += [job.index for job in tables.jobs if job.image.negative is not None]
+        modulation = torch.stack([entry.modulation[i] for entry, i in zip(tables.sequences, index, strict=True)])
+        return self._transformer(tables.batch, latents, modulation, observer)
 
 
-@torch.no_grad()
-def _take_over(latents: object, running: Sequences[Tensor]) -> None:
-    """Go on from what `on_step` left in `Step.latents`; copying without a comparison costs less than asking the device."""
-    expected = [tuple(latent.shape) for latent in running]
-    left = latents if isinstance(latents, (list, tuple)) else [latents]
-    found = [tuple(latent.shape) if isinstance(latent, Tensor) else type(latent).__name__ for latent in left]
-    if found != expected:
-        raise ValueError(f"on_step must leave tensors of shapes {expected} in step.latents, got {found}")
-    for target, latent in zip(running, left, strict=True):
-        target.copy_(latent)
-
-
-def _check_jobs(jobs: Sequences[ImageJob]) -> None:
+def _form(jobs: Sequences[Job]) -> Tables:
     if not jobs:
         raise ValueError("nothing to denoise: expected at least one image, got none")
-    steps = {len(job.sigmas) - 1 for job in jobs}
-    if len(steps) != 1:
-        raise ValueError(f"all images of a batch take the same number of steps, got {sorted(steps)}")
-    for i, job in enumerate(jobs):
-        count = len(job.sigmas) - 1
-        for name, sequence in (("sequence", job.sequence), ("negative", job.negative)):
-            if sequence is None:
-                continue
-            if sequence.grid != job.sequence.grid:
-                raise ValueError(f"image {i}: the negative sequence has grid {sequence.grid}, expected {job.sequence.grid}")
-            if sequence.modulation.shape[0] != count:
-                raise ValueError(f"image {i}: {name} has modulation for {sequence.modulation.shape[0]} steps, expected {count}")
-        rows, columns = job.sequence.grid
-        if job.latent.shape[-2:] != (2 * rows, 2 * columns):
-            raise ValueError(f"image {i}: latent must be {2 * rows}x{2 * columns}, got {tuple(job.latent.shape)}")
+    negatives = [job.image.negative for job in jobs if job.image.negative is not None]
+    sequences = (*(job.image.sequence for job in jobs), *negatives)
+    rows = tuple(round_up_to_tile(job.image.sequence.image_length) for job in jobs)
+    device = jobs[0].latent.device
+    counts = torch.tensor([count // TILE_ROWS for count in rows])
+    row_job = torch.arange(len(jobs)).repeat_interleave(counts).repeat_interleave(TILE_ROWS)
+    guided = _guided_tables(jobs, rows, device) if negatives else (None, None, None)
+    return Tables(tuple(jobs), sequences, PackedBatch.form(sequences), rows, row_job.to(device), *guided)
+
+
+def _guided_tables(jobs: Sequences[Job], rows: Sequences[int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """What true CFG needs: the rows to evaluate again under the negative prompts; each row's negative row, -1 where there is
+    none; each row's scale.
+    """
+    total = sum(rows)
+    guided, negative, scales = [], torch.full((total,), -1), torch.ones(total, dtype=torch.float32)
+    start, following = 0, total
+    for job, count in zip(jobs, rows, strict=True):
+        if job.image.negative is not None:
+            span = slice(start, start + count)
+            guided.append(torch.arange(span.start, span.stop))
+            negative[span] = torch.arange(following, following + count)
+            scales[span] = job.image.true_cfg_scale
+            following += count
+        start += count
+    return torch.cat(guided).to(device), negative.to(device), scales.to(device)

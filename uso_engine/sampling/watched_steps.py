@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .denoiser import OnStep, Step
+from .step import OnStep, Step
 
 
 @dataclass

@@ -22,9 +22,9 @@ from uso_engine.pipeline import DenoiseSettings, Pipeline
 from uso_engine.precision.tiers import FLOAT_TIERS, TierName
 from uso_engine.process_state import clean_process_state
 from uso_engine.sampling.admission import Conditions
-from uso_engine.sampling.denoiser import Step
 from uso_engine.sampling.latents import draw_noise, token_grid
 from uso_engine.sampling.schedule import schedule
+from uso_engine.sampling.step import Step
 from uso_kernels.ragged import Ragged
 
 from .case import AutoencoderSettings, Case, CaseSettings, Tables, read_cases

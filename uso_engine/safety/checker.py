@@ -9,25 +9,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
 import torch
 from PIL import Image
 
-from uso_engine.conditioning.image_processor import ImageProcessor, check_processor
-from uso_engine.conditioning.model_folder import require_files
-from uso_engine.conditioning.offloadable_part import OffloadablePart, attention_working_bytes
-from uso_engine.conditioning.pretrained import load_pretrained
-from uso_engine.errors import CheckpointError, SafetyError
+from uso_engine.conditioning.image_processor import ImageProcessor
+from uso_engine.conditioning.offloadable_part import OffloadablePart
+from uso_engine.errors import SafetyError
 from uso_engine.process_state import clean_process_state
-from uso_engine.weights.files.key_report import short_reason
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+from .classifier import Classifier, TorchClassifier, load_model, read_settings
+from .onnx_classifier import OnnxClassifier, Provider
 
 logger = logging.getLogger(__name__)
 
-_WHAT = "safety checker"
 _BLACK = (0, 0, 0)
 
 
@@ -35,32 +30,31 @@ class SafetyChecker:
     """A classifier, the label that it must not give, and how sure it has to be.
 
     Args:
-        model: a transformers image classifier in evaluation mode.
+        classifier: what is asked about each image.
         processor: its image processor, on Pillow.
         threshold: an image is flagged when the probability of the label is at least this; from 0 to 1.
         label: name of the unsafe label, whatever its case.
 
     Raises:
-        SafetyError: the model has no such label, or no other one.
+        SafetyError: the classifier has no such label, or no other one.
         ValueError: a threshold outside 0 to 1.
     """
 
     def __init__(
-        self, model: PreTrainedModel, processor: ImageProcessor, *, threshold: float = 0.5, label: str = "nsfw"
+        self, classifier: Classifier, processor: ImageProcessor, *, threshold: float = 0.5, label: str = "nsfw"
     ) -> None:
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold must be from 0 to 1, got {threshold}")
         self.threshold = threshold
-        self._model = model
+        self._classifier = classifier
         self._processor = processor
-        self.part = OffloadablePart("safety classifier", [model], (), _working_bytes(model.config))
-        self._label = _label_index({int(index): name for index, name in (model.config.id2label or {}).items()}, label)
+        self._label = _label_index(classifier.labels, label)
 
     @classmethod
     def from_folder(
         cls, folder: Path, *, threshold: float = 0.5, label: str = "nsfw", device: torch.device | str = "cpu"
     ) -> SafetyChecker:
-        """Load a classifier; nothing is downloaded.
+        """Load a classifier that PyTorch runs; nothing is downloaded.
 
         Args:
             folder: config.json, preprocessor_config.json and weights.
@@ -76,39 +70,41 @@ class SafetyChecker:
             CheckpointError: not an image classifier, or its weights are incomplete or do not fit.
             SafetyError: the model has no such label.
         """
-        from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoConfig
+        config, processor = read_settings(folder)
+        model = load_model(folder, config, device=device)
+        return cls(TorchClassifier(model), processor, threshold=threshold, label=label)
 
-        # From where it is defined: the package's own name for it wants torchvision before 5.23, whatever the backend.
-        from transformers.models.auto.image_processing_auto import AutoImageProcessor
+    @classmethod
+    def from_onnx(
+        cls, path: Path, folder: Path, *, threshold: float = 0.5, label: str = "nsfw", provider: Provider = "cpu", gpu: int = 0
+    ) -> SafetyChecker:
+        """Load a classifier that ONNX Runtime runs.
 
-        require_files(folder, _WHAT, [["config.json", "preprocessor_config.json"]])
-        try:
-            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            # Pillow by name, so that the answer does not depend on whether torchvision is installed.
-            processor: ImageProcessor = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
-                folder, local_files_only=True, trust_remote_code=False, backend="pil"
-            )
-        except Exception as error:  # of any type: transformers reads foreign files and lets through what that raises
-            raise CheckpointError(f"{_WHAT} in {folder} cannot be loaded: {short_reason(error)}") from error
-        check_processor(processor, folder, f"{_WHAT}'s image processor")
-        if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
-            raise CheckpointError(f"{_WHAT} in {folder}: a model of type {config.model_type!r} is no image classifier")
-        choices = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
-        # Some types have several classifiers; the configuration names the one that was trained.
-        classes = cast("tuple[type[PreTrainedModel], ...]", choices if isinstance(choices, tuple) else (choices,))
-        named = config.architectures or []
-        model_class = next((kind for kind in classes if kind.__name__ in named), classes[0])
-        tower = model_class.base_model_prefix
-        model = load_pretrained(
-            model_class,
-            folder,
-            what=_WHAT,
-            model_types=[config.model_type],
-            harmless=(f"{tower}.pooler.", f"{tower}.embeddings.mask_token"),
-            dtype=torch.float32,
-            device=device,
-        )
-        return cls(model, processor, threshold=threshold, label=label)
+        Args:
+            path: a file that `uso_engine.safety.onnx_export` wrote.
+            folder: what it was made from.
+            threshold: as for the class.
+            label: as for the class.
+            provider: what ONNX Runtime runs it on.
+            gpu: number of the GPU, for "cuda".
+
+        Returns:
+            The checker.
+
+        Raises:
+            MissingFileError: the file, the folder or a file in it is not there.
+            CheckpointError: another file, or one that was made from another classifier.
+            BackendError: ONNX Runtime is not here, or has no such provider.
+            SafetyError: the model has no such label.
+        """
+        config, processor = read_settings(folder)
+        classifier = OnnxClassifier.open(path, folder, config, provider=provider, gpu=gpu)
+        return cls(classifier, processor, threshold=threshold, label=label)
+
+    @property
+    def part(self) -> OffloadablePart | None:
+        """What a memory plan places; None where PyTorch does not run it."""
+        return self._classifier.part
 
     def scores(self, images: Sequence[Image.Image]) -> list[float]:
         """Probability of the unsafe label for each image, from 0 to 1.
@@ -150,27 +146,11 @@ class SafetyChecker:
     @clean_process_state()
     @torch.no_grad()
     def _score_of(self, image: Image.Image) -> float:
-        inputs = self._processor([image], return_tensors="pt")
-        with self.part.running():
-            logits = self._model(pixel_values=inputs["pixel_values"].to(self._model.device, self._model.dtype)).logits
-        if logits.shape != (1, self._model.config.num_labels):
-            raise ValueError(f"expected an answer of {self._model.config.num_labels} labels, got {list(logits.shape)}")
+        logits = self._classifier.logits(self._processor([image], return_tensors="pt")["pixel_values"])
+        count = len(self._classifier.labels)
+        if logits.shape != (1, count):
+            raise ValueError(f"expected an answer of {count} labels, got {list(logits.shape)}")
         return float(logits.float().softmax(-1)[0, self._label])
-
-
-def _working_bytes(config: PreTrainedConfig) -> int:
-    """Activations of one image in float32; ViT-B/16's sizes stand for those that another classifier does not name."""
-
-    def size(name: str, otherwise: int) -> int:
-        found = getattr(config, name, None)
-        return found if isinstance(found, int) else otherwise
-
-    tokens = (size("image_size", 224) // size("patch_size", 16)) ** 2 + 1
-    heads, width, inner = (
-        size(name, otherwise)
-        for name, otherwise in (("num_attention_heads", 12), ("hidden_size", 768), ("intermediate_size", 3072))
-    )
-    return attention_working_bytes(tokens, heads, width, inner, torch.float32.itemsize)
 
 
 def _label_index(labels: Mapping[int, str], wanted: str) -> int:

@@ -1,4 +1,4 @@
-"""One request at a time, none from inside another, and no interrupt that keeps the turn."""
+"""One thread at a time, none from inside itself, and no interrupt that keeps the lock."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-import uso_engine.turn
+import uso_engine.interrupt_lock
 from uso_engine import USOEngine
-from uso_engine.sampling.denoiser import Step
-from uso_engine.turn import Turn
+from uso_engine.interrupt_lock import InterruptSafeLock
+from uso_engine.sampling.step import Step
 
 
 def test_an_engine_called_from_on_step_says_so_instead_of_waiting_for_itself() -> None:
@@ -39,9 +39,9 @@ def test_an_engine_called_from_on_step_says_so_instead_of_waiting_for_itself() -
         assert engine.generate(prompt="a cup", image_size=size, num_inference_steps=2, on_step=look).images
 
 
-def test_others_wait_for_their_turn() -> None:
-    turn, order = Turn(), list[str]()
-    waiting = threading.Thread(target=turn.take, args=(lambda: order.append("second"),))
+def test_others_wait() -> None:
+    lock, order = InterruptSafeLock(), list[str]()
+    waiting = threading.Thread(target=lock.run, args=(lambda: order.append("second"),))
 
     def first() -> None:
         waiting.start()
@@ -49,21 +49,21 @@ def test_others_wait_for_their_turn() -> None:
         assert waiting.is_alive()
         order.append("first")
 
-    turn.take(first)
+    lock.run(first)
     waiting.join(5)
     assert order == ["first", "second"]
 
     def fail() -> None:
         raise KeyError
 
-    # An error hands the turn on, too.
+    # An error gives the lock back, too.
     with pytest.raises(KeyError):
-        turn.take(fail)
-    assert turn.take(lambda: "third") == "third"
+        lock.run(fail)
+    assert lock.run(lambda: "third") == "third"
 
 
-def interrupted_at(position: int, turn: Turn) -> tuple[bool, list[str]]:
-    """Take a turn and raise KeyboardInterrupt before the instruction of that number in turn.py.
+def interrupted_at(position: int, lock: InterruptSafeLock) -> tuple[bool, list[str]]:
+    """Take a lock and raise KeyboardInterrupt before the instruction of that number in interrupt_lock.py.
 
     In a thread of its own: raising from a trace function while an exception is handled leaves traces in the thread's state.
 
@@ -76,7 +76,7 @@ def interrupted_at(position: int, turn: Turn) -> tuple[bool, list[str]]:
 
     def trace(frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
         nonlocal seen
-        if frame.f_code.co_filename != uso_engine.turn.__file__:
+        if frame.f_code.co_filename != uso_engine.interrupt_lock.__file__:
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":
@@ -88,7 +88,7 @@ def interrupted_at(position: int, turn: Turn) -> tuple[bool, list[str]]:
     def work() -> None:
         sys.settrace(trace)
         try:
-            turn.take(lambda: done.append("work"))
+            lock.run(lambda: done.append("work"))
         except KeyboardInterrupt:
             interrupted.append("here")
         finally:
@@ -100,18 +100,18 @@ def interrupted_at(position: int, turn: Turn) -> tuple[bool, list[str]]:
     return bool(interrupted), done
 
 
-def test_an_interrupt_at_any_instruction_leaves_the_turn_free() -> None:
-    turn = Turn()
+def test_an_interrupt_at_any_instruction_leaves_the_lock_free() -> None:
+    lock = InterruptSafeLock()
     position, interrupted, outcomes = 0, True, set[bool]()
     while interrupted:
         position += 1
-        interrupted, done = interrupted_at(position, turn)
+        interrupted, done = interrupted_at(position, lock)
         outcomes.add(bool(done))
         got: list[str] = []
-        other = threading.Thread(target=turn.take, args=(lambda got=got: got.append("turn"),), daemon=True)
+        other = threading.Thread(target=lock.run, args=(lambda got=got: got.append("lock"),), daemon=True)
         other.start()
         other.join(5)
-        assert got == ["turn"], f"held after an interrupt at instruction {position}"
+        assert got == ["lock"], f"held after an interrupt at instruction {position}"
     # There were instructions before the work and after it.
     assert outcomes == {False, True}
     assert position > 30

@@ -1,4 +1,4 @@
-"""Whose turn it is: one request at a time, and none from inside another."""
+"""A lock that an interrupt (Ctrl-C) never leaves held, and that refuses the thread that holds it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import TypeVar
 Result = TypeVar("Result")
 
 
-class Turn:
-    """A lock that says so when its holder asks for it again, and that an interrupt (Ctrl-C) never leaves held.
+class InterruptSafeLock:
+    """A lock around work that is handed over as a function.
 
-    Work is handed over as a function instead of a ``with`` statement: between a context manager's own methods and the
-    statement's body there are places where an interrupt would end the caller but not the turn.
+    A ``with`` statement would not do: between a context manager's own methods and the statement's body there are places where
+    an interrupt would end the caller but leave the lock held.
     """
 
     def __init__(self) -> None:
@@ -22,23 +22,20 @@ class Turn:
         self._lock = threading.RLock()
         self._ownership = threading.Condition(self._lock)
 
-    def take(self, work: Callable[[], Result]) -> Result:
-        """Wait for the turn, work, and hand it on.
+    def run(self, work: Callable[[], Result]) -> Result:
+        """Wait for the lock, work, and give it back.
 
         Args:
-            work: what is done while nobody else does anything.
+            work: what is done while no other thread works under this lock.
 
         Returns:
             What the work returns.
 
         Raises:
-            RuntimeError: this thread has the turn already.
+            RuntimeError: this thread holds the lock already.
         """
         if self._is_held_here():
-            raise RuntimeError(
-                "the engine is in the middle of a request of this thread: from on_step only engine.preview can be called; "
-                "to end the request, call step.stop() or raise"
-            )
+            raise RuntimeError("this thread works under the lock already; waiting for itself it would never end")
         try:
             with self._lock:
                 return work()

@@ -1,0 +1,51 @@
+"""The threads of an engine, put together."""
+
+from __future__ import annotations
+
+import time
+
+from uso_engine.api.statistics import EngineStatistics
+from uso_engine.generation import LoadedParts
+from uso_engine.loading.lora_choice import ChosenLoRAs
+
+from .counters import Counters
+from .loop import RequestLoop
+from .machine import PipelineMachine
+from .queue import RequestQueue
+from .room import room_of
+from .scheduler import Scheduler
+
+
+def make_loop(parts: LoadedParts) -> RequestLoop:
+    """What takes requests through an engine's parts; no thread runs before the first one comes."""
+    limits, placement = parts.config.queue, parts.pipeline.placement
+    scheduler = Scheduler(
+        limits.max_step_tokens,
+        limits.lora_patience_s,
+        loras=ChosenLoRAs(),
+        fits=room_of(placement, limits.max_step_tokens),
+    )
+    queue = RequestQueue(parts.config.name, limits, scheduler, Counters(), time.monotonic)
+    # Under a plan a phase has the memory to itself.
+    return RequestLoop(queue, PipelineMachine(parts.pipeline), parts.device, overlapped=placement is None)
+
+
+def statistics_of(loop: RequestLoop, parts: LoadedParts) -> EngineStatistics:
+    """Counts at one moment."""
+    queue, counters = loop.queue, loop.queue.counters
+    requests = queue.requests
+    return EngineStatistics(
+        queued=sum(not request.begun for request in requests),
+        running=sum(request.begun for request in requests),
+        queued_bytes=sum(request.work.size_bytes for request in requests if request.work is not None),
+        steps=counters.steps,
+        tokens=counters.tokens,
+        tokens_in_step=counters.tokens_in_step,
+        requests_in_step=counters.requests_in_step,
+        occupancy=counters.members / counters.steps if counters.steps else 0.0,
+        batches_formed=loop.machine.batches_formed,
+        lora_switches=counters.lora_switches,
+        memory_retries=counters.memory_retries,
+        outcomes=dict(counters.outcomes),
+        caches=parts.pipeline.cache_statistics(),
+    )

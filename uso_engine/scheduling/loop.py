@@ -1,0 +1,295 @@
+"""The one thread that owns the device: retire, schedule, step, advance."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from uso_engine.api.events import Stepped
+from uso_engine.errors import EngineClosedError, EngineDrainingError
+from uso_engine.sampling.step import Step
+from uso_engine.stopwatch import Span
+
+from .active import ActiveRequest
+from .handle import Failed, StepTaken
+from .lora_switch import LoRASwitch
+from .machine import Machine
+from .queue import RequestQueue
+from .stages import Stages, use_threads
+from .stepping import out_of_memory, take_step
+from .trace import Trace
+from .worker import Worker
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+STEPS_AHEAD = 1
+"""Steps that are handed to a GPU before the one before them is done: it never waits, and nobody waits for more than two."""
+
+
+class RequestLoop:
+    """Threads that take requests from a queue through their stages: one that denoises, one for conditioning, one for decoding.
+
+    They start with the first request and never keep the process alive: at its end they stop at the next step.
+
+    Args:
+        queue: where requests come from.
+        machine: computes.
+        device: of the machine.
+        overlapped: whether conditioning and decoding run beside denoising; otherwise in between, in the same thread.
+    """
+
+    def __init__(self, queue: RequestQueue, machine: Machine, device: torch.device, *, overlapped: bool = True) -> None:
+        self.queue = queue
+        self.trace: Trace | None = None
+        """Where stretches of work are noted, if anywhere."""
+        self._stages = Stages(queue, lambda: self.trace)
+        self._lora_switch = LoRASwitch(queue, machine.change_loras)
+        self.machine, self._device, self._overlapped = machine, device, overlapped
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+        self._spans: deque[Span] = deque()
+        self.conditioning, self.decoding = (
+            Worker(
+                f"uso-engine {name}",
+                threaded=overlapped,
+                prepare=self._prepare_thread,
+                on_fault=self._die,
+                on_task=self._wake,
+            )
+            for name in ("conditioning", "decoding")
+        )
+        _loops.add(self)
+
+    def submit(self, request: ActiveRequest) -> None:
+        """Begin with a request that is in line."""
+        self.conditioning.put(lambda: self._stages.condition(request), request.tokens)
+        self._wake()
+
+    def call(self, worker: Worker, work: Callable[[], Result]) -> Result:
+        """Do something that is no request in a worker's thread, and wait for it.
+
+        Raises:
+            EngineClosedError, EngineDeadError: nothing is done any more.
+        """
+        with self.queue.changed:
+            self.queue.acceptance.check_alive()
+        threads = torch.get_num_threads()
+
+        def work_as_here() -> Result:
+            use_threads(threads)
+            return work()
+
+        future = worker.call(work_as_here)
+        self._wake()
+        return future.result()
+
+    def change_loras(self, loras: Hashable) -> None:
+        """Merge other LoRAs for every request from now on, when those that run have ended; waits for it.
+
+        Raises:
+            LoRAError: they do not fit; the weights stay as they were.
+            EngineClosedError, EngineDeadError: nothing is done any more.
+        """
+        change = self._lora_switch.ask(loras)
+        self._wake()
+        change.done.result()
+
+    def drain(self, deadline_s: float) -> int:
+        """Accept nothing more and finish what is there.
+
+        Args:
+            deadline_s: seconds after which the rest is cut off.
+
+        Returns:
+            How many were cut off.
+        """
+        self.queue.acceptance.draining = True
+        if self.queue.wait_until_empty(self.queue.clock() + deadline_s):
+            return 0
+        count = self.queue.doom(EngineDrainingError(f"the engine drained, and the request was not done in {deadline_s:g} s"))
+        self.queue.wait_until_empty()
+        return count
+
+    def close(self) -> None:
+        """Accept nothing more, finish what has begun, and end the threads."""
+        with self.queue.changed:
+            self.queue.acceptance.closed = True
+            refusal = self.queue.acceptance.refusal()
+        assert refusal is not None
+        self.queue.doom(refusal, begun=False)
+        self.queue.wait_until_empty()
+        self.stop()
+        self.join()
+
+    def stop(self) -> None:
+        """End the threads after the step that runs, without waiting for them; requests fail."""
+        self.queue.acceptance.closed = self._stopping = True
+        self.queue.notify()
+        reason = self.queue.acceptance.refusal()
+        for worker in (self.conditioning, self.decoding):
+            worker.stop(reason or EngineClosedError("the engine was closed"))
+
+    def join(self) -> None:
+        """Wait for the threads to end."""
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        for worker in (self.conditioning, self.decoding):
+            worker.join()
+
+    def _wake(self) -> None:
+        with self.queue.changed:
+            if self._thread is None and not self._stopping:
+                # A daemon: whoever waits for a result keeps the process alive, an idle engine must not.
+                self._thread = threading.Thread(target=self._run, name="uso-engine denoising", daemon=True)
+                self._thread.start()
+            self.queue.notify()
+
+    def _run(self) -> None:
+        try:
+            self._prepare_thread()
+            while not self._stopping:
+                seen = self.queue.changes
+                if not self._round():
+                    self.queue.wait_for_change(seen)
+            self._end_all(EngineClosedError("the engine was closed"))
+        except BaseException as fault:  # noqa: BLE001 - of any type: those who wait have to hear of it
+            self._die(fault)
+
+    def _round(self) -> bool:
+        """Whether there was anything to do."""
+        now_s = self.queue.clock()
+        busy = self._retire(now_s)
+        busy = self._lora_switch.change(now_s) or busy
+        busy = self._do_tasks() or busy
+        with self.queue.changed:
+            members = self.queue.scheduler.choose(now_s)
+        if members:
+            self._advance([member for member in members if isinstance(member, ActiveRequest)])
+        return busy or bool(members)
+
+    def _retire(self, now_s: float) -> bool:
+        """Let go of those who end without a result, and hand on those who have taken their last step."""
+        leaving = self.queue.leaving(now_s)
+        for request, error in leaving:
+            self.machine.forget(request.jobs)
+            self.queue.end(request, Failed(error))
+        through = [request for request in self.queue.requests if request.is_through]
+        for request in through:
+            self.machine.forget(request.jobs)
+            with self.queue.changed:
+                request.stage, request.ready = "waiting for decoding", False
+                self.queue.scheduler.remove(request)
+            self.decoding.put(lambda request=request: self._stages.decode(request), request.tokens)  # type: ignore[misc]
+        if (leaving or through) and not any(request.stage == "denoising" for request in self.queue.requests):
+            self.machine.rest()
+        return bool(leaving or through)
+
+    def _advance(self, members: Sequence[ActiveRequest]) -> None:
+        """Take a step of these and see what became of each."""
+        members = [member for member in members if member.jobs or self._admit(member)]
+        if not members:
+            return
+        use_threads(members[0].threads)
+        span = Span(self._device)
+        outcome = take_step(self.machine, members)
+        self._spans.append(span.end())
+        while len(self._spans) > STEPS_AHEAD:
+            self._spans.popleft().wait()
+        for member, error in outcome.failed:
+            self.machine.forget(member.jobs)
+            self.queue.end(member, Failed(error))
+        taken = [member for member, _ in outcome.taken]
+        with self.queue.changed:
+            self.queue.scheduler.step_taken(taken)
+            if outcome.too_large is not None:
+                self.queue.scheduler.shrink(outcome.too_large)
+                self.queue.counters.memory_retries += 1
+        tokens = sum(member.tokens for member in taken)
+        self.queue.counters.count_step(tokens, len(taken), span.end_s - span.start_s)
+        self._record("denoising", "step", span, requests=[member.number for member in taken], tokens=tokens)
+        for member, velocities in outcome.taken:
+            self._report(member, velocities, span)
+
+    def _admit(self, request: ActiveRequest) -> bool:
+        span = Span()
+        try:
+            use_threads(request.threads)
+            self.machine.admit(request)
+        except torch.OutOfMemoryError as error:
+            self.queue.end(request, Failed(out_of_memory(error, "beginning a request")))
+        except Exception as error:  # noqa: BLE001 - of any type: this request's fault, and nobody else's
+            self.queue.end(request, Failed(error))
+        self._record("denoising", "admission", span.end(), request=request.number)
+        return bool(request.jobs)
+
+    def _report(self, request: ActiveRequest, velocities: list[Tensor], span: Span) -> None:
+        """Tell a request's caller of its step."""
+        if request.work is None:
+            return
+        request.work.watch.add("denoise", span)
+        handle, job = request.handle, request.jobs[0]
+        if handle.wants_steps:
+            step = Step.taken(request.jobs, velocities)
+            self.queue.tell(request, StepTaken(step))
+            with self.queue.changed:
+                request.refresh()
+        elif handle.wants_previews:
+            request.last_step = step = Step.taken(request.jobs, velocities)
+            self.decoding.put(lambda: self._stages.preview(request, step))
+        else:
+            self.queue.tell(request, Stepped(job.index - 1, job.steps))
+
+    def _do_tasks(self) -> bool:
+        """Conditioning and decoding, where they have no threads of their own."""
+        if self._overlapped:
+            return False
+        waiting = self.conditioning.has_tasks or self.decoding.has_tasks
+        if waiting:
+            self.machine.rest()
+        conditioned, decoded = self.conditioning.run_one(), self.decoding.run_one()
+        return conditioned or decoded
+
+    def _prepare_thread(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
+
+    def _die(self, fault: BaseException) -> None:
+        """Nothing can be computed any more: end everything with the cause."""
+        logger.error("%s failed; the engine is dead", threading.current_thread().name, exc_info=fault)
+        with self.queue.changed:
+            self.queue.acceptance.failure = self.queue.acceptance.failure or fault
+            refusal = self.queue.acceptance.refusal()
+        assert refusal is not None
+        self.stop()
+        self._end_all(refusal)
+
+    def _end_all(self, error: BaseException) -> None:
+        for request in self.queue.requests:
+            self.machine.forget(request.jobs)
+            self.queue.end(request, Failed(error))
+        self._lora_switch.give_up(error)
+
+    def _record(self, lane: str, name: str, span: Span, **details: object) -> None:
+        if self.trace is not None:
+            self.trace.add(lane, name, span.start_s, span.end_s, **details)
+
+
+_loops: weakref.WeakSet[RequestLoop] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_all() -> None:
+    """At the interpreter's end no thread may be inside PyTorch."""
+    for loop in tuple(_loops):
+        loop.stop()
+    for loop in tuple(_loops):
+        loop.join()
