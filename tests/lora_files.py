@@ -13,10 +13,15 @@ from uso_engine.weights.files.tensor_source import MemorySource
 from uso_engine.weights.loading import merged_tensor
 from uso_engine.weights.lora.reading import LoRA, parse_lora
 from uso_engine.weights.lora.scaling import PeftScaling
+from uso_engine.weights.model_shapes import transformer_shapes
 from uso_engine.weights.recipe import draw, recipe_source
-from uso_engine.weights.transformer_keys import transformer_shapes
 
 C = NARROW.hidden_size
+SHAPES = transformer_shapes(NARROW)
+PROJ = "double_blocks.0.img_attn.proj"
+QKV = "double_blocks.0.img_attn.qkv"
+LAYER = f"diffusion_model.{PROJ}"
+"""`PROJ` as ComfyUI's tools name it."""
 
 
 def low_rank(layer: str, rows: int = C, columns: int = C, rank: int = 4) -> dict[str, Tensor]:

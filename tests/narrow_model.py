@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from uso_engine.model.params import TransformerParams
+from uso_engine.weights.model_shapes import transformer_shapes
 from uso_engine.weights.recipe import draw
-from uso_engine.weights.transformer_keys import transformer_shapes
 
 NARROW = TransformerParams(
     in_channels=8,

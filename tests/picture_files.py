@@ -90,3 +90,23 @@ def gradient(width: int = 24, height: int = 16) -> Image.Image:
     y, x = np.mgrid[0:height, 0:width]
     planes = (x * 255 // max(width - 1, 1), y * 255 // max(height - 1, 1), (x + y) % 256)
     return Image.fromarray(np.stack(planes, -1).astype(np.uint8))
+
+
+def further_files(colour: Image.Image, alpha: Image.Image) -> list[bytes]:
+    """Sound files of the formats that are read from this machine alone."""
+    turned = b"Exif\0\0" + tiff(6)
+    files = [encoded(image, "GIF") for image in (colour.quantize(7), alpha.quantize(9), colour.convert("1"))]
+    files.append(encoded(colour, "GIF", save_all=True, append_images=[colour.rotate(180)], comment=b"hello", loop=0))
+    files += [encoded(image, "BMP") for image in (colour, alpha, colour.convert("L"), colour.quantize(7), colour.convert("1"))]
+    for compression in (None, "tiff_lzw", "tiff_adobe_deflate", "packbits"):
+        files += [
+            encoded(image, "TIFF", compression=compression) for image in (colour, alpha.convert("LA"), colour.quantize(7))
+        ]
+    files.append(encoded(colour, "TIFF", compression="tiff_lzw", tiffinfo={274: 6, 317: 2}, big_tiff=True))
+    files.append(encoded(colour, "TIFF", save_all=True, append_images=[colour.convert("CMYK")]))
+    tiles = [bytes(range(256)) * 3] * 2
+    files.append(tiff_file({256: (20,), 257: (9,), 258: (8,) * 3, 262: (2,), 277: (3,), 322: (16,), 323: (16,)}, tiles, ">"))
+    files += [encoded(colour, "AVIF", exif=turned), encoded(alpha, "AVIF"), encoded(colour.convert("L"), "AVIF")]
+    files.append(encoded(colour, "AVIF", save_all=True, append_images=[colour.rotate(180)]))
+    files += [heic(colour, exif=turned), heic(alpha), heic(gradient(128, 128), tile_size=64, thumbnails=[64])]
+    return files

@@ -25,8 +25,8 @@ from uso_engine.sampling.family import FAMILIES
 from uso_engine.verification.case import CaseSettings
 from uso_engine.verification.small_model import write_small_model
 from uso_engine.weights.files.safetensors_file import write_safetensors
+from uso_engine.weights.model_shapes import transformer_shapes
 from uso_engine.weights.recipe import draw
-from uso_engine.weights.transformer_keys import transformer_shapes
 
 SMALL: dict[str, Any] = {"image_size": {"width": 64, "height": 96}, "num_inference_steps": 2, "seed": 3}
 CASE = CaseSettings(

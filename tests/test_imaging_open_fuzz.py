@@ -27,8 +27,8 @@ from picture_files import (
     RGB_ALPHA,
     chunk,
     encoded,
+    further_files,
     gradient,
-    heic,
     png,
     segment,
     tiff,
@@ -63,27 +63,7 @@ def seeds() -> list[bytes]:
     files += [encoded(colour.convert(mode), "JPEG") for mode in ("L", "CMYK")]
     files += [encoded(alpha, "WEBP"), encoded(alpha, "WEBP", lossless=True, exif=b"Exif\0\0" + tiff(8))]
     files.append(encoded(colour, "WEBP", save_all=True, append_images=[colour.rotate(180)]))
-    return files + further_seeds(colour, alpha)
-
-
-def further_seeds(colour: Image.Image, alpha: Image.Image) -> list[bytes]:
-    """Sound files of the formats that are read from this machine alone."""
-    turned = b"Exif\0\0" + tiff(6)
-    files = [encoded(image, "GIF") for image in (colour.quantize(7), alpha.quantize(9), colour.convert("1"))]
-    files.append(encoded(colour, "GIF", save_all=True, append_images=[colour.rotate(180)], comment=b"hello", loop=0))
-    files += [encoded(image, "BMP") for image in (colour, alpha, colour.convert("L"), colour.quantize(7), colour.convert("1"))]
-    for compression in (None, "tiff_lzw", "tiff_adobe_deflate", "packbits"):
-        files += [
-            encoded(image, "TIFF", compression=compression) for image in (colour, alpha.convert("LA"), colour.quantize(7))
-        ]
-    files.append(encoded(colour, "TIFF", compression="tiff_lzw", tiffinfo={274: 6, 317: 2}, big_tiff=True))
-    files.append(encoded(colour, "TIFF", save_all=True, append_images=[colour.convert("CMYK")]))
-    tiles = [bytes(range(256)) * 3] * 2
-    files.append(tiff_file({256: (20,), 257: (9,), 258: (8,) * 3, 262: (2,), 277: (3,), 322: (16,), 323: (16,)}, tiles, ">"))
-    files += [encoded(colour, "AVIF", exif=turned), encoded(alpha, "AVIF"), encoded(colour.convert("L"), "AVIF")]
-    files.append(encoded(colour, "AVIF", save_all=True, append_images=[colour.rotate(180)]))
-    files += [heic(colour, exif=turned), heic(alpha), heic(gradient(128, 128), tile_size=64, thumbnails=[64])]
-    return files
+    return files + further_files(colour, alpha)
 
 
 SEEDS = seeds()

@@ -12,6 +12,7 @@ from benchmarks.step.authors_way import AuthorsWay
 from benchmarks.step.encode_decode import time_stages
 from benchmarks.tiers import steps as tier_steps
 from benchmarks.workload import WORKLOADS, merge, random_inputs, random_lora, random_transformer
+from uso_engine.precision.tiers import QUANTIZED_TIERS
 from uso_kernels.attention import choose_backend
 from uso_kernels.ragged import Ragged
 
@@ -75,7 +76,7 @@ def test_steps_against_diffusers_and_from_a_cold_start(tmp_path: Path) -> None:
 def test_every_tier_steps_like_bf16(tmp_path: Path) -> None:
     records = tier_steps.run(WORKLOADS["tiny"], CPU, 1, tmp_path / "records.jsonl")
     differences = {str(record["tier"]): float(str(record["difference"])) for record in records}
-    assert set(differences) == {"fp8", "int8", "int8, W8A8", "int4"}
+    assert set(differences) == {*QUANTIZED_TIERS, "int8, W8A8"}
     assert 1e-4 < differences["int8"] < differences["fp8"] < differences["int4"] < 0.1
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lora_files import assert_merges_to, low_rank, parsed, pristine
+from lora_files import LAYER, PROJ, QKV, SHAPES, C, assert_merges_to, low_rank, parsed, pristine
 from narrow_model import NARROW
 from torch import Tensor
 
@@ -19,14 +19,8 @@ from uso_engine.weights.files.tensor_source import MemorySource
 from uso_engine.weights.lora.reading import parse_lora, read_lora
 from uso_engine.weights.lora.scaling import PeftScaling
 from uso_engine.weights.recipe import draw
-from uso_engine.weights.transformer_keys import transformer_shapes
 
-PARAMS = NARROW
-C, E, D = PARAMS.hidden_size, PARAMS.mlp_width, PARAMS.head_dim
-SHAPES = transformer_shapes(PARAMS)
-PROJ = "double_blocks.0.img_attn.proj"
-QKV = "double_blocks.0.img_attn.qkv"
-LAYER = f"diffusion_model.{PROJ}"
+E, D = NARROW.mlp_width, NARROW.head_dim
 QUERY_NORM = "double_blocks.0.img_attn.norm.query_norm.scale"
 
 
@@ -81,7 +75,7 @@ def test_pefts_lokr_and_loha_take_alpha_from_their_settings(tmp_path: Path) -> N
     for kind, tensors, expected in (("LOKR", whole, change * (6 / 4)), ("LOHA", loha, (a @ b) * (c @ d) * (6 / 4))):
         write_safetensors(tmp_path / "adapter_model.safetensors", tensors)
         (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": kind, "alpha": 6, "r": 4}))
-        assert_merges_to(read_lora(tmp_path, PARAMS), {f"{PROJ}.weight": pristine(f"{PROJ}.weight") + expected})
+        assert_merges_to(read_lora(tmp_path, NARROW), {f"{PROJ}.weight": pristine(f"{PROJ}.weight") + expected})
 
 
 @pytest.mark.parametrize("ending", ["dora_scale", "lora_magnitude_vector", "lora_magnitude_vector.default.weight"])
@@ -201,7 +195,7 @@ def test_adapters_that_are_not_whole(tensors: dict[str, Tensor], message: str) -
 
 
 def test_a_bias_where_the_layer_has_none() -> None:
-    without = replace(PARAMS, qkv_bias=False)
+    without = replace(NARROW, qkv_bias=False)
     tensors = {f"diffusion_model.{QKV}.diff_b": torch.ones(3 * C)}
     with pytest.raises(LoRAError, match=rf"a change of a bias that the layer does not have: diffusion_model\.{QKV}\.diff_b"):
         parse_lora(MemorySource(tensors, "file"), without)
@@ -215,7 +209,7 @@ def test_settings_that_say_dora_of_a_file_without_magnitudes() -> None:
 
 @pytest.mark.parametrize("name", ["diffusion_model.img_in", "transformer.x_embedder", "img_in"])
 def test_control_loras_are_refused_with_the_reason(name: str) -> None:
-    columns = 2 * PARAMS.in_channels
+    columns = 2 * NARROW.in_channels
     tensors = {f"{name}.lora_A.weight": torch.ones(4, columns), f"{name}.lora_B.weight": torch.ones(C, 4)}
     with pytest.raises(LoRAError, match=r"a control LoRA .* takes 16 input channels, the transformer has 8"):
         parsed(tensors | {QUERY_NORM: torch.ones(D)})

@@ -12,7 +12,7 @@ from uso_engine.model.params import TransformerParams
 from uso_engine.weights.diffusers_keys import diffusers_shapes
 from uso_engine.weights.files.tensor_source import RecipeSource
 from uso_engine.weights.lora.reading import parse_lora
-from uso_engine.weights.transformer_keys import transformer_shapes
+from uso_engine.weights.model_shapes import transformer_shapes
 
 FULL = TransformerParams()
 

@@ -16,8 +16,8 @@ from uso_engine.errors import LoRAError, MissingFileError
 from uso_engine.model.params import TransformerParams
 from uso_engine.weights.files.safetensors_file import write_safetensors
 from uso_engine.weights.lora.reading import read_lora
+from uso_engine.weights.model_shapes import transformer_shapes
 from uso_engine.weights.recipe import draw
-from uso_engine.weights.transformer_keys import transformer_shapes
 
 PARAMS = replace(NARROW, depth=2, depth_single_blocks=2)
 GOOD = "diffusion_model.double_blocks.0.img_attn.proj"
@@ -45,9 +45,9 @@ def _refusal(folder: Path, tensors: Mapping[str, Tensor], params: TransformerPar
         ("lycoris_x.lokr_t2", "middle part"),
         ("lora_unet_x.hada_w3_a", "LoHa"),
         ("lora_unet_x.hada_t1", "middle part"),
-        ("lora_unet_x.oft_blocks", "OFT"),
-        ("lora_unet_x.a1.weight", "GLoRA"),
-        ("lora_unet_x.on_input", "IA3"),
+        ("base_model.model.x.oft_R.default.weight", "OFT"),
+        ("base_model.model.x.boft_s", "BOFT"),
+        ("lora_unet_x.bm.weight", "GLoRA"),
         ("lora_unet_x.lora_mid.weight", "lora_mid"),
         ("img_in.lora_A.bias", "lora_A.bias"),
         ("lora_unet_x.set_weight", "whole new weight"),
@@ -61,7 +61,7 @@ def test_other_kinds_of_adapters_are_refused_by_name(key: str, kind: str, tmp_pa
 
 
 def test_the_alpha_of_a_refused_adapter_is_not_a_second_complaint(tmp_path: Path) -> None:
-    message = _refusal(tmp_path, {"lycoris_x.oft_blocks": torch.ones(1), "lycoris_x.alpha": torch.ones(1)})
+    message = _refusal(tmp_path, {"lycoris_x.oft_R": torch.ones(1), "lycoris_x.alpha": torch.ones(1)})
     assert "lycoris_x.alpha" not in message
 
 

@@ -6,21 +6,12 @@ from itertools import permutations
 
 import pytest
 import torch
-from lora_files import low_rank, parsed, pristine
-from narrow_model import NARROW
+from lora_files import LAYER, PROJ, QKV, SHAPES, C, low_rank, parsed, pristine
 from torch import Tensor
 
 from uso_engine.errors import LoRAError
 from uso_engine.weights.loading import merged_tensor
 from uso_engine.weights.recipe import draw, recipe_source
-from uso_engine.weights.transformer_keys import transformer_shapes
-
-PARAMS = NARROW
-C = PARAMS.hidden_size
-SHAPES = transformer_shapes(PARAMS)
-PROJ = "double_blocks.0.img_attn.proj"
-QKV = "double_blocks.0.img_attn.qkv"
-LAYER = f"diffusion_model.{PROJ}"
 
 
 def _twice(scale: float) -> dict[str, Tensor]:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from uso_engine.weights.files.safetensors_file import write_safetensors
 from uso_engine.weights.lora.reading import KEY_STYLES, LoRA, read_lora
+from uso_engine.weights.model_shapes import transformer_shapes
 from uso_engine.weights.recipe import draw
-from uso_engine.weights.transformer_keys import transformer_shapes
 
 PARAMS = replace(NARROW, depth=2, depth_single_blocks=2)
 C, E = PARAMS.hidden_size, PARAMS.mlp_width

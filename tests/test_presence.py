@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 from single_parts import BASE
 from small_encoders import TINY
+from typer.testing import CliRunner
 
+import uso_engine.cli.compare
+import uso_engine.cli.quantize  # noqa: F401  each adds its command
 from uso_engine import USOEngine
+from uso_engine.cli.app import app
 from uso_engine.errors import MissingFileError
 
 
@@ -54,3 +58,23 @@ def test_all_that_folders_lack_is_told_at_once(tmp_path: Path) -> None:
         "safety checker weights",
     ):
         assert f"\n  - {lacking} in {tmp_path}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named", "not_named"),
+    [
+        (["quantize", "uso-flux-dev", "--tier", "int8"], ["flux1-dev", "dit_lora"], ["siglip", "ae."]),
+        (["compare", "uso-flux-dev", "uso-flux-krea-dev"], ["flux1-dev", "flux1-krea-dev", "dit_lora", "siglip", "nsfw"], []),
+    ],
+    ids=["quantize", "compare"],
+)
+def test_other_commands_say_all_they_need(
+    arguments: list[str], named: list[str], not_named: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
+    printed = result.stdout + result.stderr
+    assert result.exit_code == 1, printed
+    assert [part for part in named if part not in printed] == []
+    assert [part for part in not_named if part in printed] == []
+    assert not (tmp_path / "out").exists()

@@ -1,5 +1,6 @@
 """What a result says of how its images came about, on the embedded model: seeds, parameters, steps, warnings."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable
@@ -11,10 +12,19 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+import uso_engine
 from uso_engine import ResearchOptions, USOEngine
 from uso_engine.sampling.step import Step
 from uso_engine.sampling.watched_steps import WatchedSteps
 
+OWN_FILE = Path(uso_engine.__file__).parent / "embedded/uso-tiny/dit_lora.safetensors"
+OWN_LORA = {
+    "path": "embedded:uso-tiny/dit_lora.safetensors",
+    "weight": 1.0,
+    "sha256": hashlib.sha256(
+        (Path(uso_engine.__file__).parent / "embedded/uso-tiny/dit_lora.safetensors").read_bytes()
+    ).hexdigest(),
+}
 SMALL: dict[str, Any] = {"image_size": {"width": 64, "height": 64}, "num_inference_steps": 2}
 
 
@@ -46,7 +56,7 @@ def test_parameters_are_plain_json_and_say_what_ran(engine: USOEngine, content: 
     # The engine was loaded with a dtype in place of the configuration's tier.
     expected = {"config": "uso-tiny", "tier": "float32", "kernels": "reference", "device": "cpu", "steps_taken": 2, "seed": 3}
     assert {name: found[name] for name in expected} == expected
-    assert found["loras"] == [{"path": "embedded:uso-tiny/dit_lora.safetensors", "weight": 1.0}]
+    assert found["loras"] == [OWN_LORA]
     assert found["attention"] == list(engine.generate(prompt="x", seed=3, **SMALL).attention)
     assert found["settings"]["safety"] == {"folder": "embedded:uso-tiny/safety"}  # type: ignore[index]
     assert "sigmas" not in found and "latents" not in found and "negative_prompt" not in found
@@ -89,7 +99,7 @@ def test_loras_that_are_set_are_named(tmp_path: Path) -> None:
     name = "double_blocks.0.img_attn.proj"
     path = tmp_path / "turbo.safetensors"
     save_file({f"{name}.lora_A.weight": torch.zeros(2, 192), f"{name}.lora_B.weight": torch.zeros(192, 2)}, path)
-    own = {"path": "embedded:uso-tiny/dit_lora.safetensors", "weight": 1.0}
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
 
     with USOEngine.from_config("uso-tiny", device="cpu") as engine:
 
@@ -97,14 +107,14 @@ def test_loras_that_are_set_are_named(tmp_path: Path) -> None:
             return engine.generate(prompt="x", seed=3, **SMALL).parameters["loras"]
 
         engine.set_loras([(path, 0.8)])
-        assert loras() == [own, {"path": str(path), "weight": 0.8}]
+        assert loras() == [OWN_LORA, {"path": "turbo.safetensors", "weight": 0.8, "sha256": sha256}]
         engine.set_loras([(path, 0.5)], keep_configured=False)
-        assert loras() == [{"path": str(path), "weight": 0.5}]
+        assert loras() == [{"path": "turbo.safetensors", "weight": 0.5, "sha256": sha256}]
         with pytest.raises(ValueError, match="finite"):
             engine.set_loras([(path, float("nan"))])
-        assert loras() == [{"path": str(path), "weight": 0.5}]
+        assert loras() == [{"path": "turbo.safetensors", "weight": 0.5, "sha256": sha256}]
         engine.set_loras([])
-        assert loras() == [own]
+        assert loras() == [OWN_LORA]
 
 
 def test_a_stopped_run_records_the_steps_it_took(engine: USOEngine) -> None:

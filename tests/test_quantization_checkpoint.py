@@ -23,6 +23,7 @@ from uso_engine.weights.files.recorded_file import RecordedFile
 from uso_engine.weights.files.safetensors_file import SafetensorsSource, write_safetensors
 from uso_engine.weights.loaded_quantized import LoadedQuantizedTransformer
 from uso_engine.weights.lora.reading import read_lora
+from uso_engine.weights.model_shapes import transformer_shapes
 from uso_engine.weights.quantized_checkpoint import (
     Description,
     load_quantized,
@@ -32,7 +33,6 @@ from uso_engine.weights.quantized_checkpoint import (
 )
 from uso_engine.weights.quantizing import quantize
 from uso_engine.weights.recipe import draw, recipe_source
-from uso_engine.weights.transformer_keys import transformer_shapes
 
 PARAMS = TransformerParams(
     vec_in_dim=32, context_in_dim=32, hidden_size=64, num_heads=1, depth=2, depth_single_blocks=2, axes_dim=(16, 24, 24)
@@ -241,7 +241,7 @@ def test_file_must_be_what_the_configuration_asks_for(originals: Path, tmp_path:
 def test_other_loras_come_from_the_originals_or_an_error_names_them(originals: Path) -> None:
     path = save(originals, "fp8", 0.5)
     module, description = load_quantized(path)
-    loaded = LoadedQuantizedTransformer(module, description.formats, lambda: open_originals(description))
+    loaded = LoadedQuantizedTransformer(module, description.tier, lambda: open_originals(description), description.formats)
     loaded.set_loras([], keep_configured=False)
     pristine = quantize(PARAMS, SafetensorsSource(originals / "base.safetensors"), description.formats)
     for key, tensor in pristine.state_dict().items():
@@ -250,7 +250,7 @@ def test_other_loras_come_from_the_originals_or_an_error_names_them(originals: P
 
     moved = originals.rename(originals.parent / "moved")
     module, description = load_quantized(path)
-    loaded = LoadedQuantizedTransformer(module, description.formats, lambda: open_originals(description))
+    loaded = LoadedQuantizedTransformer(module, description.tier, lambda: open_originals(description), description.formats)
     with pytest.raises(MissingFileError, match=r"(?s)not there:.*base.safetensors \(.*lora.safetensors at weight 0.5"):
         loaded.set_loras([])
     source, loras = open_originals(description, folder=moved)

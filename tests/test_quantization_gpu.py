@@ -15,9 +15,9 @@ from uso_engine.offload.sizes import ROW_WIDTHS, public_engine_sizes, transforme
 from uso_engine.precision.tiers import Format, linear_classes, tiers_of_gpu
 from uso_engine.precision.transformer import layer_formats
 from uso_engine.verification.measure import relative_error
+from uso_engine.weights.model_shapes import transformer_shapes
 from uso_engine.weights.quantizing import quantize
 from uso_engine.weights.recipe import recipe_source
-from uso_engine.weights.transformer_keys import transformer_shapes
 
 pytestmark = pytest.mark.gpu
 

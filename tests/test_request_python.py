@@ -164,3 +164,34 @@ def test_a_strict_type_checker_accepts_ordinary_use(repository: Path, pytestconf
     assert len(errors) == len(expected), answer.stdout + answer.stderr
     for line, start, (_, code) in zip(errors, expected, NOT_TYPED, strict=True):
         assert line.startswith(start) and line.endswith(f"[{code}]"), answer.stdout
+
+
+def test_equality_answers_whatever_pictures_are_given() -> None:
+    def request(*pictures: ImageSource, prompt: str = "x") -> GenerationRequest:
+        return GenerationRequest(prompt=prompt, images=list(pictures))
+
+    array, tensor = np.arange(36, dtype=np.uint8).reshape(4, 3, 3), torch.arange(36, dtype=torch.uint8).reshape(3, 4, 3)
+    other_array, other_tensor = array.copy(), tensor.clone()
+    other_array[0, 0, 0] = other_tensor[0, 0, 0] = 9
+    sources: list[tuple[ImageSource, ImageSource, ImageSource]] = [
+        (array, array.copy(), other_array),
+        (tensor, tensor.clone(), other_tensor),
+        (tensor.to_sparse(), tensor.to_sparse(), other_tensor.to_sparse()),
+        (PICTURE, PICTURE.copy(), Image.new("RGB", (3, 4), "red")),
+        (b"a", b"a", b"b"),
+        ("a.png", "a.png", Path("a.png")),
+        (array, array.copy(), tensor),
+        (array, array.copy(), array.astype(np.float32)),
+    ]
+    for one, same, other in sources:
+        assert request(one) == request(same)
+        assert request(one) != request(other)
+        assert request(one) != request(one, one)
+        assert request(one) != request(one, prompt="y")
+    file = io.BytesIO(b"x")
+    assert request(file) == request(file)
+    assert request(file) != request(io.BytesIO(b"x"))
+    assert request(torch.zeros(3, 4, 4, device="meta")) != request(torch.zeros(3, 4, 4, device="meta"))
+    assert request() != "x"
+    assert request() != request_model(LIMITS, DEFAULTS)(prompt="x")
+    assert {request("a.png"): 1}[request("a.png")] == 1

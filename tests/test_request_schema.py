@@ -30,6 +30,7 @@ def test_the_schema_says_the_contract() -> None:
         "required": ["width", "height"],
         "additionalProperties": False,
         "description": "Rounded down to multiples of 16; at most 4194304 pixels.",
+        "x-max-pixels": 4_194_304,
     }
     assert size == {"default": "square_hd", "anyOf": [{"type": "string", "enum": presets}, own]}
     assert found == {

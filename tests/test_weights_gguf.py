@@ -18,9 +18,9 @@ from torch import Tensor
 from uso_engine.errors import BackendError, CheckpointError
 from uso_engine.weights.files.gguf_file import TYPES, GGUFSource
 from uso_engine.weights.loading import load_parameters
+from uso_engine.weights.model_shapes import transformer_shapes
 from uso_engine.weights.recipe import draw
 from uso_engine.weights.transformer_checkpoint import open_transformer_checkpoint
-from uso_engine.weights.transformer_keys import transformer_shapes
 
 gguf = pytest.importorskip("gguf", reason="needs the gguf library: pip install 'uso-engine[gguf]'")
 

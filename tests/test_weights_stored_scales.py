@@ -17,9 +17,9 @@ from uso_engine.model.params import TransformerParams
 from uso_engine.weights.diffusers_keys import diffusers_shapes
 from uso_engine.weights.files.safetensors_file import write_safetensors
 from uso_engine.weights.files.tensor_source import MemorySource, RecipeSource, TensorSource
+from uso_engine.weights.model_shapes import transformer_shapes
 from uso_engine.weights.recipe import draw
 from uso_engine.weights.transformer_checkpoint import _canonical, open_transformer_checkpoint
-from uso_engine.weights.transformer_keys import transformer_shapes
 
 PARAMS = NARROW
 SHAPES = transformer_shapes(PARAMS)

@@ -33,7 +33,6 @@ from .sampling.run import DenoisingRun
 from .sampling.schedule import check_sigmas
 from .sampling.step import OnStep
 from .weights.loaded import LoadedTransformer
-from .weights.loaded_quantized import LoadedQuantizedTransformer
 from .weights.lora.low_rank import LoRASet
 
 if TYPE_CHECKING:
@@ -104,7 +103,7 @@ class Pipeline:
 
     def __init__(
         self,
-        loaded: LoadedTransformer | LoadedQuantizedTransformer,
+        loaded: LoadedTransformer,
         *,
         text: TextEncoders | None = None,
         style: StyleEncoder | None = None,

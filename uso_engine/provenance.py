@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +20,7 @@ from .api.research import ResearchOptions
 from .api.result import GenerationResult
 from .conditioning.cache import hash_image, hash_tensor
 from .config import EngineConfig
-from .weights.loaded_quantized import LoadedQuantizedTransformer
+from .weights.lora.low_rank import FileName
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -108,8 +109,8 @@ def describe(
         "steps_taken": made.denoised.steps,
         "enable_safety_checker": request.enable_safety_checker,
         "config": config.name,
-        "tier": tier_of(config, pipeline),
-        "loras": [{"path": path, "weight": weight} for path, weight in made.loras],
+        "tier": pipeline.loaded.tier,
+        "loras": [_lora(name, weight) for name, weight in made.loras],
         "attention": list(made.denoised.attention),
         "kernels": kernels_of(pipeline),
         "decoding": pipeline.decoding(made.denoised.latents),
@@ -122,6 +123,13 @@ def describe(
         },
     }
     return record | _research(options, made)
+
+
+def _lora(name: str, weight: float) -> dict[str, object]:
+    """A LoRA by what it is anywhere: its path in the configuration, or its file's name, and the hash of its contents."""
+    path = Path(name).name if Path(name).is_absolute() else name
+    record: dict[str, object] = {"path": path, "weight": weight}
+    return record | ({"sha256": name.sha256} if isinstance(name, FileName) else {})
 
 
 def _research(options: ResearchOptions, made: Generated) -> dict[str, object]:
@@ -146,13 +154,6 @@ def _research(options: ResearchOptions, made: Generated) -> dict[str, object]:
     if made.latents_changed:
         record["latents_changed_by_on_step"] = True
     return record
-
-
-def tier_of(config: EngineConfig, pipeline: Pipeline) -> str:
-    """The precision tier that the transformer is in; a ``dtype`` may have been given instead of the configuration's."""
-    if isinstance(pipeline.loaded, LoadedQuantizedTransformer):
-        return config.precision.tier
-    return "float32" if pipeline.transformer.img_in.weight.dtype == torch.float32 else "bf16"
 
 
 def kernels_of(pipeline: Pipeline) -> str:

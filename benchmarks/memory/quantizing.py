@@ -30,8 +30,8 @@ from uso_engine.precision.transformer import layer_formats
 from uso_engine.weights.files.recorded_file import RecordedFile
 from uso_engine.weights.files.safetensors_file import SafetensorsSource, write_safetensors
 from uso_engine.weights.files.tensor_source import RecipeSource
+from uso_engine.weights.model_shapes import transformer_shapes
 from uso_engine.weights.quantized_checkpoint import Description, save_quantized
-from uso_engine.weights.transformer_keys import transformer_shapes
 
 
 def write_synthetic(path: Path, params: TransformerParams) -> int:

@@ -34,9 +34,9 @@ from uso_engine.verification.measure import relative_error
 from uso_engine.verification.small_model import small_params
 from uso_engine.weights.files.tensor_source import TensorSource
 from uso_engine.weights.loading import load_parameters
+from uso_engine.weights.model_shapes import transformer_shapes
 from uso_engine.weights.quantizing import quantize
 from uso_engine.weights.recipe import recipe_source
-from uso_engine.weights.transformer_keys import transformer_shapes
 from uso_kernels.quantize_rows import quantize_rows
 
 STEPS = 4

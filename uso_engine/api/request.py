@@ -29,7 +29,7 @@ from pydantic_core import CoreSchema
 
 from uso_engine.imaging.resize import keep_size
 from uso_engine.imaging.sizes import ImageSize, SizeLimits, SizePreset, preset_of, preset_size
-from uso_engine.imaging.source import ImageSource, describe_source
+from uso_engine.imaging.source import ImageSource, describe_source, is_same_source
 
 from .fields import (
     ANY_SIZE,
@@ -185,6 +185,17 @@ class GenerationRequest(BaseModel):
         names += ["negative_prompt", "true_cfg_scale"] if self.negative_prompt else []
         values: dict[str, object] = {name: getattr(self, name) for name in names}
         return values | {"seed": seed, "width": width, "height": height}
+
+    def __eq__(self, other: object) -> bool:
+        """Whether everything is the same, pictures by their contents; arrays would answer with one answer per pixel."""
+        if not isinstance(other, GenerationRequest) or type(self) is not type(other):
+            return NotImplemented
+        pictures, others = self.image_urls, other.image_urls
+        return (
+            all(getattr(self, name) == getattr(other, name) for name in type(self).model_fields if name != "image_urls")
+            and len(pictures) == len(others)
+            and all(map(is_same_source, pictures, others))
+        )
 
     def __repr_args__(self) -> Iterator[tuple[str | None, object]]:
         """Pictures in a few words instead of their bytes, data URIs and object addresses."""

@@ -42,8 +42,11 @@ def compare(
         from uso_engine.comparison.compare import compare as hold_against
         from uso_engine.comparison.recording import Recording, record
         from uso_engine.comparison.report import table, write_report
+        from uso_engine.config import load_config
         from uso_engine.engine import USOEngine
+        from uso_engine.loading.presence import require_parts
 
+        require_parts(load_config(a), load_config(b))
         first_tier, second_tier = (None if tier is None else chosen_tier(tier) for tier in (tier_a, tier_b))
         settings_a, settings_b = _in_tier(a, first_tier, "--tier-a"), _in_tier(b, second_tier, "--tier-b")
         rounded = [_in_tier(b, tier, "--floor", "--no-floor") for tier in _FLOOR] if floor else []

@@ -27,8 +27,10 @@ def quantize(
 
     settings = load_config(config)
     with LoadingProgress(errors) as progress:
+        from uso_engine.loading.presence import QUANTIZED_FROM, require_parts
         from uso_engine.loading.transformer import save_quantized_transformer
 
+        require_parts(settings, only=QUANTIZED_FROM)
         make_folder(out)
         path = out / f"{settings.name}-{tier}.safetensors"
         if path.exists():

@@ -26,8 +26,8 @@ from uso_engine.weights.autoencoder_keys import autoencoder_shapes
 from uso_engine.weights.files.safetensors_file import write_safetensors
 from uso_engine.weights.files.tensor_source import shapes_of
 from uso_engine.weights.lora.key_styles import uso_layers
+from uso_engine.weights.model_shapes import Shapes, module_shapes, transformer_shapes
 from uso_engine.weights.recipe import recipe_source
-from uso_engine.weights.transformer_keys import transformer_shapes
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +39,6 @@ _CAPTIONS = 20_000
 _VISION = {"image_size": 64, "patch_size": 8, "layers": 21, "heads": 4, "mlp_width": 128}
 _T5 = {"layers": 2, "heads": 4, "head_width": 16, "mlp_width": 128}
 _CLIP = {"layers": 2, "heads": 4, "mlp_width": 96}
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 def write_tokenizers(folder: Path) -> tuple[int, int]:
@@ -113,7 +111,7 @@ def weight_files(folder: Path, config: EngineConfig) -> dict[Path, tuple[str, Sh
     return {
         folder / "flux1-tiny.safetensors": ("", transformer_shapes(params)),
         folder / "dit_lora.safetensors": ("", lora_shapes(params, LORA_RANK)),
-        folder / "projector.safetensors": ("", _module_shapes(style, "feature_embedder.")),
+        folder / "projector.safetensors": ("", _prefixed_shapes(style, "feature_embedder.")),
         folder / "ae.safetensors": ("ae.", autoencoder_shapes(autoencoder.params)),
         **{folder / name / "model.safetensors": (f"{name}.", shapes) for name, shapes in _encoder_shapes(folder).items()},
     }
@@ -211,17 +209,17 @@ def _encoder_shapes(folder: Path) -> dict[str, Shapes]:
         clip = CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "clip"))
         vision = SiglipVisionModel(SiglipVisionConfig.from_pretrained(folder / "vision"))
     # The same table as shared.weight; the full-size file has it once too.
-    t5_shapes = {key: shape for key, shape in _module_shapes(t5).items() if key != "encoder.embed_tokens.weight"}
+    t5_shapes = {key: shape for key, shape in module_shapes(t5).items() if key != "encoder.embed_tokens.weight"}
     return {
         "t5": t5_shapes,
-        "clip": _module_shapes(clip, "text_model."),
-        "vision": _module_shapes(vision, "vision_model."),
+        "clip": _prefixed_shapes(clip, "text_model."),
+        "vision": _prefixed_shapes(vision, "vision_model."),
     }
 
 
-def _module_shapes(module: nn.Module, prefix: str = "") -> dict[str, tuple[int, ...]]:
+def _prefixed_shapes(module: nn.Module, prefix: str) -> Shapes:
     """Shapes of a module's weights with one prefix, whether the module's own names have it or not."""
-    return {prefix + key.removeprefix(prefix): tuple(value.shape) for key, value in module.state_dict().items()}
+    return {prefix + key.removeprefix(prefix): shape for key, shape in module_shapes(module).items()}
 
 
 def _write_json(path: Path, content: Mapping[str, object]) -> None:

@@ -101,5 +101,7 @@ class SizeLimits:
             "required": ["width", "height"],
             "additionalProperties": False,
             "description": f"Rounded down to multiples of {GRID}; at most {self.max_pixels} pixels.",
+            # JSON Schema has no keyword for a product.
+            "x-max-pixels": self.max_pixels,
         }
         return {"anyOf": [{"type": "string", "enum": [name for name in PRESETS if not self.preset_problems(name)]}, own]}

@@ -61,6 +61,24 @@ def is_image_source(source: object) -> TypeGuard[ImageSource]:
     return is_array(source) or is_tensor(source) or callable(getattr(source, "read", None))
 
 
+def is_same_source(a: object, b: object) -> bool:
+    """Whether two pictures are given in the same way with the same contents: True or False, where arrays answer with arrays.
+
+    Args:
+        a: anything ``open_image`` takes, or None.
+        b: the same. File objects are equal to themselves alone, as are tensors without values (device ``meta``).
+    """
+    if a is b:
+        return True
+    if is_array(a) and is_array(b):
+        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    if is_tensor(a) and is_tensor(b):
+        if (a.dtype, a.shape, a.device, a.layout) != (b.dtype, b.shape, b.device, b.layout) or a.device.type == "meta":
+            return False
+        return bool((a.to_dense() == b.to_dense()).all()) if a.is_sparse else bool((a == b).all())
+    return type(a) is type(b) and not is_array(a) and not is_tensor(a) and bool(a == b)
+
+
 def describe_source(source: ImageSource) -> str:
     """Name a source in a few words, without query strings, object addresses or the bytes themselves.
 

@@ -26,6 +26,7 @@ from uso_engine.precision.transformer import DTYPES
 from uso_engine.sampling.family import FAMILIES
 from uso_engine.weights import autoencoder_checkpoint
 from uso_engine.weights.loading import load_parameters
+from uso_engine.weights.lora.low_rank import FileName
 from uso_engine.weights.projector_checkpoint import open_projector_checkpoint
 
 from .presence import require_parts
@@ -77,13 +78,7 @@ def load_style_encoder(config: EngineConfig, *, device: torch.device | str, dtyp
     section = config.projector
     hidden_size = config.transformer.params.hidden_size
     projector = StyleProjector(section.vision_tokens, section.vision_width, section.style_tokens, hidden_size, device="meta")
-    source = open_projector_checkpoint(
-        resolve(section.checkpoint, "style projector", config),
-        vision_tokens=section.vision_tokens,
-        vision_width=section.vision_width,
-        style_tokens=section.style_tokens,
-        hidden_size=hidden_size,
-    )
+    source = open_projector_checkpoint(resolve(section.checkpoint, "style projector", config), projector)
     try:
         load_parameters(projector, source, device=device, dtype=dtype)
     finally:
@@ -193,7 +188,11 @@ def load_pipeline(
     limits = CacheLimits(
         *(int(size * MIB) for size in (config.cache.prompt_mib, config.cache.style_mib, config.cache.content_mib))
     )
-    loras = [(entry.path, entry.weight) for entry in config.loras]
+    names = [
+        entry.path if sha256 is None else FileName(entry.path, sha256)
+        for entry, sha256 in zip(config.loras, loaded.configured_hashes, strict=True)
+    ]
+    loras = [(name, entry.weight) for name, entry in zip(names, config.loras, strict=True)]
     family = FAMILIES[config.transformer.family]
     return Pipeline(
         loaded,

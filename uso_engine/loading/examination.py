@@ -18,6 +18,7 @@ from uso_engine.conditioning.text_models import tokenizer_folder
 from uso_engine.conditioning.tokenizer_folders import CLIP_FILES, T5_FILES
 from uso_engine.config import EngineConfig
 from uso_engine.errors import CheckpointError, MissingFileError, USOError
+from uso_engine.model.projector import StyleProjector
 from uso_engine.weights.autoencoder_checkpoint import check_autoencoder
 from uso_engine.weights.files.checkpoint_files import open_checkpoint
 from uso_engine.weights.files.quantized_file import is_quantized_file
@@ -129,13 +130,9 @@ def _lora(path: Path, config: EngineConfig) -> PartFacts:
 def _projector(path: Path, config: EngineConfig) -> PartFacts:
     section = config.projector
     assert section is not None
-    source = open_projector_checkpoint(
-        path,
-        vision_tokens=section.vision_tokens,
-        vision_width=section.vision_width,
-        style_tokens=section.style_tokens,
-        hidden_size=config.transformer.params.hidden_size,
-    )
+    hidden_size = config.transformer.params.hidden_size
+    projector = StyleProjector(section.vision_tokens, section.vision_width, section.style_tokens, hidden_size, device="meta")
+    source = open_projector_checkpoint(path, projector)
     try:
         return _facts(source, 2)
     finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from uso_engine.conditioning.model_folder import require_files, require_model_files
@@ -20,18 +20,44 @@ _SUBFOLDERS = {"transformer checkpoint": "transformer", "autoencoder": "vae"}
 _WITH_PROCESSOR = ("vision encoder", "safety checker")
 
 
-def require_parts(config: EngineConfig) -> None:
+QUANTIZED_FROM = ("transformer checkpoint", "LoRA")
+"""What is needed to quantise a transformer."""
+
+
+def require_parts(*configs: EngineConfig, only: Collection[str] | None = None) -> None:
     """Check that every file and folder is there and that no folder lacks a file.
 
     LoRAs are not needed where the transformer comes from a quantised file, which has them merged.
+
+    Args:
+        configs: one configuration, or several that will be loaded one after the other.
+        only: which parts, by what they are; all if not given.
 
     Raises:
         MissingFileError: parts that are not there or not complete; all are named, with what brings them here.
         CheckpointError: a checkpoint's header or an index that is damaged.
     """
+    complaints = []
+    for config in configs:
+        missing = _missing(config, only)
+        if missing:
+            name = config.name if config.name in list_configs() else "CONFIG"
+            how = (
+                f"`uso-engine download {name}` gets what is on the hub (nothing is downloaded by itself); "
+                "for anything else, correct the path in the configuration"
+            )
+            complaints.append(bulleted(f"{config.name}: not on this machine; {how}", missing))
+    if complaints:
+        raise MissingFileError("\n".join(dict.fromkeys(complaints)))
+
+
+def _missing(config: EngineConfig, only: Collection[str] | None) -> list[str]:
+    """What a configuration names and is not here."""
     missing: list[str] = []
     needs_loras = True
     for part in configured_files(config):
+        if only is not None and part.what not in only:
+            continue
         try:
             path = resolve(part.text, part.what, config)
         except MissingFileError as error:
@@ -42,13 +68,7 @@ def require_parts(config: EngineConfig) -> None:
         if part.what == "transformer checkpoint":
             needs_loras = not is_quantized_file(path)
         missing += _lacking(part, path, config)
-    if missing:
-        name = config.name if config.name in list_configs() else "CONFIG"
-        how = (
-            f"`uso-engine download {name}` gets what is on the hub (nothing is downloaded by itself); "
-            "for anything else, correct the path in the configuration"
-        )
-        raise MissingFileError(bulleted(f"{config.name}: not on this machine; {how}", missing))
+    return missing
 
 
 def _lacking(part: ConfiguredFile, path: Path, config: EngineConfig) -> list[str]:

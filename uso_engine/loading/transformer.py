@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from uso_engine.weights.files.paths import resolve_path
 from uso_engine.weights.files.quantized_file import is_quantized_file
 from uso_engine.weights.files.recorded_file import RecordedFile
 from uso_engine.weights.files.tensor_source import TensorSource
-from uso_engine.weights.loaded import LoadedTransformer
+from uso_engine.weights.loaded import LoadedFloatTransformer, LoadedTransformer
 from uso_engine.weights.loaded_quantized import LoadedQuantizedTransformer
 from uso_engine.weights.loading import load_parameters
 from uso_engine.weights.lora.low_rank import LoRA
@@ -31,8 +32,6 @@ from uso_kernels.attention import available_backends
 
 LoadProgress = Callable[[str, int, int], None]
 """Called with the part that is being loaded, the bytes read so far and the bytes to read in all (0 where unknown)."""
-
-AnyTransformer = LoadedTransformer | LoadedQuantizedTransformer
 
 
 def resolve(text: str, what: str, config: EngineConfig) -> Path:
@@ -60,7 +59,7 @@ def load_transformer(
     attention: str = "auto",
     on_host: bool = False,
     progress: LoadProgress | None = None,
-) -> AnyTransformer:
+) -> LoadedTransformer:
     """Load the transformer and merge the configured LoRAs.
 
     Args:
@@ -82,7 +81,7 @@ def load_transformer(
     report = None if progress is None else _of_transformer(progress)
     target = "cpu" if on_host else device
     if is_quantized_file(path):
-        loaded: AnyTransformer = _from_quantized_file(path, config, tier, target)
+        loaded: LoadedTransformer = _from_quantized_file(path, config, tier, target)
     else:
         loaded = _from_originals(path, config, tier, target, report)
     loaded.module.attention_backend = attention
@@ -160,7 +159,7 @@ def check_attention(attention: str, device: torch.device | str) -> None:
 
 def _from_originals(
     path: Path, config: EngineConfig, tier: TierName, device: torch.device | str, progress: Callable[[int, int], None] | None
-) -> AnyTransformer:
+) -> LoadedTransformer:
     params = config.transformer.params
     source = open_originals_of(path, config)
     try:
@@ -169,11 +168,11 @@ def _from_originals(
             with torch.device("meta"):
                 module = Transformer(params)
             load_parameters(module, source, device=device, dtype=DTYPES[TIERS[tier].dtype], loras=loras, progress=progress)
-            return LoadedTransformer(module.eval(), source, loras)
+            return LoadedFloatTransformer(module.eval(), tier, (source, loras))
         formats = formats_of(config, tier)
         dtype = DTYPES[TIERS[tier].dtype]
         module = quantize(params, source, formats, dtype=dtype, device=device, loras=loras, progress=progress)
-        return LoadedQuantizedTransformer(module, formats, (source, loras))
+        return LoadedQuantizedTransformer(module, tier, (source, loras), formats)
     except BaseException:
         source.close()
         raise
@@ -185,9 +184,7 @@ def open_originals_of(path: Path, config: EngineConfig) -> TensorSource:
     return open_transformer_checkpoint(path, entry.params, accept_kontext=entry.base == "kontext")
 
 
-def _from_quantized_file(
-    path: Path, config: EngineConfig, tier: TierName, device: torch.device | str
-) -> LoadedQuantizedTransformer:
+def _from_quantized_file(path: Path, config: EngineConfig, tier: TierName, device: torch.device | str) -> LoadedTransformer:
     if tier not in QUANTIZED_TIERS:
         raise ConfigError(f"{path} is a quantised transformer; set [precision] tier to its tier instead of {tier!r}")
     module, description = load_quantized(path, device=device, check_contents=config.precision.check_contents)
@@ -198,7 +195,9 @@ def _from_quantized_file(
         formats=formats_of(config, tier),
         path=path,
     )
-    return LoadedQuantizedTransformer(module, description.formats, lambda: open_originals(description))
+    hashes = tuple(recorded.sha256 for recorded in description.loras)
+    opener = partial(open_originals, description)
+    return LoadedQuantizedTransformer(module, tier, opener, description.formats, configured_hashes=hashes)
 
 
 def _perhaps_missing(text: str, config: EngineConfig) -> Path:

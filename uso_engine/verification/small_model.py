@@ -10,19 +10,19 @@ from torch import Tensor
 
 from uso_engine.config import AutoencoderConfig, EngineConfig, parse_config
 from uso_engine.model.params import TransformerParams
+from uso_engine.model.projector import StyleProjector
 from uso_engine.weights.autoencoder_keys import AutoencoderParams, autoencoder_shapes
 from uso_engine.weights.files.safetensors_file import write_safetensors
-from uso_engine.weights.projector_checkpoint import projector_shapes
+from uso_engine.weights.model_shapes import module_shapes, transformer_shapes
 from uso_engine.weights.recipe import draw
-from uso_engine.weights.transformer_keys import transformer_shapes
 
 from .case import CaseSettings
 
 _LORA_RANK = 8
-_PROJECTOR = {"vision_tokens": 16, "vision_width": 48, "style_tokens": 8}
+_VISION_TOKENS, _VISION_WIDTH, _STYLE_TOKENS = 16, 48, 8
 _VISION = {
     "model_type": "siglip_vision_model",
-    "hidden_size": 48,
+    "hidden_size": _VISION_WIDTH,
     "intermediate_size": 96,
     "num_hidden_layers": 21,
     "num_attention_heads": 4,
@@ -73,7 +73,7 @@ def write_small_model(settings: CaseSettings, folder: Path) -> EngineConfig:
 
     write_safetensors(folder / "flux1-dev.safetensors", drawn(transformer_shapes(params)))
     write_safetensors(folder / "dit_lora.safetensors", drawn(lora_shapes(params, _LORA_RANK)))
-    shapes = projector_shapes(**_PROJECTOR, hidden_size=params.hidden_size)
+    shapes = module_shapes(StyleProjector(_VISION_TOKENS, _VISION_WIDTH, _STYLE_TOKENS, params.hidden_size, device="meta"))
     write_safetensors(folder / "projector.safetensors", drawn({f"feature_embedder.{key}": s for key, s in shapes.items()}))
     _write_vision_encoder(folder / "vision", settings.salt)
     return parse_config(
@@ -81,7 +81,12 @@ def write_small_model(settings: CaseSettings, folder: Path) -> EngineConfig:
             "name": "reference-case",
             "transformer": {"checkpoint": "flux1-dev.safetensors", "params": params},
             "loras": [{"path": "dit_lora.safetensors", "weight": 1.0}] if settings.lora else [],
-            "projector": {"checkpoint": "projector.safetensors", **_PROJECTOR},
+            "projector": {
+                "checkpoint": "projector.safetensors",
+                "vision_tokens": _VISION_TOKENS,
+                "vision_width": _VISION_WIDTH,
+                "style_tokens": _STYLE_TOKENS,
+            },
             "vision": {"folder": "vision"},
             "base_folder": folder,
         }

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from uso_engine.model.params import TransformerParams
 from uso_engine.weights.files.tensor_source import TensorSource
-from uso_engine.weights.transformer_keys import transformer_shapes
+from uso_engine.weights.model_shapes import transformer_shapes
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from .files.key_report import bulleted, compare_shapes, summarise_keys
 from .files.tensor_source import TensorSource, shapes_of
 from .loading import Progress, merged_tensor
 from .lora.low_rank import LoRASet
-from .transformer_keys import transformer_shapes
+from .model_shapes import transformer_shapes
 
 
 def check_quantizable(params: TransformerParams, source: TensorSource, loras: LoRASet) -> None:

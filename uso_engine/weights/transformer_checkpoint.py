@@ -20,7 +20,7 @@ from uso_engine.weights.files.key_report import bulleted, compare_shapes, key_co
 from uso_engine.weights.files.stored_scales import with_scales
 from uso_engine.weights.files.tensor_source import RenamedSource, TensorSource, shapes_of, without_prefix
 from uso_engine.weights.kontext import refuse_kontext
-from uso_engine.weights.transformer_keys import transformer_shapes
+from uso_engine.weights.model_shapes import transformer_shapes
 
 logger = logging.getLogger(__name__)
 

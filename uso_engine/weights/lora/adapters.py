@@ -5,6 +5,7 @@
 - LoHa: (w1_a @ w1_b) * (w2_a @ w2_b) * alpha / rank;
 - difference (``diff``, ``w_norm``): the change itself, alpha does not count;
 - DoRA: any of the first three with a magnitude, see :mod:`uso_engine.weights.lora.layer_update`;
+- IA3, OFT and GLoRA: made of the weight itself, see :mod:`uso_engine.weights.lora.transforms`;
 - of biases: ``diff_b``, ``b_norm`` as they are, and ``lora_B.bias`` * alpha / rank.
 
 Source: LyCORIS, lycoris/modules/{lokr,loha,full,norms}.py; PEFT, tuners/lora/layer.py; ComfyUI, comfy/weight_adapter/.
@@ -27,6 +28,9 @@ from .layers import LayerRows, LoRALayer
 from .low_rank import LowRankUpdate
 from .products import Difference, HadamardProduct, KroneckerProduct, LowRankProduct, Product
 from .scaling import PeftScaling
+from .transform_kinds import KINDS as TRANSFORM_KINDS
+from .transform_kinds import check_transform, transform_of
+from .transforms import TransformUpdate
 from .update import WeightUpdate
 
 _LOW_RANK = (Role.DOWN, Role.UP)
@@ -40,6 +44,7 @@ _KINDS = {
     "LoKr": (*_KRONECKER[0], *_KRONECKER[1]),
     "LoHa": _HADAMARD,
     "difference": (Role.DIFFERENCE,),
+    **TRANSFORM_KINDS,
 }
 
 
@@ -49,7 +54,7 @@ def check_layer(source: TensorSource, layer: FoundLayer, findings: Findings) -> 
     if Role.ALPHA in keys and math.prod(source.shape(keys[Role.ALPHA])) != 1:
         findings.add("alpha is not a single number", keys[Role.ALPHA])
     for part, key in keys.items():
-        if part is not Role.ALPHA and not source.dtype(key).is_floating_point:
+        if part not in (Role.ALPHA, Role.ON_INPUT) and not source.dtype(key).is_floating_point:
             findings.add("not floating-point numbers", key)
     kinds = [kind for kind, parts in _KINDS.items() if any(part in keys for part in parts)]
     if len(kinds) > 1:
@@ -69,6 +74,8 @@ def check_layer(source: TensorSource, layer: FoundLayer, findings: Findings) -> 
         _check_difference(source, keys[Role.DIFFERENCE], layer.target, findings)
     elif not layer.target.columns:
         findings.add(f"{kind} for a norm, which is a vector", layer.a_key)
+    elif kind in TRANSFORM_KINDS:
+        check_transform(source, layer, kind, layer.target, findings)
     elif kind == "low-rank":
         _check_low_rank(source, keys[Role.DOWN], keys[Role.UP], layer.target, findings)
     elif kind == "LoHa":
@@ -96,10 +103,14 @@ def updates_of(
     if target is None:
         return []
     tensors: dict[Role, Tensor] = {
-        part: _read(source, key, findings) for part, key in layer.keys.items() if part is not Role.ALPHA
+        part: _read(source, key, findings) for part, key in layer.keys.items() if part not in (Role.ALPHA, Role.ON_INPUT)
     }
     alpha = _alpha(source, layer, findings)
     found: list[tuple[str, WeightUpdate]] = []
+    transform = transform_of(source, layer, target, tensors, alpha)
+    if transform is not None:
+        key, row, order = _rows_of(target)
+        found.append((key, TransformUpdate(transform, (target.rows, target.columns), row, order)))
     product, rank = _product(tensors)
     scale = 1.0
     if rank is not None:
@@ -143,10 +154,16 @@ def _rows(tensor: Tensor, part: LayerRows) -> Tensor:
 
 
 def _whole(target: LoRALayer, product: Product, scale: float, magnitude: Tensor | None) -> tuple[str, LayerUpdate]:
-    """One update of all of a layer's rows, which are consecutive rows of one weight, if perhaps in another order."""
+    """One update of all of a layer's rows."""
+    key, row, order = _rows_of(target)
+    return key, LayerUpdate(product, scale, row, order, magnitude)
+
+
+def _rows_of(target: LoRALayer) -> tuple[str, int, tuple[range, ...]]:
+    """The weight, the first row and, if it is another one, the order of a layer's rows, which are consecutive in one weight."""
     parts = sorted(target.parts, key=lambda part: part.row)
     order = tuple(range(part.source_row, part.source_row + part.rows) for part in parts)
-    return parts[0].key, LayerUpdate(product, scale, parts[0].row, order if len(order) > 1 else (), magnitude)
+    return parts[0].key, parts[0].row, order if len(order) > 1 else ()
 
 
 def _magnitude(values: Tensor | None, target: LoRALayer) -> Tensor | None:
@@ -235,8 +252,8 @@ def _check_magnitude(source: TensorSource, layer: FoundLayer, kind: str, finding
     key = layer.keys.get(Role.MAGNITUDE)
     if key is None or layer.target is None:
         return
-    if kind == "difference":
-        findings.add("a DoRA magnitude beside a difference", key)
+    if kind == "difference" or kind in TRANSFORM_KINDS:
+        findings.add(f"a DoRA magnitude beside {'a difference' if kind == 'difference' else kind}", key)
     rows, columns = layer.target.rows, layer.target.columns
     _expect(matrix_shape(source.shape(key)), [(rows, 1), (rows,), (1, columns)], key, findings)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
 
@@ -27,6 +28,15 @@ class Role(Enum):
     HADAMARD_1B = "hada_w1_b"
     HADAMARD_2A = "hada_w2_a"
     HADAMARD_2B = "hada_w2_b"
+    FACTORS = "IA3 factors"
+    ON_INPUT = "on_input"
+    PEFT_FACTORS = "ia3_l"
+    ROTATIONS = "oft_blocks"
+    RESCALE = "rescale"
+    GLORA_A1 = "a1"
+    GLORA_A2 = "a2"
+    GLORA_B1 = "b1"
+    GLORA_B2 = "b2"
 
 
 CHANGES_ALONE = (Role.DIFFERENCE, Role.BIAS_DIFFERENCE, Role.UP_BIAS)
@@ -56,6 +66,11 @@ _PARTS = (
     (Role.DIFFERENCE, re.compile(r"\.(?:diff|w_norm)$")),
     (Role.BIAS_DIFFERENCE, re.compile(r"\.(?:diff_b|b_norm)$")),
     *((part, re.compile(rf"\.{part.value}{_ADAPTER}$")) for part in Role if part.name.startswith(("KRONECKER", "HADAMARD"))),
+    (Role.ON_INPUT, re.compile(r"\.on_input$")),
+    (Role.PEFT_FACTORS, re.compile(rf"\.ia3_l{_ADAPTER}$")),
+    (Role.ROTATIONS, re.compile(r"\.oft_blocks$")),
+    (Role.RESCALE, re.compile(r"\.rescale$")),
+    *((part, re.compile(rf"\.{part.value}\.weight$")) for part in Role if part.name.startswith("GLORA")),
 )
 
 _REFUSED = (
@@ -63,9 +78,8 @@ _REFUSED = (
     ("a convolution's middle part (lora_mid, t1, t2)", re.compile(r"\.(?:lora_mid\.weight|lokr_t\w+|hada_t\w+)$")),
     ("LoKr (Kronecker products) with factors that are not known", re.compile(r"\.lokr_\w+$")),
     ("LoHa (Hadamard products) with factors that are not known", re.compile(r"\.hada_\w+$")),
-    ("OFT (rotations)", re.compile(r"\.(?:oft_\w+|boft_\w+)(?:\.weight)?$")),
-    ("GLoRA", re.compile(r"\.[ab][12]\.weight$")),
-    ("IA3", re.compile(r"\.on_input$")),
+    ("OFT or BOFT of PEFT, whose meaning changed between its versions", re.compile(r"\.(?:oft_\w+|boft_\w+)(?:\.\w+)*$")),
+    ("GLoRA with a middle part", re.compile(r"\.bm\.weight$")),
     ("a bias of the down matrix (lora_A.bias)", re.compile(r"\.(?:lora_A|lora_down)\b.*\.bias$")),
     ("a whole new weight (set_weight, norm.scale)", re.compile(r"\.(?:set_weight|reshape_weight)$|_norm\.scale$")),
 )
@@ -76,13 +90,19 @@ _TEXT_ENCODERS = re.compile(
 )
 
 
-def parse_key(key: str) -> LoRAKey | None:
-    """The layer and part of a key, or None if it has no ending that a LoRA's keys have."""
+def parse_key(key: str, *, beside: Collection[str] = ()) -> LoRAKey | None:
+    """The layer and part of a key, or None if it has no ending that a LoRA's keys have.
+
+    Args:
+        key: of the file.
+        beside: all its keys: IA3's factors are called ``weight``, and are IA3's by the ``on_input`` beside them.
+    """
     for part, pattern in _PARTS:
         match = pattern.search(key)
         if match and match.start() > 0:
             return LoRAKey(key[: match.start()], part)
-    return None
+    layer = key.removesuffix(".weight")
+    return LoRAKey(layer, Role.FACTORS) if layer != key and f"{layer}.on_input" in beside else None
 
 
 def refusal(key: str) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from uso_engine.model.params import TransformerParams
-from uso_engine.weights.transformer_keys import transformer_shapes
+from uso_engine.weights.model_shapes import transformer_shapes
 
 
 @dataclass(frozen=True)

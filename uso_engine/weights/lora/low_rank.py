@@ -55,12 +55,29 @@ class LowRankUpdate:
         block.addmm_(up, down, alpha=strength * self.scale)
 
 
+class FileName(str):
+    """A file's path as messages show it, with the hash of what was read from it.
+
+    Args:
+        path: of the file.
+        sha256: of its contents, 64 hexadecimal digits.
+    """
+
+    __slots__ = ("sha256",)
+    sha256: str
+
+    def __new__(cls, path: str, sha256: str) -> FileName:
+        name = super().__new__(cls, path)
+        name.sha256 = sha256
+        return name
+
+
 @dataclass(frozen=True, eq=False)
 class LoRA:
     """One LoRA file.
 
     Args:
-        name: what messages call it, usually its path.
+        name: what messages call it, usually its path; a `FileName` where it was read from a file.
         style: the key style that it was written in.
         updates: by canonical weight key.
         skipped_keys: how many keys of text encoders were left out.

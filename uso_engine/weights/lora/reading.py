@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
 from uso_engine.errors import CheckpointError, LoRAError, MissingFileError
 from uso_engine.model.params import TransformerParams
 from uso_engine.weights.files.key_report import key_count, summarise_keys
+from uso_engine.weights.files.recorded_file import RecordedFile
 from uso_engine.weights.files.safetensors_file import SafetensorsSource
 from uso_engine.weights.files.tensor_source import TensorSource
-from uso_engine.weights.transformer_keys import transformer_shapes
+from uso_engine.weights.model_shapes import transformer_shapes
 
 from .adapters import check_layer, updates_of
 from .control import refuse_control_lora
@@ -21,7 +23,7 @@ from .found import Findings, FoundLayer
 from .key_styles import KEY_STYLES
 from .keys import CHANGES_ALONE, Role, is_text_encoder_key, parse_key, refusal
 from .layers import KeyStyle, LoRALayer
-from .low_rank import LoRA, LoRASet, LowRankUpdate
+from .low_rank import FileName, LoRA, LoRASet, LowRankUpdate
 from .repeated import drop_repeated
 from .scaling import PeftScaling, read_scaling
 from .update import WeightUpdate
@@ -54,7 +56,8 @@ def read_lora(path: Path, params: TransformerParams) -> LoRA:
     except CheckpointError as error:
         raise LoRAError(str(error)) from error
     try:
-        return parse_lora(source, params, read_scaling(file, source.metadata))
+        lora = parse_lora(source, params, read_scaling(file, source.metadata))
+        return replace(lora, name=FileName(lora.name, RecordedFile.of(file).sha256))
     except LoRAError:
         raise
     except CheckpointError as error:
@@ -148,11 +151,12 @@ def _collect(source: TensorSource, params: TransformerParams, findings: Findings
     known.update(_numberless(name) for style in KEY_STYLES for name in style.layers(_ONE_OF_EACH))
     layers: dict[str, FoundLayer] = {}
     refused: set[str] = set()
+    every_key = frozenset(source.keys())
     for key in source.keys():  # noqa: SIM118 - a source is not a mapping
         if is_text_encoder_key(key):
             findings.text_encoders.append(key)
             continue
-        parsed = parse_key(key) if len(key) <= _LONGEST_KEY else None
+        parsed = parse_key(key, beside=every_key) if len(key) <= _LONGEST_KEY else None
         kind = refusal(key) if len(key) <= _LONGEST_KEY and parsed is None else None
         if kind is not None:
             refused.add(key.rsplit(".", 1)[0])
