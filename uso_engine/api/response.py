@@ -63,7 +63,10 @@ class GenerationResponse(_Body):
 
 
 class ErrorBody(_Body):
-    """The body of an unsuccessful answer. ``errors`` is an extension: what is wrong, one sentence each."""
+    """The body of an unsuccessful answer.
+
+    Extensions: ``errors`` says what is wrong, one sentence each, and ``fields`` names the fields that it is about.
+    """
 
     message: str
     path: str
@@ -71,10 +74,17 @@ class ErrorBody(_Body):
     statusCode: int
     timestamp: str
     errors: tuple[str, ...] = ()
+    fields: tuple[str, ...] = ()
 
 
 def error_body(
-    message: str, *, path: str, status_code: int, request_id: str | None = None, errors: Sequence[str] = ()
+    message: str,
+    *,
+    path: str,
+    status_code: int,
+    request_id: str | None = None,
+    errors: Sequence[str] = (),
+    fields: Sequence[str] = (),
 ) -> ErrorBody:
     """The hosted API's error body.
 
@@ -84,6 +94,7 @@ def error_body(
         status_code: the HTTP status it goes with.
         request_id: the request's identifier; a new one by default.
         errors: details, such as ``validation_messages`` gives.
+        fields: names of the offending fields.
 
     Returns:
         The body, stamped with the current time (UTC, ISO 8601, milliseconds).
@@ -96,4 +107,5 @@ def error_body(
         statusCode=status_code,
         timestamp=now,
         errors=tuple(errors),
+        fields=tuple(fields),
     )

@@ -25,7 +25,18 @@ def run() -> None:
 def _exit_code() -> int:
     """What the command ends with; every way of ending it is a number here."""
     try:
-        from . import compare, configs, discover, evaluate, export_safety, generate, info, quantize, verify  # noqa: F401  each adds its commands
+        from . import (  # noqa: F401  each adds its commands
+            compare,
+            configs,
+            discover,
+            evaluate,
+            export_safety,
+            generate,
+            info,
+            quantize,
+            serve,
+            verify,
+        )
 
         app(prog_name="uso-engine")
     except SystemExit as error:

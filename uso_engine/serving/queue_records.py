@@ -1,0 +1,183 @@
+"""Requests of fal's queue in the storage: accepted ones outlive the process, and every replica can answer for them."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import time
+import uuid
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from .storage import Storage
+
+FOLDER, OWNERS = "queue", "owners"
+_JSON = "application/json"
+_FILE = re.compile(r"([0-9a-f-]{36})\.(request|state|result|cancel)\.json")
+_OWNER_LETTERS = re.compile(r"[^A-Za-z0-9_-]")
+Status = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class QueuedRequest(_Record):
+    """An accepted request, written once, before its acceptance is told. Its seed is drawn: done twice, it is the same."""
+
+    id: str
+    model: str
+    fields: dict[str, object]
+    key: str
+    base_url: str
+    priority: int = 0
+    start_by: float | None = None
+
+
+class QueueState(_Record):
+    """Where a request stands, and which server answers for it. Times are seconds since 1970."""
+
+    key: str
+    model: str
+    owner: str
+    status: Status = "IN_QUEUE"
+    status_code: int | None = None
+    error: str | None = None
+    seconds: float | None = None
+    expires: float | None = None
+
+
+R = TypeVar("R", bound=_Record)
+
+
+def new_id() -> str:
+    """A request's identifier: its first digits are the time, so that names sort by it, the rest cannot be guessed."""
+    value = (int(time.time() * 1000) & (2**48 - 1)) << 80 | int.from_bytes(os.urandom(10))
+    # Version 7, variant 10: RFC 9562.
+    value = value & ~(0xF << 76) | 7 << 76
+    return str(uuid.UUID(int=value & ~(0b11 << 62) | 0b10 << 62))
+
+
+def accepted_at(identifier: str) -> float:
+    """When a request was accepted, in seconds since 1970."""
+    return int(identifier[:8] + identifier[9:13], 16) / 1000
+
+
+def owner_name(host: str, port: int) -> str:
+    """What a server calls itself in the storage. The same one after a restart, so that it takes up what it had at once."""
+    plain = _OWNER_LETTERS.sub("-", host)[:100]
+    return f"{plain}-{port}" if port else f"{plain}-{secrets.token_hex(4)}"
+
+
+class QueueRecords:
+    """The queue's files: ``ID.request.json``, ``ID.state.json``, ``ID.result.json``, ``ID.cancel.json``, and one of each owner.
+
+    Args:
+        storage: where they are.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def accept(self, request: QueuedRequest, owner: str) -> None:
+        """Keep a request, then say who answers for it."""
+        self._write(request.id, "request", request.model_dump_json().encode())
+        self.put_state(request.id, QueueState(key=request.key, model=request.model, owner=owner))
+
+    def request(self, identifier: str) -> QueuedRequest | None:
+        """An accepted request; None where there is none, or it has been answered."""
+        return self._read(identifier, "request", QueuedRequest)
+
+    def state(self, identifier: str) -> QueueState | None:
+        """Where a request stands; None where there is none."""
+        return self._read(identifier, "state", QueueState)
+
+    def put_state(self, identifier: str, state: QueueState) -> None:
+        """Say where a request stands."""
+        self._write(identifier, "state", state.model_dump_json().encode())
+
+    def finish(self, identifier: str, state: QueueState, body: bytes) -> None:
+        """Keep an answer, then say that it is there, then let go of the request and its pictures."""
+        self._write(identifier, "result", body)
+        self.put_state(identifier, state)
+        self.let_go(identifier)
+
+    def let_go(self, identifier: str) -> None:
+        """Remove a request that has been answered, and its pictures."""
+        for kind in ("request", "cancel"):
+            self._delete(identifier, kind)
+
+    def result(self, identifier: str) -> bytes | None:
+        """The answer's body; None where there is none."""
+        try:
+            return self._storage.read(self._name(identifier, "result"))
+        except FileNotFoundError:
+            return None
+
+    def ask_to_cancel(self, identifier: str) -> None:
+        """Tell the request's owner, another server, that it is to be cancelled."""
+        self._write(identifier, "cancel", b"{}")
+
+    def unfinished(self) -> dict[str, bool]:
+        """Identifiers of requests that have no answer yet, oldest first, and whether each is to be cancelled."""
+        kinds = self._kinds()
+        return {one: "cancel" in found for one, found in kinds.items() if "request" in found}
+
+    def sweep(self, now: float, expiry_s: float) -> None:
+        """Remove answers that have expired."""
+        for identifier in self._kinds():
+            if accepted_at(identifier) + expiry_s > now:
+                return  # Names sort by time: what follows is younger.
+            state = self.state(identifier)
+            if state is not None and state.expires is not None and state.expires <= now:
+                for kind in ("result", "request", "cancel", "state"):
+                    self._delete(identifier, kind)
+
+    def renew(self, owner: str, now: float) -> None:
+        """Say that a server is alive."""
+        self._storage.write(f"{OWNERS}/{owner}.json", f'{{"renewed":{now:.0f}}}'.encode(), _JSON)
+
+    def leave(self, owner: str) -> None:
+        """Say that a server has ended: others take what it leaves."""
+        self._storage.delete(f"{OWNERS}/{owner}.json")
+
+    def renewed(self, owner: str) -> float:
+        """When a server last said that it is alive; 0 where it has ended."""
+        try:
+            text = self._storage.read(f"{OWNERS}/{owner}.json")
+        except FileNotFoundError:
+            return 0.0
+        match = re.fullmatch(rb'\{"renewed":(\d{1,15})\}', text)
+        return float(match[1]) if match else 0.0
+
+    def _kinds(self) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for name in self._storage.names(FOLDER):
+            match = _FILE.fullmatch(name)
+            if match is not None:
+                found.setdefault(match[1], set()).add(match[2])
+        return found
+
+    def _read(self, identifier: str, kind: str, record: type[R]) -> R | None:
+        try:
+            return record.model_validate_json(self._storage.read(self._name(identifier, kind)))
+        except (FileNotFoundError, ValidationError):
+            # A record of another version of this server is none of ours.
+            return None
+
+    def _write(self, identifier: str, kind: str, data: bytes) -> None:
+        self._storage.write(self._name(identifier, kind), data, _JSON)
+
+    def _delete(self, identifier: str, kind: str) -> None:
+        self._storage.delete(self._name(identifier, kind))
+
+    @staticmethod
+    def _name(identifier: str, kind: str) -> str:
+        return f"{FOLDER}/{identifier}.{kind}.json"
+
+
+def is_identifier(text: str) -> bool:
+    """Whether a text has the form of `new_id`; anything else names no request."""
+    return re.fullmatch(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", text) is not None

@@ -1,0 +1,126 @@
+"""Upkeep of what replicas share: this one is alive, what a dead one has left is taken up, what has expired is removed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from uso_engine.errors import OutputError
+
+from .files import ImageFiles
+from .queue_records import QueuedRequest, QueueRecords, QueueState, accepted_at
+from .queue_runner import QueueRunner
+
+logger = logging.getLogger(__name__)
+
+_SWEEP_S = 60.0
+
+
+class QueueUpkeep:
+    """The regular work of one server on the storage.
+
+    Args:
+        runner: takes up requests.
+        records: the queue's files.
+        files: the images.
+        owner: what this server calls itself.
+        expiry_s: seconds that answers are kept.
+        lease_s: seconds after which a server that says nothing has ended.
+        clock: seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        runner: QueueRunner,
+        records: QueueRecords,
+        files: ImageFiles,
+        owner: str,
+        *,
+        expiry_s: float,
+        lease_s: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._runner, self._records, self._files, self._owner = runner, records, files, owner
+        self._expiry_s, self._lease_s, self._clock = expiry_s, lease_s, clock
+        self._owners: dict[str, str] = {}
+        self._swept = 0.0
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Do it again and again until the end."""
+        task = asyncio.create_task(self._run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            try:
+                await asyncio.to_thread(self._records.leave, self._owner)
+            except OutputError as error:
+                logger.error("storage: %s", error)
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self.once()
+            except OutputError as error:
+                logger.error("storage: %s", error)
+            await asyncio.sleep(self._lease_s / 3)
+
+    async def once(self) -> None:
+        """One round.
+
+        Raises:
+            OutputError: the storage failed.
+        """
+        now = self._clock()
+        await asyncio.to_thread(self._records.renew, self._owner, now)
+        unfinished = await asyncio.to_thread(self._records.unfinished)
+        self._owners = {one: owner for one, owner in self._owners.items() if one in unfinished}
+        ended: dict[str, bool] = {}
+        for identifier, to_cancel in unfinished.items():
+            if self._runner.has(identifier):
+                if to_cancel:
+                    await self._runner.cancel_mine(identifier)
+                continue
+            owner = self._owners.get(identifier, "")
+            if owner and owner not in ended:
+                ended[owner] = await self._has_ended(owner)
+            if not owner or ended[owner]:
+                await self._look_at(identifier)
+        if now - self._swept >= min(_SWEEP_S, self._expiry_s):
+            self._swept = now
+            await asyncio.to_thread(self._files.sweep)
+            await asyncio.to_thread(self._records.sweep, now, self._expiry_s)
+
+    async def _look_at(self, identifier: str) -> None:
+        """Take up a request that nobody answers for, as after this server's own restart."""
+        state = await asyncio.to_thread(self._records.state, identifier)
+        if state is None and self._clock() - accepted_at(identifier) < self._lease_s:
+            return  # It is being accepted just now.
+        if state is not None and state.status == "COMPLETED":
+            # Its server ended between saying so and letting go of the request.
+            await asyncio.to_thread(self._records.let_go, identifier)
+            return
+        if state is not None and state.owner != self._owner and not await self._has_ended(state.owner):
+            self._owners[identifier] = state.owner
+            return
+        request = await asyncio.to_thread(self._records.request, identifier)
+        if request is None or self._runner.has(identifier):
+            return
+        logger.info("queue request %s is taken up", identifier)
+        await asyncio.to_thread(self._records.put_state, identifier, _owned(request, self._owner))
+        self._owners.pop(identifier, None)
+        self._runner.take_up(request)
+
+    async def _has_ended(self, owner: str) -> bool:
+        if owner == self._owner:
+            return True
+        return self._clock() - await asyncio.to_thread(self._records.renewed, owner) >= self._lease_s
+
+
+def _owned(request: QueuedRequest, owner: str) -> QueueState:
+    return QueueState(key=request.key, model=request.model, owner=owner)

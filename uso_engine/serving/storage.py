@@ -1,0 +1,192 @@
+"""Where files are kept: a folder, or an object store through fsspec. A file is there whole or not at all."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import unquote, urlsplit
+
+from uso_engine.errors import ConfigError, OutputError
+from uso_engine.imaging.atomic import write_atomically
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+_NAME = re.compile(r"[a-z]+(?:/[A-Za-z0-9_-][A-Za-z0-9._-]{0,199})")
+_ABANDONED_S = 3600.0
+"""After so long a file that is still being written belongs to a process that is gone."""
+
+
+class Storage(Protocol):
+    """Files by name, ``folder/name``. Every method may wait for a disk or a network: call it from a thread."""
+
+    def write(self, name: str, data: bytes, content_type: str) -> None:
+        """Keep a file; OutputError where that fails, and then nothing of it is there."""
+
+    def read(self, name: str) -> bytes:
+        """A file; FileNotFoundError where there is none, OutputError where the store fails."""
+
+    def names(self, folder: str) -> list[str]:
+        """Names of the files of a folder, without it, sorted."""
+
+    def delete(self, name: str) -> None:
+        """Remove a file; one that is not there is no error."""
+
+    def signed_url(self, name: str, seconds: float) -> str:
+        """A URL under which the store itself gives the file to anybody for so long; ConfigError where it has none."""
+
+
+def open_storage(url: str) -> Storage:
+    """The storage behind a URL.
+
+    Args:
+        url: ``file:///folder`` or ``s3://bucket/prefix``. Credentials, region and end point of S3 come from boto's environment
+            variables (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_ENDPOINT_URL`` …).
+
+    Raises:
+        ConfigError: another URL, a folder that cannot be written to, or no package for it.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "file" and parts.netloc in ("", "localhost") and parts.path.startswith("/"):
+        return FolderStorage(Path(unquote(parts.path)))
+    if parts.scheme == "s3" and parts.netloc:
+        return S3Storage(f"{parts.netloc}{parts.path}".rstrip("/"))
+    raise ConfigError(f"storage must be file:///folder or s3://bucket/prefix, got {url!r}")
+
+
+class FolderStorage:
+    """Files in a folder of this machine, or of a network file system that renames atomically.
+
+    Args:
+        folder: where to; made if it is not there.
+
+    Raises:
+        ConfigError: it cannot be written to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / ".writable", b"")
+        except (OSError, OutputError) as error:
+            raise ConfigError(f"storage {folder} cannot be written to: {error}") from error
+
+    def write(self, name: str, data: bytes, content_type: str) -> None:
+        write_atomically(self._folder / checked_name(name), data)
+
+    def read(self, name: str) -> bytes:
+        try:
+            return (self._folder / checked_name(name)).read_bytes()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise OutputError(f"cannot read {name}: {error.strerror}") from error
+
+    def names(self, folder: str) -> list[str]:
+        try:
+            entries = sorted((self._folder / folder).iterdir())
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise OutputError(f"cannot list {folder}: {error.strerror}") from error
+        self._remove_abandoned([entry for entry in entries if entry.name.startswith(".")])
+        return [entry.name for entry in entries if not entry.name.startswith(".")]
+
+    def delete(self, name: str) -> None:
+        try:
+            (self._folder / checked_name(name)).unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot remove {name}: {error.strerror}") from error
+
+    def signed_url(self, name: str, seconds: float) -> str:
+        raise ConfigError("a folder has no URLs of its own; signed URLs need storage in s3://")
+
+    @staticmethod
+    def _remove_abandoned(parts: list[Path]) -> None:
+        """What a process that was killed while it wrote has left; no name ever led to it."""
+        for part in parts:
+            try:
+                if time.time() - part.stat().st_mtime > _ABANDONED_S:
+                    part.unlink()
+            except FileNotFoundError:
+                continue  # Its writer was alive after all, or another sweep was faster.
+
+
+class S3Storage:
+    """Objects of an S3-compatible store; a put is atomic there.
+
+    Args:
+        root: bucket and prefix.
+
+    Raises:
+        ConfigError: no bucket, no access to it, or s3fs is not installed.
+    """
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._files = _s3_files()
+        try:
+            self._files.pipe_file(f"{root}/.writable", b"")
+        except Exception as error:
+            raise ConfigError(f"storage s3://{root} cannot be written to: {error}") from error
+
+    def write(self, name: str, data: bytes, content_type: str) -> None:
+        try:
+            self._files.pipe_file(self._path(name), data, ContentType=content_type)
+        except Exception as error:
+            raise OutputError(f"cannot store {name}: {type(error).__name__}: {error}") from error
+
+    def read(self, name: str) -> bytes:
+        try:
+            return bytes(self._files.cat_file(self._path(name)))
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            raise OutputError(f"cannot read {name}: {type(error).__name__}: {error}") from error
+
+    def names(self, folder: str) -> list[str]:
+        try:
+            # Not the cached listing: other replicas write, too.
+            found = self._files.ls(f"{self._root}/{folder}", detail=False, refresh=True)
+        except FileNotFoundError:
+            return []
+        except Exception as error:
+            raise OutputError(f"cannot list {folder}: {type(error).__name__}: {error}") from error
+        return sorted(name for path in found if (name := str(path).rpartition("/")[2]))
+
+    def delete(self, name: str) -> None:
+        try:
+            self._files.rm_file(self._path(name))
+        except FileNotFoundError:
+            return
+        except Exception as error:
+            raise OutputError(f"cannot remove {name}: {type(error).__name__}: {error}") from error
+
+    def signed_url(self, name: str, seconds: float) -> str:
+        try:
+            return str(self._files.sign(self._path(name), expiration=max(1, int(seconds))))
+        except Exception as error:
+            raise OutputError(f"cannot sign {name}: {type(error).__name__}: {error}") from error
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{checked_name(name)}"
+
+
+def checked_name(name: str) -> str:
+    """A name of the form folder/name, without anything that leads elsewhere; ValueError for others."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is not a name in the storage; expected folder/name of letters, digits, '.', '_', '-'")
+    return name
+
+
+def _s3_files() -> AbstractFileSystem:
+    try:
+        import s3fs
+    except ImportError as error:
+        raise ConfigError(f"storage in s3:// needs the package s3fs (pip install 'uso-engine[s3]'): {error}") from error
+    bounds = {"connect_timeout": 5, "read_timeout": 30, "retries": {"max_attempts": 3}}
+    # Listings change under us, and an instance of another thread's event loop must not be handed back.
+    return s3fs.S3FileSystem(config_kwargs=bounds, use_listings_cache=False, skip_instance_cache=True)

@@ -1,0 +1,56 @@
+"""uvicorn's HTTP/1.1 protocol with a time for headers and a bound on connections, neither of which it has."""
+
+from __future__ import annotations
+
+import asyncio
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from .settings import Transport
+
+
+def timed_protocol(bounds: Transport) -> type[H11Protocol]:
+    """The protocol class under these bounds."""
+
+    class TimedProtocol(H11Protocol):
+        _header_timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            if len(self.connections) > bounds.max_connections:
+                transport.abort()
+                return
+            self._watch()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._watch()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._unwatch()
+            super().connection_lost(exc)
+
+        def timeout_keep_alive_handler(self) -> None:
+            # Not close: what a client does not read would keep the connection for ever.
+            if not self.transport.is_closing():
+                self.transport.abort()
+
+        def _watch(self) -> None:
+            """While headers are awaited the clock runs, however little at a time they come."""
+            if self.conn.their_state is not h11.IDLE:
+                self._unwatch()
+            elif self._header_timer is None and self.timeout_keep_alive_task is None:
+                self._header_timer = self.loop.call_later(bounds.header_timeout_s, self._too_slow)
+
+        def _unwatch(self) -> None:
+            if self._header_timer is not None:
+                self._header_timer.cancel()
+                self._header_timer = None
+
+        def _too_slow(self) -> None:
+            self._header_timer = None
+            if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
+                self.transport.abort()
+
+    return TimedProtocol
