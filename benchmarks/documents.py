@@ -16,8 +16,9 @@ from PIL import Image, PngImagePlugin
 from .records import Record
 
 PENDING = "Pending: not measured yet."
-_OPENING = re.compile(r"<!-- table (.+?) -->")
-_BLOCK = re.compile(r"(<!-- table (?P<marker>.+?) -->\n)(?P<body>.*?)(<!-- end (?P=marker) -->)", re.DOTALL)
+# At the beginning of a line: in the middle of one it is prose about markers.
+_OPENING = re.compile(r"^<!-- table (.+?) -->", re.MULTILINE)
+_BLOCK = re.compile(r"^(<!-- table (?P<marker>.+?) -->\n)(?P<body>.*?)^(<!-- end (?P=marker) -->)", re.DOTALL | re.MULTILINE)
 
 
 @dataclass(frozen=True)

@@ -48,9 +48,11 @@ def outdated(root: Path, tables: tuple[Table, ...], plots: tuple[Plot, ...], rec
 
 def write(root: Path, tables: tuple[Table, ...], plots: tuple[Plot, ...], records: list[Record]) -> None:
     """Make every table and plot anew."""
-    for document in sorted({table.document for table in tables}):
+    for document in sorted({*documents(root), *(table.document for table in tables)}):
         path = root / document
-        path.write_text(rewritten(document, path.read_text(encoding="utf-8"), tables, records), encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
+        if (new := rewritten(document, text, tables, records)) != text:
+            path.write_text(new, encoding="utf-8")
     for plot in plots:
         if not plot.is_current(root):
             plot.write(root)
@@ -66,10 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.records is not None:
         taken, left = take(options.records)
         print(f"{taken} records taken, {left} left out (of a rehearsal, or taken before)")
-    if not options.check:
-        write(ROOT, TABLES, PLOTS, load())
-    elif wrong := list(outdated(ROOT, TABLES, PLOTS, load())):
-        raise SystemExit("\n".join([*wrong, "run python -m benchmarks.report"]))
+    try:
+        if not options.check:
+            write(ROOT, TABLES, PLOTS, load())
+        elif wrong := list(outdated(ROOT, TABLES, PLOTS, load())):
+            raise SystemExit("\n".join([*wrong, "run python -m benchmarks.report"]))
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
 
 
 if __name__ == "__main__":

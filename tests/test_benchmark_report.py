@@ -52,6 +52,11 @@ def test_a_table_shows_the_records_of_its_own_benchmarks() -> None:
     )
 
 
+def test_a_marker_inside_a_line_is_prose() -> None:
+    text = EMPTY + "Between `<!-- table NAME -->` and `<!-- end NAME -->` stands a table.\n"
+    assert rewritten("a.md", text, (STEPS, RUNGS), []).endswith("stands a table.\n")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
