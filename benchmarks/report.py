@@ -18,11 +18,13 @@ from .gpu import tables as gpu
 from .kernels import tables as kernels
 from .memory import tables as memory
 from .records import Record, load, take
+from .serving import tables as serving
 from .step import tables as step
 from .tiers import tables as tiers
 
 ROOT = Path(__file__).resolve().parents[1]
-TABLES: tuple[Table, ...] = (*step.TABLES, *tiers.TABLES, *kernels.TABLES, *memory.TABLES, *fidelity.TABLES, *gpu.TABLES)
+FOLDERS = (step, tiers, kernels, memory, fidelity, serving, gpu)
+TABLES: tuple[Table, ...] = tuple(table for folder in FOLDERS for table in folder.TABLES)
 PLOTS: tuple[Plot, ...] = (curve.PLOT,)
 
 

@@ -30,7 +30,7 @@ rm -f "$out"/*.whl "$out/release.jsonl"
 wheel=$(ls "$out"/*.whl)
 
 for python in "${pythons[@]}"; do
-	for extra in none cpu gguf quant serve; do
+	for extra in none cpu export gguf heif quant serve s3; do
 		environment=$work/environment
 		"$python" -m venv --clear "$environment"
 		wanted=$wheel

@@ -11,7 +11,7 @@ from torch import Tensor
 from uso_engine.model.params import TransformerParams
 from uso_engine.weights.files.tensor_source import MemorySource
 from uso_engine.weights.loading import merged_tensor
-from uso_engine.weights.lora.reading import LoRA, parse_lora
+from uso_engine.weights.lora import LoRA, parse_lora
 from uso_engine.weights.lora.scaling import PeftScaling
 from uso_engine.weights.model_shapes import transformer_shapes
 from uso_engine.weights.recipe import draw, recipe_source

@@ -161,13 +161,13 @@ def _main(port: int, storage: str, *words: str) -> None:
     config = load_config("uso-tiny")
     given = dict(word.split("=", 1) for word in words)
     keys = KeyRing(Path(given.pop("keys")), None) if "keys" in given else None
-    settings = ServerSettings(port=port, has_keys=keys is not None, page=False)
+    settings = ServerSettings(port=port, has_keys=keys is not None, page=bool(int(given.pop("page", "0"))))
     numbers = {name: float(value) if "." in value else int(value) for name, value in given.items()}
     for field, kind in (("bounds", RequestBounds), ("transport", Transport)):
         named = {name: numbers.pop(name) for name in list(numbers) if name in kind.__dataclass_fields__}
         settings = replace(settings, **{field: replace(getattr(settings, field), **named)})
     most, load_s = int(numbers.pop("most_at_once", 64)), numbers.pop("load_s", 0)
-    settings = replace(settings, **numbers)
+    settings = replace(settings, **numbers)  # type: ignore[arg-type]
 
     @asynccontextmanager
     async def opened() -> AsyncIterator[DoubleEngine]:

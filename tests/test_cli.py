@@ -13,11 +13,7 @@ import pytest
 from command_line import run
 from PIL import Image
 
-import uso_engine.cli.configs
-import uso_engine.cli.evaluate
-import uso_engine.cli.generate
-import uso_engine.cli.info
-import uso_engine.cli.verify
+import uso_engine
 from uso_engine.config import list_configs
 
 FAST = ["--size", "64x64", "--steps", "1", "--device", "cpu"]

@@ -9,7 +9,6 @@ import command_line
 import pytest
 from PIL import Image
 
-import uso_engine.cli.generate  # noqa: F401  adds its command
 from uso_engine import USOEngine
 from uso_engine.cli.arguments import merged_line, read_batch
 from uso_engine.imaging.contact_sheet import contact_sheet

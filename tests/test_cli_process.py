@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from uso_engine.cli.app import interrupts
+from uso_engine.cli.console import interrupts
 from uso_engine.cli.progress import LoadingProgress
 
 MAIN = "from uso_engine.cli import main; main()"

@@ -8,9 +8,6 @@ import torch
 from command_line import run
 from PIL import Image
 
-import uso_engine.cli.compare
-import uso_engine.cli.info
-import uso_engine.cli.quantize  # noqa: F401  each adds its commands
 from uso_engine import USOEngine, load_config
 from uso_engine.config import EngineConfig
 from uso_engine.errors import CheckpointError, ConfigError, MissingFileError

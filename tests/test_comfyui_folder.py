@@ -13,7 +13,6 @@ from command_line import run
 from torch import Tensor
 
 from uso_engine import USOEngine
-from uso_engine.cli import discover  # noqa: F401  adds its commands
 from uso_engine.config import EngineConfig, load_config
 from uso_engine.embedded.build import FOLDER
 from uso_engine.errors import CheckpointError, MissingFileError

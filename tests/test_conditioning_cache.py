@@ -1,4 +1,5 @@
 import threading
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -113,6 +114,71 @@ def test_stays_within_its_bound_between_threads() -> None:
     assert not broken
     assert found.hits + found.misses == 8 * 300
     assert found.size_bytes == sum(len(cache.get(str(key)) or b"") for key in range(23))
+
+
+def asked_together(cache: ByteCache[bytes], compute: Callable[[], bytes]) -> list[object]:
+    """What three threads get that ask for one value while the first of them computes it."""
+    computing, go_on = threading.Event(), threading.Event()
+    got: list[object] = []
+
+    def slowly() -> bytes:
+        computing.set()
+        assert go_on.wait(60)
+        return compute()
+
+    def ask() -> None:
+        try:
+            got.append(cache.get_or_compute("a", slowly))
+        except (KeyError, KeyboardInterrupt) as error:
+            got.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    threads[0].start()
+    assert computing.wait(60)
+    for thread in threads[1:]:
+        thread.start()
+    while cache.statistics().hits < 2:  # Both are waiting.
+        threads[1].join(0.001)
+    go_on.set()
+    for thread in threads:
+        thread.join(60)
+    return got
+
+
+@pytest.mark.parametrize("bound", [0, 10])
+def test_what_several_ask_for_is_computed_once(bound: int) -> None:
+    calls: list[str] = []
+
+    def compute() -> bytes:
+        calls.append("call")
+        return b"value"
+
+    assert asked_together(byte_cache(bound), compute) == [b"value"] * 3
+    assert calls == ["call"]
+
+
+def test_an_error_reaches_all_who_wait_and_the_next_computes_anew() -> None:
+    cache = byte_cache(10)
+    error = KeyError("once")
+
+    def fail() -> bytes:
+        raise error
+
+    assert asked_together(cache, fail) == [error] * 3
+    assert cache.get_or_compute("a", lambda: b"value") == b"value"
+
+
+def test_an_interrupt_is_the_computing_threads_own() -> None:
+    interrupts = [KeyboardInterrupt()]
+
+    def once() -> bytes:
+        if interrupts:
+            raise interrupts.pop()
+        return b"value"
+
+    got = asked_together(byte_cache(10), once)
+    assert [type(value) for value in got].count(KeyboardInterrupt) == 1
+    assert got.count(b"value") == 2
 
 
 def test_text_hash_tells_prompts_and_encoders_apart() -> None:

@@ -11,11 +11,10 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import pytest
+from import_graph import imported_files, imports, module_files, parse, python_files
 
 # From the bottom up. A module may import what lies below it and, where that makes no circle, its neighbours.
 DIFFUSERS = ("diffusers_callback", "diffusers_results")
@@ -23,8 +22,8 @@ LAYERS = (
     {"errors", "interrupt_lock", "process_state", "local_names"},
     {"model", "precision"},
     {"imaging", "conditioning", "sampling", "weights", "safety"},
-    {"api", "config", "config_files"},
-    {"request_type", "offload", "loading", "pipeline", "inputs", "generation", "preparation", "scheduling"}
+    {"section", "queue_limits", "api", "config", "config_files"},
+    {"request_type", "offload", "loading", "pipeline", "inputs", "generated", "generation", "preparation", "scheduling"}
     | {"engine", "async_engine", "diffusers_face", "progress", "call_arguments", "provenance", "stopwatch"},
     {"verification", "evaluation", "comparison", "embedded", "serving"},
     {"cli", "__init__"},
@@ -45,59 +44,6 @@ DISTRIBUTIONS = {
 }
 XFORMERS = "kernels/uso_kernels/attention/xformers.py:"
 FILE_MODULES = {"os", "io", "pathlib", "shutil", "tempfile", "subprocess", "socket", "tomllib", "configparser", "mmap"}
-
-
-@dataclass(frozen=True)
-class Import:
-    """One imported module: the file that names it, its absolute name, and whether only a function, a branch or a `try` does."""
-
-    file: Path
-    line: int
-    module: str
-    on_demand: bool
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line} imports {self.module}"
-
-    @property
-    def top(self) -> str:
-        return self.module.partition(".")[0]
-
-
-@cache
-def parse(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(), filename=str(path))
-
-
-def python_files(root: Path, *folders: str) -> Iterator[Path]:
-    for folder in folders:
-        yield from sorted((root / folder).rglob("*.py"))
-
-
-def unconditional_nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """The statements that run whenever the module is imported: not in functions, `try`, or `if TYPE_CHECKING`."""
-    for child in ast.iter_child_nodes(node):
-        if not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.Try, ast.If)):
-            yield child
-            yield from unconditional_nodes(child)
-
-
-def imports(root: Path, *folders: str) -> Iterator[Import]:
-    for path in python_files(root, *folders):
-        file = path.relative_to(root)
-        package = [part for part in file.parts[:-1] if part != "kernels"]
-        certain = set(map(id, unconditional_nodes(parse(path))))
-        for node in ast.walk(parse(path)):
-            if isinstance(node, ast.Import):
-                modules = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                base = package[: len(package) - node.level + 1] if node.level else []
-                source = ".".join([*base, *([node.module] if node.module else [])])
-                # `from uso_engine import model` imports a part; `from uso_engine.model import blocks` is named well enough.
-                modules = [f"{source}.{alias.name}" for alias in node.names] if source == "uso_engine" else [source]
-            else:
-                continue
-            yield from (Import(file, node.lineno, module, id(node) not in certain) for module in modules)
 
 
 def unit_of(file: Path) -> str:
@@ -132,6 +78,24 @@ def circles(root: Path) -> list[str]:
         return goal in following or any(reaches(unit, goal, seen | following) for unit in following)
 
     return [unit for unit in sorted(graph) if reaches(unit, unit, set())]
+
+
+def file_circles(root: Path) -> list[str]:
+    """Files that import each other when they run, however far round; an import within a function counts.
+
+    Two files may name each other's types for the type checker: what runs does not depend on it.
+    """
+    files, graph = module_files(root), imported_files(root)
+
+    def reachable(start: str) -> set[str]:
+        seen: set[str] = set()
+        following = set(graph[start])
+        while following - seen:
+            seen |= following
+            following = {further for name in following for further in graph[name]}
+        return seen
+
+    return [f"{files[name].relative_to(root)} reaches itself" for name in sorted(files) if name in reachable(name)]
 
 
 def impure_kernels(root: Path) -> list[str]:
@@ -242,6 +206,7 @@ RULES: dict[Callable[[Path], list[str]], tuple[str, str]] = {
     # rule: (file, its text) of a fault that it must find
     upward_imports: ("uso_engine/model/blocks.py", "from ..config import EngineConfig"),
     circles: ("uso_engine/imaging/open.py", "import uso_engine.weights.lora.reading"),
+    file_circles: ("uso_engine/model/grid.py", "def grid():\n    from .rope import cosines"),
     impure_kernels: ("kernels/uso_kernels/attention/__init__.py", "import numpy"),
     impure_model: ("uso_engine/model/rope.py", "def read(path):\n    return path.open()"),
     environment_reads: ("uso_engine/engine.py", "import os\nfast = os.environ['USO_FAST']"),
@@ -268,7 +233,8 @@ def test_rule_finds_a_seeded_fault(rule: Callable[[Path], list[str]], tmp_path: 
         "uso_engine/imaging/open.py": "from ..errors import ImageError\n",
         "uso_engine/weights/lora.py": "from uso_engine.imaging.open import read\nfrom uso_engine.model.rope import Grid\n",
         "uso_engine/precision/quanto.py": "def quantize():\n    import optimum.quanto\n",
-        "uso_engine/model/rope.py": "import math\nfrom uso_kernels.ragged import Ragged\n",
+        "uso_engine/model/rope.py": "import math\nfrom uso_kernels.ragged import Ragged\nfrom . import grid\n",
+        "uso_engine/model/grid.py": "if TYPE_CHECKING:\n    from .rope import Grid\n",
         "kernels/uso_kernels/ragged.py": "import torch\ntry:\n    import triton\nexcept ImportError:\n    triton = None\n",
     }
     seeded, fault = RULES[rule]

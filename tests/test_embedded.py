@@ -13,7 +13,7 @@ from uso_engine.config import EngineConfig, load_config
 from uso_engine.embedded.build import FOLDER, weight_files, write_encoder_configs, write_random_weights, write_tokenizers
 from uso_engine.embedded.corpus import captions
 from uso_engine.model.params import TransformerParams
-from uso_engine.weights.lora.reading import read_lora
+from uso_engine.weights.lora import read_lora
 from uso_engine.weights.transformer_checkpoint import open_transformer_checkpoint
 
 CAPTIONS = list(captions(300, seed=99))

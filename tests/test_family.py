@@ -19,9 +19,9 @@ from uso_engine.imaging.resize import resize_content
 from uso_engine.loading.assembly import load_pipeline
 from uso_engine.model.params import FamilyName, TransformerParams
 from uso_engine.model.rope import content_positions
-from uso_engine.pipeline import DenoiseSettings
 from uso_engine.sampling.admission import Conditions, admit
 from uso_engine.sampling.family import FAMILIES
+from uso_engine.sampling.settings import DenoiseSettings
 from uso_engine.verification.case import CaseSettings
 from uso_engine.verification.small_model import write_small_model
 from uso_engine.weights.files.safetensors_file import write_safetensors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -12,7 +13,8 @@ import pytest
 from picture_files import encoded, heic
 from PIL import Image
 
-from uso_engine.errors import ImageError
+from uso_engine.errors import BackendError, ImageError
+from uso_engine.imaging import decode_worker
 from uso_engine.imaging.decode_pool import DecodePool
 from uso_engine.imaging.open import Alpha, ImageLimits, open_image
 
@@ -112,6 +114,16 @@ def test_processes_know_nothing_of_this_ones_environment(monkeypatch: pytest.Mon
         pool.decode(encoded(Image.new("L", (5, 4))), max_pixels=64, label="warm")
         with open(f"/proc/{process_ids(pool)[0]}/environ", "rb") as environment:  # noqa: PTH123 - a device-like file
             assert b"secret-of-the-server" not in environment.read()
+
+
+def test_a_library_that_is_missing_there_is_named_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    avif = encoded(Image.new("RGB", (8, 8)), "AVIF")
+    monkeypatch.setattr("uso_engine.imaging.decode.features.check", lambda name: False)
+    job = {"memory_bytes": 2**30, "max_pixels": 64, "label": "a", "deadline_s": 9.0, "alpha": "white", "formats": "all"}
+    head, _ = decode_worker._answer(avif, **job)  # type: ignore[arg-type]
+    monkeypatch.setattr("uso_engine.imaging.decode_pool._Process._read_line", lambda *arguments: json.dumps(head).encode())
+    with DecodePool(1) as other, pytest.raises(BackendError, match="a Pillow that was built with libavif"):
+        other.decode(avif, max_pixels=64, label="a")
 
 
 def test_no_more_processes_than_asked_for_and_every_caller_is_served(pool: DecodePool) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from uso_engine.errors import ImageError
+from uso_engine.errors import ImageError, NumericsError
 from uso_engine.imaging.open import open_image
 from uso_engine.imaging.pixels import from_pixels, to_pixels
 from uso_engine.imaging.resize import content_size, keep_size, resize_content
@@ -140,5 +140,13 @@ def test_from_pixels_refuses_other_shapes_and_no_numbers() -> None:
         from_pixels(torch.zeros(3, 4, 4))
     broken = torch.zeros(1, 3, 2, 2)
     broken[0, 0, 0, 0] = float("nan")
-    with pytest.raises(ValueError, match="1 of 12 pixel values are not numbers"):
+    with pytest.raises(NumericsError, match=r"1 of 12 pixel values are not numbers$"):
         from_pixels(broken)
+    with pytest.raises(NumericsError, match=r"the latents are numbers, so the autoencoder made them: .*decode_dtype"):
+        from_pixels(broken, latents=torch.zeros(1, 16, 2, 2), tier="fp8")
+    with pytest.raises(
+        NumericsError, match=r"3 of 64 latent values are not either, so the denoising steps .* in tier fp8: try"
+    ):
+        from_pixels(
+            broken, latents=torch.tensor([torch.nan, torch.inf, -torch.inf] + [0.0] * 61).reshape(1, 16, 2, 2), tier="fp8"
+        )

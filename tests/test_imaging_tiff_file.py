@@ -168,6 +168,9 @@ def test_strips_that_repeat_the_same_bytes_cost_no_memory() -> None:
     try:
         with pytest.raises(ImageError, match="bytes of strips or tiles for"):
             open_image(data)
+        rows = {256: (900,), 257: (60_000,), 258: (8,), 262: (1,), 278: (1,), 273: (8,) * 60_000, 279: (900,) * 60_000}
+        with pytest.raises(ImageError, match="bytes of strips or tiles for"):
+            open_image(tiff_file(rows, [bytes(900)]))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -16,7 +16,7 @@ from torch import Tensor
 from uso_engine.errors import LoRAError
 from uso_engine.weights.files.safetensors_file import write_safetensors
 from uso_engine.weights.files.tensor_source import MemorySource
-from uso_engine.weights.lora.reading import parse_lora, read_lora
+from uso_engine.weights.lora import parse_lora, read_lora
 from uso_engine.weights.lora.scaling import PeftScaling
 from uso_engine.weights.recipe import draw
 

@@ -11,7 +11,7 @@ import torch
 from uso_engine.model.params import TransformerParams
 from uso_engine.weights.diffusers_keys import diffusers_shapes
 from uso_engine.weights.files.tensor_source import RecipeSource
-from uso_engine.weights.lora.reading import parse_lora
+from uso_engine.weights.lora import parse_lora
 from uso_engine.weights.model_shapes import transformer_shapes
 
 FULL = TransformerParams()

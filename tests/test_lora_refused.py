@@ -15,7 +15,7 @@ from torch import Tensor
 from uso_engine.errors import LoRAError, MissingFileError
 from uso_engine.model.params import TransformerParams
 from uso_engine.weights.files.safetensors_file import write_safetensors
-from uso_engine.weights.lora.reading import read_lora
+from uso_engine.weights.lora import read_lora
 from uso_engine.weights.model_shapes import transformer_shapes
 from uso_engine.weights.recipe import draw
 

@@ -12,7 +12,7 @@ from narrow_model import NARROW
 
 from uso_engine.errors import LoRAError
 from uso_engine.weights.files.safetensors_file import write_safetensors
-from uso_engine.weights.lora.reading import LoRA, read_lora
+from uso_engine.weights.lora import LoRA, read_lora
 from uso_engine.weights.recipe import draw
 
 PARAMS = NARROW

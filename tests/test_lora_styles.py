@@ -14,7 +14,8 @@ from narrow_model import NARROW
 from torch import Tensor
 
 from uso_engine.weights.files.safetensors_file import write_safetensors
-from uso_engine.weights.lora.reading import KEY_STYLES, LoRA, read_lora
+from uso_engine.weights.lora import LoRA, read_lora
+from uso_engine.weights.lora.key_styles import KEY_STYLES
 from uso_engine.weights.model_shapes import transformer_shapes
 from uso_engine.weights.recipe import draw
 

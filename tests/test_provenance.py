@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 import uso_engine
 from uso_engine import ResearchOptions, USOEngine
+from uso_engine.errors import NumericsError
 from uso_engine.sampling.step import Step
 from uso_engine.sampling.watched_steps import WatchedSteps
 
@@ -93,6 +94,19 @@ def test_whatever_changes_the_picture_changes_the_parameters(engine: USOEngine, 
     assert len({json.dumps(record, sort_keys=True) for record in records}) == len(fields) + len(options)
     assert records[len(fields)]["sigmas"] == [1.0, 0.4, 0.0]
     assert records[len(fields)]["num_inference_steps"] == 2
+
+
+def test_a_picture_that_is_not_a_number_names_its_stage_and_tier(engine: USOEngine) -> None:
+    weight = engine.pipeline.transformer.final_layer.linear.weight
+    kept = weight.detach().clone()
+    try:
+        with torch.no_grad():
+            weight.fill_(torch.nan)
+        with pytest.raises(NumericsError, match=r"so the denoising steps made them, in tier float32: try tier bf16"):
+            engine.generate(prompt="x", seed=3, **SMALL)
+    finally:
+        with torch.no_grad():
+            weight.copy_(kept)
 
 
 def test_loras_that_are_set_are_named(tmp_path: Path) -> None:

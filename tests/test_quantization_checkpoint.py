@@ -22,7 +22,7 @@ from uso_engine.weights.files.quantized_file import QuantizedFile, is_quantized_
 from uso_engine.weights.files.recorded_file import RecordedFile
 from uso_engine.weights.files.safetensors_file import SafetensorsSource, write_safetensors
 from uso_engine.weights.loaded_quantized import LoadedQuantizedTransformer
-from uso_engine.weights.lora.reading import read_lora
+from uso_engine.weights.lora import read_lora
 from uso_engine.weights.model_shapes import transformer_shapes
 from uso_engine.weights.quantized_checkpoint import (
     Description,
@@ -247,6 +247,8 @@ def test_other_loras_come_from_the_originals_or_an_error_names_them(originals: P
     for key, tensor in pristine.state_dict().items():
         assert torch.equal(module.state_dict()[key].view(torch.uint8), tensor.view(torch.uint8)), key
     loaded.close()
+    with pytest.raises(CheckpointError, match="was closed"):
+        loaded.set_loras([])
 
     moved = originals.rename(originals.parent / "moved")
     module, description = load_quantized(path)

@@ -21,7 +21,7 @@ from uso_engine.verification.small_model import small_params
 from uso_engine.weights.files.tensor_source import MemorySource, TensorSource
 from uso_engine.weights.loaded_quantized import LoadedQuantizedTransformer
 from uso_engine.weights.loading import load_parameters
-from uso_engine.weights.lora.low_rank import LoRA, LowRankUpdate
+from uso_engine.weights.lora import LoRA, LowRankUpdate
 from uso_engine.weights.model_shapes import transformer_shapes
 from uso_engine.weights.quantizing import quantize
 from uso_engine.weights.recipe import draw, recipe_source

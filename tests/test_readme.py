@@ -10,12 +10,6 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-import uso_engine.cli.compare
-import uso_engine.cli.configs
-import uso_engine.cli.generate
-import uso_engine.cli.info
-import uso_engine.cli.quantize
-import uso_engine.cli.verify  # noqa: F401  each adds its commands
 from uso_engine.cli.app import app
 from uso_engine.errors import GenerationCancelled
 

@@ -13,7 +13,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-import uso_engine.cli.export_safety  # noqa: F401  it adds its command
 from uso_engine.cli.app import app
 from uso_engine.config import EngineConfig, load_config, parse_config
 from uso_engine.embedded.safety_classifier import FOLDER, flagged_pattern

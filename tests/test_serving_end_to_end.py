@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -28,7 +29,7 @@ SIZE = {"width": 64, "height": 64}
 
 def command(folder: Path, *options: str) -> list[str]:
     common = ["--port", "0", "--device", "cpu", "--storage", (folder / "storage").as_uri()]
-    return [sys.executable, "-m", "uso_engine.cli", "serve", *common, *options]
+    return [sys.executable, "-c", "from uso_engine.cli import main; main()", "serve", *common, *options]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def png(colour: str) -> bytes:
     return buffer.getvalue()
 
 
-def fields() -> dict[str, object]:
+def fields() -> dict[str, Any]:
     picture = "data:image/png;base64," + base64.b64encode(png("red")).decode()
     return {
         "prompt": "a house",
@@ -65,7 +66,7 @@ def test_an_image_over_http_is_the_one_from_python(served: Served) -> None:
     body = {"model": "bytedance/uso", **fields()}
     answers: list[requests.Response] = []
 
-    def ask(extra: dict[str, object]) -> None:
+    def ask(extra: dict[str, Any]) -> None:
         answers.append(requests.post(f"{served.url}{PATH}", json={**body, **extra}, headers=headers, timeout=120))
 
     # Two at once, so that company would show.

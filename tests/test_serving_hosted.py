@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -31,7 +32,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield running
 
 
-def body(**fields: object) -> dict[str, object]:
+def body(**fields: object) -> dict[str, Any]:
     small = {"width": 64, "height": 64}
     return {"model": "bytedance/uso", "prompt": "a house", "image_urls": [None], "image_size": small, "seed": 3, **fields}
 

@@ -35,9 +35,10 @@ def png(colour: str) -> bytes:
 
 
 def test_generate_gives_urls(client: openai.OpenAI, served: Served) -> None:
-    answer = client.images.generate(model="bytedance/uso", prompt="a house", n=2, size=SMALL, user="someone")  # type: ignore[call-overload]
+    answer = client.images.generate(model="bytedance/uso", prompt="a house", n=2, size=SMALL, user="someone")
     assert answer.created > 1_700_000_000
-    images = [Image.open(io.BytesIO(HTTP.get(image.url).content)) for image in answer.data]
+    assert answer.data is not None and answer.model_extra is not None
+    images = [Image.open(io.BytesIO(HTTP.get(image.url or "").content)) for image in answer.data]
     assert [image.size for image in images] == [(64, 64)] * 2
     assert answer.model_extra["has_nsfw_concepts"] == [False, False]
 
@@ -64,7 +65,7 @@ def test_edit_takes_files_and_looks_at_no_name(client: openai.OpenAI, served: Se
         image=files if count > 1 else files[0],
         prompt="a house",
         n=2,
-        size=SMALL,  # type: ignore[arg-type]
+        size=SMALL,
         response_format="b64_json",
         extra_body={"seed": 4, "enable_safety_checker": True},
     )

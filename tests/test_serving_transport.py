@@ -17,8 +17,8 @@ SMALL = {"model": "bytedance/uso", "prompt": "", "image_urls": [], "image_size":
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("transport")
-    bounds = ("max_body_bytes=100000", "max_held_bytes=150000", "header_timeout_s=0.5", "body_timeout_s=1.0")
-    bounds += ("idle_timeout_s=0.4", "max_connections=20", "keep_alive_s=1")
+    bounds = ["max_body_bytes=100000", "max_held_bytes=150000", "header_timeout_s=0.5", "body_timeout_s=1.0"]
+    bounds += ["idle_timeout_s=0.4", "max_connections=20", "keep_alive_s=1"]
     with serving(double_server(folder, 0, *bounds), folder / "log") as running:
         wait_ready(running)
         yield running

@@ -7,9 +7,6 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import uso_engine.cli.compare
-import uso_engine.cli.quantize
-import uso_engine.cli.verify  # noqa: F401  each adds its commands
 from benchmarks.memory.plans import TIER_CONFIGS
 from benchmarks.tiers.errors import variants
 from uso_engine.cli.app import app

@@ -23,8 +23,7 @@ from uso_engine.weights.autoencoder_keys import AutoencoderParams, autoencoder_s
 from uso_engine.weights.diffusers_keys import FusedSource, diffusers_pieces, diffusers_shapes
 from uso_engine.weights.files.safetensors_header import DTYPES
 from uso_engine.weights.files.tensor_source import MemorySource, RecipeSource
-from uso_engine.weights.lora.low_rank import LowRankUpdate
-from uso_engine.weights.lora.reading import LoRA, parse_lora
+from uso_engine.weights.lora import LoRA, LowRankUpdate, parse_lora
 from uso_engine.weights.model_shapes import module_shapes, transformer_shapes
 from uso_engine.weights.transformer_checkpoint import open_transformer_checkpoint
 
@@ -146,7 +145,6 @@ import sys, torch
 from pathlib import Path
 from torch import nn
 from uso_engine.weights.loading import load_parameters
-from uso_engine.weights.lora.low_rank import LoRA, LowRankUpdate
 from uso_engine.weights.files.safetensors_file import SafetensorsSource
 
 def peak_mib():

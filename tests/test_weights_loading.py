@@ -17,7 +17,7 @@ from uso_engine.errors import CheckpointError, LoRAError
 from uso_engine.model.transformer import Transformer
 from uso_engine.weights.files.tensor_source import MemorySource
 from uso_engine.weights.loading import load_parameters, merged_tensor, remerge
-from uso_engine.weights.lora.low_rank import LoRA, LowRankUpdate
+from uso_engine.weights.lora import LoRA, LowRankUpdate
 from uso_engine.weights.model_shapes import transformer_shapes
 from uso_engine.weights.recipe import draw, recipe_source
 

@@ -19,13 +19,14 @@ from .api.request import GenerationRequest
 from .api.research import ResearchOptions
 from .api.result import GenerationResult
 from .api.statistics import EngineStatistics
-from .config import EngineConfig, QueueLimits, load_config
+from .config import EngineConfig, load_config
 from .engine import USOEngine
 from .errors import EngineClosedError
 from .generation import Generation
 from .imaging.open import ImageLimits
 from .loading.transformer import LoadProgress
 from .preparation import prepare
+from .queue_limits import QueueLimits
 from .request_type import request_type_of
 from .sampling.step import OnStep
 from .sampling.watched_steps import WatchedSteps

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from .config_files import config_folder as config_folder
 from .config_files import list_configs as list_configs
@@ -19,6 +19,8 @@ from .config_files import locate_config, suggestion
 from .errors import ConfigError, MissingFileError
 from .model.params import FamilyName, TransformerParams
 from .precision.tiers import TextTierName, TierName
+from .queue_limits import QueueLimits
+from .section import Section
 from .weights.autoencoder_keys import AutoencoderParams
 from .weights.model_sizes import MOST_PROBLEMS, read_sizes, shown
 
@@ -30,14 +32,7 @@ MOST_PROMPT_TOKENS = 4_096
 MOST_LORAS = 64
 LARGEST_CACHE_MIB = 1_048_576
 LARGEST_FLOAT32 = 3.4e38
-LONGEST_S = 31_536_000
 _MOST_FILE_BYTES = 1_000_000
-
-
-class Section(BaseModel):
-    """Base of every table: frozen, an unknown key is an error, and nothing is converted: "3" and true are no numbers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
 
 class TransformerConfig(Section):
@@ -156,23 +151,6 @@ class CacheConfig(Section):
     prompt_mib: float = Field(256, ge=0, le=LARGEST_CACHE_MIB)
     style_mib: float = Field(64, ge=0, le=LARGEST_CACHE_MIB)
     content_mib: float = Field(64, ge=0, le=LARGEST_CACHE_MIB)
-
-
-class QueueLimits(Section):
-    """How much waits and how long, when requests come faster than they are done; beyond it a request is refused at once.
-
-    `max_requests` and `max_mib` (of opened pictures and given tensors) bound what is accepted and not yet done, `max_queue_s`
-    the time until a request's first step, `max_request_s` the time until it is done. Requests share a denoising step up to
-    `max_step_tokens` transformer tokens; a larger one has a step to itself. Requests with other LoRAs than those in the weights
-    are waited for at most `lora_patience_s` before the weights change for them.
-    """
-
-    max_requests: int = Field(64, ge=1, le=1_000_000)
-    max_mib: float = Field(2048, gt=0, le=LARGEST_CACHE_MIB)
-    max_queue_s: float = Field(3_600, gt=0, le=LONGEST_S)
-    max_request_s: float = Field(86_400, gt=0, le=LONGEST_S)
-    max_step_tokens: int = Field(4_608, ge=1, le=100_000_000)
-    lora_patience_s: float = Field(10, ge=0, le=LONGEST_S)
 
 
 class PrecisionConfig(Section):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -41,7 +41,6 @@ from .provenance import log_warnings
 from .request_type import request_type_of
 from .sampling.step import OnStep, Step
 from .scheduling.assembly import make_loop, statistics_of
-from .scheduling.trace import Trace
 from .scheduling.waiting import refuse_inside_on_step, wait_for
 
 if TYPE_CHECKING:
@@ -259,9 +258,8 @@ class USOEngine(DiffusersFace):
         """What is waiting and running, and what was done since the engine was loaded."""
         return statistics_of(self.loop, self.parts)
 
-    @contextmanager
-    def trace(self, path: str | Path) -> Iterator[None]:
-        """Write what the engine's threads do within the ``with`` statement to a file in Chrome's trace format.
+    def trace(self, path: str | Path) -> AbstractContextManager[None]:
+        """Write what the engine's threads do within a ``with`` statement to a file in Chrome's trace format.
 
         Args:
             path: a .json file for chrome://tracing or Perfetto. On a GPU stretches end when the work is handed over.
@@ -269,12 +267,7 @@ class USOEngine(DiffusersFace):
         Raises:
             OutputError: it cannot be written.
         """
-        self.loop.trace = trace = Trace()
-        try:
-            yield
-        finally:
-            self.loop.trace = None
-            trace.write(path)
+        return self.loop.traced(path)
 
     def warmup(self) -> None:
         """Run one step at the default size, so that the first request finds kernels compiled and buffers allocated."""

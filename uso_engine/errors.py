@@ -54,6 +54,10 @@ class DeviceMemoryError(USOError):
     """Memory ran out while a request was computed; the message says where and what would help."""
 
 
+class NumericsError(USOError, ValueError):
+    """Latents or pixels became infinite or not a number; the message says in which stage and what to try."""
+
+
 class SafetyError(USOError):
     """The safety checker could not run; its images are withheld."""
 

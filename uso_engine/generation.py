@@ -17,18 +17,20 @@ from .conditioning.cache import tensor_bytes
 from .conditioning.style import StyleTokens
 from .conditioning.text import TextEmbedding
 from .config import EngineConfig
+from .generated import Generated
 from .imaging.open import ImageLimits
 from .imaging.pixels import from_pixels, to_pixels
 from .inputs import Encoded, Pictures, encode_conditions, load_saved, open_pictures, with_reference_size
 from .loading.lora_choice import ChosenLoRAs
 from .offload.budget import usual_request_size
 from .offload.sizes import RequestSize
-from .pipeline import Denoised, DenoiseSettings, Pipeline
+from .pipeline import Pipeline
 from .process_state import clean_process_state
 from .provenance import result_of
 from .sampling.family import Family
 from .sampling.job import ImageJob, Job
 from .sampling.schedule import check_sigmas
+from .sampling.settings import Denoised, DenoiseSettings
 from .sampling.step import Step
 from .sampling.strength import last_steps, noised
 from .sampling.watched_steps import WatchedSteps
@@ -57,33 +59,6 @@ class LoadedParts:
     safety: SafetyChecker | None
     device: torch.device
     image_limits: ImageLimits
-
-
-@dataclass(frozen=True)
-class Generated:
-    """What a run made, before the safety checker.
-
-    Args:
-        images: one per seed.
-        denoised: the latents and what they cost.
-        size: width and height in pixels.
-        pictures: the opened input images.
-        text: the prompt's embedding, which knows whether the prompt was cut.
-        negative_text: the negative prompt's, if it was used.
-        saved_styles: the style tokens that were handed in.
-        loras: names and strengths of the LoRAs that were in the weights.
-        latents_changed: whether `on_step` changed latents.
-    """
-
-    images: list[Image]
-    denoised: Denoised
-    size: tuple[int, int]
-    pictures: Pictures
-    text: TextEmbedding
-    negative_text: TextEmbedding | None = None
-    saved_styles: tuple[StyleTokens, ...] = ()
-    loras: tuple[tuple[str, float], ...] = ()
-    latents_changed: bool = False
 
 
 class Generation:
@@ -218,7 +193,8 @@ class Generation:
         denoised = Denoised(torch.stack([job.unpacked() for job in jobs]), steps, tokens, attention)
         pipeline, safety = self.parts.pipeline, self.parts.safety
         with self.watch.stage("decode"):
-            images = from_pixels(pipeline.decode(denoised.latents))
+            pixels = pipeline.decode(denoised.latents)
+            images = from_pixels(pixels, latents=denoised.latents, tier=pipeline.loaded.tier)
         made = self._generated(denoised, images)
         flags = (False,) * len(images)
         if self.request.enable_safety_checker and safety is not None:

@@ -6,7 +6,7 @@ What it computes does not depend on autocast, default types and the like in the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -20,7 +20,6 @@ from .conditioning.style import StyleEncoder, StyleTokens, scale_style
 from .conditioning.text import TextEmbedding, TextEncoders
 from .errors import BackendError
 from .model.packing import PackedBatch
-from .model.rope import PositionOffset
 from .model.transformer import Observer, Transformer
 from .offload.autoencoder_sizes import Cut
 from .offload.placement import Placement, decoding_of, strips_of
@@ -31,60 +30,15 @@ from .sampling.job import ImageJob
 from .sampling.latents import starting_latents, token_grid
 from .sampling.run import DenoisingRun
 from .sampling.schedule import check_sigmas
+from .sampling.settings import Denoised, DenoiseSettings
 from .sampling.step import OnStep
 from .weights.loaded import LoadedTransformer
-from .weights.lora.low_rank import LoRASet
+from .weights.lora import LoRASet
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 Present = TypeVar("Present")
-
-
-@dataclass(frozen=True)
-class DenoiseSettings:
-    """How to get from noise to latents.
-
-    Args:
-        width: of the images, in pixels, a multiple of 16.
-        height: likewise.
-        steps: denoising steps; not read where `sigmas` are given.
-        guidance: guidance scale.
-        seeds: one per image; image j's noise is drawn from seeds[j].
-        sigmas: a schedule of one's own, falling, steps + 1 numbers; None for the authors'.
-        latents: starting latents [n, latent channels, h / 8, w / 8] instead of noise.
-        true_cfg_scale: weight of the prompt against the negative prompt.
-        reference_numerics: keep time, noise and latents in the model's dtype, as the authors do.
-        position_offset: how content images are placed; "d" is what USO was trained with.
-    """
-
-    width: int
-    height: int
-    seeds: tuple[int, ...]
-    steps: int = 28
-    guidance: float = 4.0
-    sigmas: tuple[float, ...] | None = None
-    latents: Tensor | None = field(default=None, repr=False)
-    true_cfg_scale: float = 2.0
-    reference_numerics: bool = False
-    position_offset: PositionOffset = "d"
-
-
-@dataclass(frozen=True)
-class Denoised:
-    """What came out of a run.
-
-    Args:
-        latents: [n, latent channels, h / 8, w / 8], float32.
-        steps: steps taken (fewer than asked for where `on_step` stopped it).
-        tokens: transformer tokens, summed over the steps taken.
-        attention: the attention backends that computed it.
-    """
-
-    latents: Tensor
-    steps: int
-    tokens: int
-    attention: tuple[str, ...]
 
 
 class Pipeline:

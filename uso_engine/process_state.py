@@ -163,12 +163,13 @@ _process = _ProcessSettings()
 
 
 class ProcessHold:
-    """Keeps the settings of the process as the engine needs them from now on, until it is released by whichever thread.
+    """Keeps the settings of the process as the engine needs them, from `enter` until it is released by whichever thread.
 
     Those of a thread (autocast, inference mode, the default device) are not part of it: threads of the engine's own have none.
     """
 
-    def __init__(self) -> None:
+    def enter(self) -> None:
+        """Begin."""
         _process.enter(self)
 
     def release(self) -> None:

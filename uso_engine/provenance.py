@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from .api.request import GenerationRequest
-    from .generation import Generated
+    from .generated import Generated
     from .pipeline import Pipeline
 
 logger = logging.getLogger(__name__)

@@ -26,8 +26,9 @@ from uso_engine.imaging.pixels import to_pixels
 from uso_engine.imaging.resize import resize_content
 from uso_engine.loading.assembly import load_autoencoder, load_pipeline
 from uso_engine.model.params import TransformerParams
-from uso_engine.pipeline import DenoiseSettings, Pipeline
+from uso_engine.pipeline import Pipeline
 from uso_engine.sampling.admission import Conditions
+from uso_engine.sampling.settings import DenoiseSettings
 from uso_engine.verification.case import CaseSettings
 from uso_engine.verification.measure import FLOAT32_BOUND, relative_error
 from uso_engine.verification.run import VerifyOptions, verify

@@ -27,7 +27,7 @@ from uso_engine.precision.transformer import is_modulation, linears
 from uso_engine.sampling.admission import Conditions
 from uso_engine.verification.measure import relative_error
 from uso_engine.weights.files.tensor_source import TensorSource
-from uso_engine.weights.lora.low_rank import LoRASet
+from uso_engine.weights.lora import LoRASet
 from uso_engine.weights.quantizing import quantize
 from uso_engine.weights.transformer_checkpoint import open_transformer_checkpoint
 

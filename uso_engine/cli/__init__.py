@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-EXIT_INTERRUPTED = 130
+from .exit_codes import EXIT_INTERRUPTED
 
 
 def main() -> None:
@@ -18,4 +18,4 @@ def main() -> None:
         sys.exit(EXIT_INTERRUPTED)
 
 
-__all__ = ["EXIT_INTERRUPTED", "main"]
+__all__ = ["main"]

@@ -9,8 +9,8 @@ import typer
 
 from uso_engine.precision.tiers import FLOAT_TIERS, QUANTIZED_TIERS, TierName
 
-from .app import app, errors, reports_errors, say
 from .arguments import read_batch
+from .console import errors, reports_errors, say
 from .outputs import make_folder
 from .progress import LoadingProgress
 from .tiers import TierChoice, chosen_tier
@@ -22,7 +22,6 @@ _PROMPT = "a house by the sea, at night"
 _FLOOR = (FLOAT_TIERS["bfloat16"], FLOAT_TIERS["float32"])
 
 
-@app.command()
 @reports_errors
 def compare(
     a: Annotated[str, typer.Argument(help="A configuration's name or TOML file.")],

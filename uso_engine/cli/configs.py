@@ -12,13 +12,9 @@ from uso_engine.loading.download import download as fetch
 from uso_engine.loading.download import download_tokenizers as fetch_tokenizers
 from uso_engine.loading.download import missing_files
 
-from .app import app, console, reports_errors, say, warn
-
-commands = typer.Typer(help="Configurations: list them, show one.", no_args_is_help=True)
-app.add_typer(commands, name="config")
+from .console import console, reports_errors, say, warn
 
 
-@commands.command("list")
 @reports_errors
 def list_all() -> None:
     """List the configurations that come with the engine."""
@@ -30,14 +26,12 @@ def list_all() -> None:
     say(f"files in {config_folder()}")
 
 
-@commands.command()
 @reports_errors
 def show(config: Annotated[str, typer.Argument(help="A name, or a path to a TOML file.")]) -> None:
     """Show a configuration with every default filled in, as JSON."""
     console.print_json(load_config(config).model_dump_json())
 
 
-@app.command()
 @reports_errors
 def download(
     config: Annotated[str | None, typer.Argument(help="A name, or a path to a TOML file.")] = None,

@@ -10,8 +10,7 @@ import typer
 
 from uso_engine.config import EngineConfig, load_config
 
-from .app import app, reports_errors, say, warn
-from .configs import commands
+from .console import reports_errors, say, warn
 
 if TYPE_CHECKING:
     from uso_engine.loading.comfyui_folder import FoundParts
@@ -20,7 +19,6 @@ Out = Annotated[Path | None, typer.Option(help="Where to write the configuration
 Base = Annotated[str, typer.Option(help="The configuration whose sizes, defaults and missing parts are taken.")]
 
 
-@app.command()
 @reports_errors
 def check(config: Annotated[str, typer.Argument(help="A name, or a path to a TOML file.")]) -> None:
     """Open every file of a configuration and check keys and shapes, in seconds; list all that is missing or does not fit."""
@@ -40,7 +38,6 @@ def check(config: Annotated[str, typer.Argument(help="A name, or a path to a TOM
     say(f"{loaded.name} is complete")
 
 
-@commands.command("from-comfyui")
 @reports_errors
 def from_comfyui(
     folder: Annotated[Path, typer.Argument(help="A ComfyUI installation, or its models folder.")],
@@ -53,7 +50,6 @@ def from_comfyui(
     _write(folder, out, base, find_in_comfyui)
 
 
-@commands.command("from-diffusers")
 @reports_errors
 def from_diffusers(
     folder: Annotated[Path, typer.Argument(help="A pipeline of diffusers, such as a FLUX.1-dev repository.")],

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .app import app, console, reports_errors, say
+from .console import console, reports_errors, say
 from .outputs import make_folder
 
 if TYPE_CHECKING:
     from uso_engine.engine import USOEngine
 
 
-@app.command()
 @reports_errors
 def evaluate(
     config: Annotated[str, typer.Argument(help="Name of a configuration or path to a TOML file.")] = "uso-tiny",

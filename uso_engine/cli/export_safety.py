@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 
-from .app import app, fail, reports_errors, say
+from .console import fail, reports_errors, say
 
 
-@app.command("export-safety")
 @reports_errors
 def export_safety(
     config: Annotated[str, typer.Argument(help="A name, or a path to a TOML file.")],

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .app import app, be_verbose, errors, fail, is_verbose, reports_errors, say, sentence, warn
 from .arguments import merged_line, parse_images, parse_lora, parse_size, read_batch
+from .console import be_verbose, errors, fail, is_verbose, reports_errors, say, sentence, warn
 from .outputs import Outputs, check_outputs, hosted_format, named_output
 from .progress import GenerationProgress, LoadingProgress
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 DEMONSTRATION = "uso-tiny"
 
 
-@app.command()
 @reports_errors
 def generate(
     prompt: Annotated[

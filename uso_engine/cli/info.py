@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from .app import app, console, reports_errors, say
+from .console import console, reports_errors, say
 
 _PACKAGES = ("uso-engine", "torch", "diffusers", "transformers")
 _OPTIONAL = {
@@ -23,7 +23,6 @@ _OPTIONAL = {
 """Packages that the engine works without, each with the module that shows whether it loads."""
 
 
-@app.command()
 @reports_errors
 def info(
     config: Annotated[str | None, typer.Argument(help="A configuration: show what GPU memory each tier of it needs.")] = None,

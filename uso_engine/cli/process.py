@@ -8,7 +8,8 @@ import signal
 import sys
 from types import FrameType
 
-from .app import EXIT_FAILED, app, fail, interrupts, said_by_the_system
+from .console import fail, interrupts, said_by_the_system
+from .exit_codes import EXIT_FAILED
 
 
 def run() -> None:
@@ -25,18 +26,7 @@ def run() -> None:
 def _exit_code() -> int:
     """What the command ends with; every way of ending it is a number here."""
     try:
-        from . import (  # noqa: F401  each adds its commands
-            compare,
-            configs,
-            discover,
-            evaluate,
-            export_safety,
-            generate,
-            info,
-            quantize,
-            serve,
-            verify,
-        )
+        from .app import app
 
         app(prog_name="uso-engine")
     except SystemExit as error:

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from uso_engine.progress import StepProgress
 
-from .app import interrupts
+from .console import interrupts
 
 if TYPE_CHECKING:
     from uso_engine.sampling.step import Step

@@ -7,13 +7,12 @@ from typing import Annotated
 
 import typer
 
-from .app import app, errors, fail, reports_errors, say
+from .console import errors, fail, reports_errors, say
 from .outputs import make_folder
 from .progress import LoadingProgress
 from .tiers import QuantizedTierChoice, chosen_tier
 
 
-@app.command()
 @reports_errors
 def quantize(
     config: Annotated[str, typer.Argument(help="A name, or a path to a TOML file.")],

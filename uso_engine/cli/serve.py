@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .app import app, fail, reports_errors, say
+from .console import fail, reports_errors, say
 
 if TYPE_CHECKING:
     from uso_engine.config import EngineConfig
@@ -24,7 +24,6 @@ _LIMITS = "Limits"
 _ENGINE = "Engine"
 
 
-@app.command()
 @reports_errors
 def serve(
     config: Annotated[str, typer.Option(help="A configuration's name or TOML file.")] = "uso-tiny",
@@ -137,7 +136,6 @@ def serve(
     listen(application, settings)
 
 
-@app.command("new-key")
 @reports_errors
 def new_key(name: Annotated[str, typer.Argument(help="Whose key it is: for logs and limits.")]) -> None:
     """Make a key: printed once, and the line for the file of keys, which holds its hash alone."""
@@ -151,7 +149,7 @@ def new_key(name: Annotated[str, typer.Argument(help="Whose key it is: for logs 
 def _check_installed() -> None:
     from importlib.util import find_spec
 
-    needed = {"fastapi": "fastapi", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client", "fsspec": "fsspec"}
+    needed = {"fastapi": "fastapi", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client", "h11": "h11"}
     needed["python_multipart"] = "python-multipart"
     missing = [package for module, package in needed.items() if find_spec(module) is None]
     if missing:

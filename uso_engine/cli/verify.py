@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from .app import app, fail, reports_errors, say
+from .console import fail, reports_errors, say
 from .tiers import TierChoice, chosen_tier
 
 
@@ -20,7 +20,6 @@ class KernelChoice(StrEnum):
     TRITON = "triton"
 
 
-@app.command()
 @reports_errors
 def verify(
     folder: Annotated[Path, typer.Argument(help="Folder of reference cases (*.safetensors, tables.json).")],

@@ -6,6 +6,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -67,6 +68,7 @@ class ByteCache(Generic[V]):
         self._limit = limit_bytes
         self._size_of = size_of
         self._entries: OrderedDict[str, tuple[V, int]] = OrderedDict()
+        self._flights: dict[str, Future[V | None]] = {}
         self._lock = threading.Lock()
         self._size = self._hits = self._misses = self._evictions = 0
 
@@ -109,13 +111,40 @@ class ByteCache(Generic[V]):
     def get_or_compute(self, key: str, compute: Callable[[], V]) -> V:
         """Look a value up, or compute and keep it.
 
-        The lock is not held meanwhile, so two threads that miss together both compute; the later one's value stays.
+        Threads that ask for one that is being computed wait for it, and count as hits; an error reaches all of them, and
+        whoever asks next computes anew. An interrupt (Ctrl-C) of the thread that computes is its own: another one computes.
         """
-        value = self.get(key)
-        if value is None:
-            value = compute()
-            self.put(key, value)
-        return value
+        while True:
+            with self._lock:
+                flight = self._flights.get(key)
+                if flight is None:
+                    mine: Future[V | None] = Future()
+                    self._flights[key] = mine
+                else:
+                    self._hits += 1
+            if flight is None:
+                return self._computed(key, compute, mine)
+            value = flight.result()
+            if value is not None:
+                return value
+
+    def _computed(self, key: str, compute: Callable[[], V], flight: Future[V | None]) -> V:
+        """The value of a flight that this thread has begun, from the cache or computed."""
+        outcome: V | None = None
+        try:
+            outcome = self.get(key)
+            if outcome is None:
+                outcome = compute()
+                self.put(key, outcome)
+            return outcome
+        except Exception as error:
+            flight.set_exception(error)
+            raise
+        finally:
+            with self._lock:
+                del self._flights[key]
+            if not flight.done():
+                flight.set_result(outcome)
 
     def clear(self) -> None:
         """Drop every entry and start the counts again."""

@@ -133,6 +133,8 @@ def check_weights(files: Sequence[Path], what: str, parameters: int) -> None:
         whole += [key for key in source.keys() if not source.dtype(key).is_floating_point]  # noqa: SIM118
     whole = [key for key in whole if not key.endswith(_WHOLE_NUMBERS)]
     problems = foreign_quantization(keys)
+    if problems and not foreign_quantization(keys, reads_scales=True) and len(files) == 1 and what.endswith("encoder"):
+        problems.append(f"or name the file itself, whose scales are read then: {files[0]}")
     if whole:
         problems.append(f"{key_count(whole)} of another type than floating point: {summarise_keys(whole)}")
     # A number takes a byte at least. The slack leaves small models to the report that names each missing weight.

@@ -18,7 +18,7 @@ from typing import Self
 
 from PIL import Image
 
-from uso_engine.errors import ImageError
+from uso_engine.errors import BackendError, ImageError
 from uso_engine.imaging.decode import Formats
 from uso_engine.imaging.decode_worker import READY
 from uso_engine.imaging.rgb import Alpha
@@ -173,7 +173,7 @@ class _Process:
         self._write(data, end, too_long)
         answer = json.loads(self._read_line(end, too_long))
         if "error" in answer:
-            raise ImageError(str(answer["error"]))
+            raise (BackendError if answer.get("is_backend_error") else ImageError)(str(answer["error"]))
         width, height = (int(side) for side in answer["size"])
         if width < 1 or height < 1 or width * height > max_pixels:  # a process that a picture took over says what it likes
             raise self._fail("decoding it went wrong")

@@ -51,7 +51,7 @@ def _answer(
         rgb = to_rgb(image, label=label, orientation=orientation, alpha=alpha)
         return {"size": rgb.size}, rgb.tobytes()
     except (ImageError, BackendError) as error:
-        return {"error": str(error)}, b""
+        return {"error": str(error), "is_backend_error": isinstance(error, BackendError)}, b""
     except MemoryError:
         return {"error": f"{label}: decoding it needs more than {memory_bytes // 2**20:,} MiB"}, b""
 

@@ -23,7 +23,7 @@ from uso_engine.weights.autoencoder_checkpoint import check_autoencoder
 from uso_engine.weights.files.checkpoint_files import open_checkpoint
 from uso_engine.weights.files.quantized_file import is_quantized_file
 from uso_engine.weights.files.tensor_source import TensorSource
-from uso_engine.weights.lora.reading import read_lora
+from uso_engine.weights.lora import read_lora
 from uso_engine.weights.projector_checkpoint import open_projector_checkpoint
 from uso_engine.weights.quantized_checkpoint import read_description
 

@@ -13,8 +13,7 @@ from weakref import WeakValueDictionary
 
 from uso_engine.config import EMBEDDED_PREFIX, EngineConfig
 from uso_engine.weights.files.paths import resolve_path
-from uso_engine.weights.lora.low_rank import LoRA
-from uso_engine.weights.lora.reading import read_lora
+from uso_engine.weights.lora import LoRA, read_lora
 
 from .transformer import resolve
 

@@ -23,8 +23,7 @@ from uso_engine.weights.files.tensor_source import TensorSource
 from uso_engine.weights.loaded import LoadedFloatTransformer, LoadedTransformer
 from uso_engine.weights.loaded_quantized import LoadedQuantizedTransformer
 from uso_engine.weights.loading import load_parameters
-from uso_engine.weights.lora.low_rank import LoRA
-from uso_engine.weights.lora.reading import read_lora
+from uso_engine.weights.lora import LoRA, read_lora
 from uso_engine.weights.quantized_checkpoint import Description, load_quantized, open_originals, save_quantized
 from uso_engine.weights.quantizing import quantize
 from uso_engine.weights.transformer_checkpoint import open_transformer_checkpoint

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from uso_engine.config import QueueLimits
 from uso_engine.errors import EngineClosedError, EngineDeadError, EngineDrainingError, QueueFullError, USOError
+from uso_engine.queue_limits import QueueLimits
 
 from .active import ActiveRequest
 from .counters import Counters
@@ -41,6 +41,10 @@ class Acceptance:
         if self.draining:
             return EngineDrainingError(f"engine {self._name} finishes what it has and accepts no more requests")
         return None
+
+    def reason(self) -> USOError:
+        """Why nothing is computed any more, once that is so."""
+        return self.refusal() or EngineClosedError(f"engine {self._name} was closed")
 
     def check_alive(self) -> None:
         """Whether anything is done any more, if not requests.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -15,6 +14,7 @@ from uso_engine.sampling.step import Step
 from uso_engine.stopwatch import Stopwatch
 
 from .handle import RequestHandle
+from .outcome import Answer
 from .scheduler import Ticket
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class ActiveRequest(Ticket):
     doom: BaseException | None = None
 
     def refresh(self) -> None:
-        """Whether it may take a step, after something about it has changed."""
+        """See whether it may take a step as things stand now."""
         at_rest = not self.handle.looking and not self.handle.stopped and not self.handle.cancelled and self.doom is None
         self.ready = self.stage == "denoising" and at_rest and self.steps_left > 0
 
@@ -109,5 +109,5 @@ class LoRAChange(Ticket):
         threads: of the caller's PyTorch.
     """
 
-    done: Future[None] = field(default_factory=Future)
+    done: Answer[None] = field(default_factory=Answer)
     threads: int = field(default_factory=torch.get_num_threads)

@@ -1,11 +1,13 @@
-"""A request as its caller sees it: what happens to it, in order, and how to end it."""
+"""A request as its caller sees it: what happens to it, in order, and how to end it.
+
+The caller's side takes no locks: an interrupt (Ctrl-C) at any instruction of the caller's thread leaves nothing held.
+"""
 
 from __future__ import annotations
 
-import threading
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from queue import SimpleQueue
 
 from uso_engine.api.events import Done, Event
 from uso_engine.sampling.step import Step
@@ -28,6 +30,10 @@ class Failed:
 Message = Event | StepTaken | Failed
 
 
+def _nobody() -> None:
+    """Nobody is told."""
+
+
 class RequestHandle:
     """The messages of one request. The last one is `Done` or `Failed`; after it the engine holds nothing of the request.
 
@@ -48,77 +54,49 @@ class RequestHandle:
         deliver: Callable[[Message], None] | None = None,
     ) -> None:
         self.wants_steps, self.wants_previews, self._wants_events = wants_steps, wants_previews, wants_events
-        self._deliver = deliver
-        self._messages: deque[Message] = deque()
-        self._arrived = threading.Condition()
-        self._on_change: Callable[[], None] | None = None
-        self._ended = False
-        self._accepted = self._cancelled = False
+        self._messages: SimpleQueue[Message] = SimpleQueue()
+        self._deliver = self._messages.put if deliver is None else deliver
+        self._notify = _nobody
+        self.ended = False
+        """Whether the last message was taken, or delivered."""
+        self.cancelled = False
+        """Whether the caller wants no more of it."""
         self.looking = False
         """Whether the caller has a step to look at."""
         self.stopped = False
         """Whether the caller ended the run after a step."""
 
-    @property
-    def ended(self) -> bool:
-        """Whether the last message was posted."""
-        return self._ended
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether the caller wants no more of it."""
-        return self._cancelled
-
-    @property
-    def accepted(self) -> bool:
-        """Whether an engine knows of it."""
-        return self._accepted
-
-    def attach(self, on_change: Callable[[], None]) -> None:
-        """An engine has accepted the request, and is to be told when the caller cancels or resumes."""
-        self._on_change, self._accepted = on_change, True
+    def attach(self, notify: Callable[[], None]) -> None:
+        """Tell an engine from now on when the caller cancels or resumes."""
+        self._notify = notify
 
     def post(self, message: Message) -> None:
         """Tell the caller."""
-        self.looking = isinstance(message, StepTaken)
         last = isinstance(message, Done | Failed)
         if last:
-            self._on_change = None
-        try:
-            if self._deliver is not None and (self._wants_events or last or self.looking):
-                self._deliver(message)
-        finally:
-            with self._arrived:
-                self._ended = self._ended or last
-                if self._deliver is None and (self._wants_events or last or self.looking):
-                    self._messages.append(message)
-                self._arrived.notify_all()
+            self._notify = _nobody
+        self.looking = isinstance(message, StepTaken)
+        if last or self.looking or self._wants_events:
+            self._deliver(message)
 
     def next(self) -> Message:
         """Wait for the next message and take it."""
-        with self._arrived:
-            while not self._messages:
-                self._arrived.wait()
-            return self._messages.popleft()
+        message = self._messages.get()
+        self.ended = isinstance(message, Done | Failed)
+        return message
 
     def resume(self, *, stopped: bool) -> None:
         """The caller has looked at a step; the next one may be taken, or none where it stopped the run."""
         self.stopped = self.stopped or stopped
         self.looking = False
-        self._changed()
+        self._notify()
 
     def cancel(self) -> None:
         """Leave at the next step; `Failed` follows. Nothing happens to a request that has ended."""
-        self._cancelled = True
-        self._changed()
+        self.cancelled = True
+        self._notify()
 
     def wait_until_ended(self) -> None:
         """Wait for the last message, whatever comes before it."""
-        with self._arrived:
-            while not self._ended:
-                self._arrived.wait()
-
-    def _changed(self) -> None:
-        on_change = self._on_change
-        if on_change is not None:
-            on_change()
+        while not self.ended:
+            self.next()

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import threading
-import weakref
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from uso_engine.api.events import Stepped
-from uso_engine.errors import EngineClosedError, EngineDrainingError
+from uso_engine.errors import EngineDrainingError
 from uso_engine.sampling.step import Step
 from uso_engine.stopwatch import Span
 
 from .active import ActiveRequest
-from .handle import Failed, StepTaken
+from .ending import end_with_the_interpreter
+from .handle import Failed, RequestHandle, StepTaken
 from .lora_switch import LoRASwitch
 from .machine import Machine
+from .outcome import Outcome
 from .queue import RequestQueue
 from .stages import Stages, use_threads
 from .stepping import out_of_memory, take_step
@@ -45,34 +47,36 @@ class RequestLoop:
         machine: computes.
         device: of the machine.
         overlapped: whether conditioning and decoding run beside denoising; otherwise in between, in the same thread.
+        threaded: whether there are threads at all; without them somebody else calls `round`.
     """
 
-    def __init__(self, queue: RequestQueue, machine: Machine, device: torch.device, *, overlapped: bool = True) -> None:
+    def __init__(
+        self,
+        queue: RequestQueue,
+        machine: Machine,
+        device: torch.device,
+        *,
+        overlapped: bool = True,
+        threaded: bool = True,
+    ) -> None:
         self.queue = queue
         self.trace: Trace | None = None
         """Where stretches of work are noted, if anywhere."""
+        self.machine, self._device, self._threaded = machine, device, threaded
+        self._overlapped = overlapped and threaded
         self._stages = Stages(queue, lambda: self.trace)
         self._lora_switch = LoRASwitch(queue, machine.change_loras)
-        self.machine, self._device, self._overlapped = machine, device, overlapped
-        self._thread: threading.Thread | None = None
-        self._stopping = False
         self._spans: deque[Span] = deque()
-        self.conditioning, self.decoding = (
-            Worker(
-                f"uso-engine {name}",
-                threaded=overlapped,
-                prepare=self._prepare_thread,
-                on_fault=self._die,
-                on_task=self._wake,
-            )
-            for name in ("conditioning", "decoding")
-        )
-        _loops.add(self)
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self._only_one = threading.Lock()
+        self.conditioning = Worker("uso-engine conditioning", self.wake)
+        self.decoding = Worker("uso-engine decoding", self.wake)
+        end_with_the_interpreter(self)
 
     def submit(self, request: ActiveRequest) -> None:
         """Begin with a request that is in line."""
         self.conditioning.put(lambda: self._stages.condition(request), request.tokens)
-        self._wake()
 
     def call(self, worker: Worker, work: Callable[[], Result]) -> Result:
         """Do something that is no request in a worker's thread, and wait for it.
@@ -80,17 +84,14 @@ class RequestLoop:
         Raises:
             EngineClosedError, EngineDeadError: nothing is done any more.
         """
-        with self.queue.changed:
-            self.queue.acceptance.check_alive()
+        self.queue.acceptance.check_alive()
         threads = torch.get_num_threads()
 
         def work_as_here() -> Result:
             use_threads(threads)
             return work()
 
-        future = worker.call(work_as_here)
-        self._wake()
-        return future.result()
+        return worker.call(work_as_here).wait()
 
     def change_loras(self, loras: Hashable) -> None:
         """Merge other LoRAs for every request from now on, when those that run have ended; waits for it.
@@ -100,8 +101,25 @@ class RequestLoop:
             EngineClosedError, EngineDeadError: nothing is done any more.
         """
         change = self._lora_switch.ask(loras)
-        self._wake()
-        change.done.result()
+        self.wake()
+        change.done.wait()
+
+    def give_up(self, handle: RequestHandle) -> None:
+        """End a request that its caller no longer waits for, and wait until nothing of it is left."""
+        handle.cancel()
+        if self.queue.withdraw(handle):
+            self.wake()
+            handle.wait_until_ended()
+
+    @contextmanager
+    def traced(self, path: str | Path) -> Iterator[None]:
+        """Write what the threads do meanwhile to a file; see `uso_engine.scheduling.trace`."""
+        self.trace = trace = Trace()
+        try:
+            yield
+        finally:
+            self.trace = None
+            trace.write(path)
 
     def drain(self, deadline_s: float) -> int:
         """Accept nothing more and finish what is there.
@@ -121,11 +139,8 @@ class RequestLoop:
 
     def close(self) -> None:
         """Accept nothing more, finish what has begun, and end the threads."""
-        with self.queue.changed:
-            self.queue.acceptance.closed = True
-            refusal = self.queue.acceptance.refusal()
-        assert refusal is not None
-        self.queue.doom(refusal, begun=False)
+        self.queue.acceptance.closed = True
+        self.queue.doom(self.queue.acceptance.reason(), begun=False)
         self.queue.wait_until_empty()
         self.stop()
         self.join()
@@ -133,44 +148,50 @@ class RequestLoop:
     def stop(self) -> None:
         """End the threads after the step that runs, without waiting for them; requests fail."""
         self.queue.acceptance.closed = self._stopping = True
-        self.queue.notify()
-        reason = self.queue.acceptance.refusal()
         for worker in (self.conditioning, self.decoding):
-            worker.stop(reason or EngineClosedError("the engine was closed"))
+            worker.stop(self.queue.acceptance.reason())
+        self.queue.notify()
 
     def join(self) -> None:
         """Wait for the threads to end."""
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
-        for worker in (self.conditioning, self.decoding):
-            worker.join()
 
-    def _wake(self) -> None:
-        with self.queue.changed:
-            if self._thread is None and not self._stopping:
-                # A daemon: whoever waits for a result keeps the process alive, an idle engine must not.
-                self._thread = threading.Thread(target=self._run, name="uso-engine denoising", daemon=True)
-                self._thread.start()
-            self.queue.notify()
+    def wake(self) -> None:
+        """See to it that the loop looks again; the first time starts its thread."""
+        if self._threaded and self._thread is None and not self._stopping:
+            # A daemon: whoever waits for a result keeps the process alive, an idle engine must not.
+            threading.Thread(target=self._run, name="uso-engine denoising", daemon=True).start()
+        self.queue.notify()
 
     def _run(self) -> None:
-        try:
-            self._prepare_thread()
-            while not self._stopping:
-                seen = self.queue.changes
-                if not self._round():
-                    self.queue.wait_for_change(seen)
-            self._end_all(EngineClosedError("the engine was closed"))
-        except BaseException as fault:  # noqa: BLE001 - of any type: those who wait have to hear of it
-            self._die(fault)
+        # Several may have been started at once, or after an interrupt; the first one works.
+        if not self._only_one.acquire(blocking=False):
+            return
+        self._thread = threading.current_thread()
+        fault = Outcome.of(self._work).error
+        if fault is not None:
+            self._fail(fault)
+        self._end_all()
 
-    def _round(self) -> bool:
-        """Whether there was anything to do."""
+    def _work(self) -> None:
+        self._prepare_thread()
+        if self._overlapped:
+            for worker in (self.conditioning, self.decoding):
+                worker.start(self._prepare_thread, self._fail)
+        while not self._stopping:
+            if not self.round():
+                self.queue.wait_for_change()
+
+    def round(self) -> bool:
+        """Retire, schedule, step, advance; whether there was anything to do."""
         now_s = self.queue.clock()
         busy = self._retire(now_s)
         busy = self._lora_switch.change(now_s) or busy
         busy = self._do_tasks() or busy
-        with self.queue.changed:
+        with self.queue.lock:
+            for request in self.queue.requests:
+                request.refresh()
             members = self.queue.scheduler.choose(now_s)
         if members:
             self._advance([member for member in members if isinstance(member, ActiveRequest)])
@@ -185,7 +206,7 @@ class RequestLoop:
         through = [request for request in self.queue.requests if request.is_through]
         for request in through:
             self.machine.forget(request.jobs)
-            with self.queue.changed:
+            with self.queue.lock:
                 request.stage, request.ready = "waiting for decoding", False
                 self.queue.scheduler.remove(request)
             self.decoding.put(lambda request=request: self._stages.decode(request), request.tokens)  # type: ignore[misc]
@@ -208,7 +229,7 @@ class RequestLoop:
             self.machine.forget(member.jobs)
             self.queue.end(member, Failed(error))
         taken = [member for member, _ in outcome.taken]
-        with self.queue.changed:
+        with self.queue.lock:
             self.queue.scheduler.step_taken(taken)
             if outcome.too_large is not None:
                 self.queue.scheduler.shrink(outcome.too_large)
@@ -221,13 +242,11 @@ class RequestLoop:
 
     def _admit(self, request: ActiveRequest) -> bool:
         span = Span()
-        try:
-            use_threads(request.threads)
-            self.machine.admit(request)
-        except torch.OutOfMemoryError as error:
-            self.queue.end(request, Failed(out_of_memory(error, "beginning a request")))
-        except Exception as error:  # noqa: BLE001 - of any type: this request's fault, and nobody else's
-            self.queue.end(request, Failed(error))
+        use_threads(request.threads)
+        error = Outcome.of(lambda: self.machine.admit(request)).error
+        if error is not None:
+            memory = isinstance(error, torch.OutOfMemoryError)
+            self.queue.end(request, Failed(out_of_memory(error, "beginning a request") if memory else error))
         self._record("denoising", "admission", span.end(), request=request.number)
         return bool(request.jobs)
 
@@ -240,8 +259,6 @@ class RequestLoop:
         if handle.wants_steps:
             step = Step.taken(request.jobs, velocities)
             self.queue.tell(request, StepTaken(step))
-            with self.queue.changed:
-                request.refresh()
         elif handle.wants_previews:
             request.last_step = step = Step.taken(request.jobs, velocities)
             self.decoding.put(lambda: self._stages.preview(request, step))
@@ -262,34 +279,19 @@ class RequestLoop:
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
 
-    def _die(self, fault: BaseException) -> None:
-        """Nothing can be computed any more: end everything with the cause."""
+    def _fail(self, fault: BaseException) -> None:
+        """Nothing can be computed any more; the loop's thread ends everything with the cause."""
         logger.error("%s failed; the engine is dead", threading.current_thread().name, exc_info=fault)
-        with self.queue.changed:
-            self.queue.acceptance.failure = self.queue.acceptance.failure or fault
-            refusal = self.queue.acceptance.refusal()
-        assert refusal is not None
+        self.queue.acceptance.failure = self.queue.acceptance.failure or fault
         self.stop()
-        self._end_all(refusal)
 
-    def _end_all(self, error: BaseException) -> None:
+    def _end_all(self) -> None:
         for request in self.queue.requests:
-            self.machine.forget(request.jobs)
-            self.queue.end(request, Failed(error))
-        self._lora_switch.give_up(error)
+            self.queue.end(request, Failed(self.queue.acceptance.reason()))
+        self._lora_switch.give_up(self.queue.acceptance.reason())
+        for worker in (self.conditioning, self.decoding):
+            worker.end()
 
     def _record(self, lane: str, name: str, span: Span, **details: object) -> None:
         if self.trace is not None:
             self.trace.add(lane, name, span.start_s, span.end_s, **details)
-
-
-_loops: weakref.WeakSet[RequestLoop] = weakref.WeakSet()
-
-
-@atexit.register
-def _stop_all() -> None:
-    """At the interpreter's end no thread may be inside PyTorch."""
-    for loop in tuple(_loops):
-        loop.stop()
-    for loop in tuple(_loops):
-        loop.join()

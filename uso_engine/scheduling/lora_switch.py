@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable
 
 from .active import ActiveRequest, LoRAChange
 from .handle import Failed
+from .outcome import Outcome
 from .queue import RequestQueue
 from .stages import use_threads
 
@@ -27,26 +28,28 @@ class LoRASwitch:
         Raises:
             EngineClosedError, EngineDeadError: nothing is done any more.
         """
-        with self._queue.changed:
+
+        def add() -> LoRAChange:
             self._queue.acceptance.check_alive()
             change = LoRAChange(0, 0, self._queue.clock(), loras=loras, ready=True)
             self._queue.scheduler.add(change)
             return change
 
+        return self._queue.from_outside(add)
+
     def change(self, now_s: float) -> bool:
         """Change the weights where that is due, and answer those who wait for nothing else; whether there was anything."""
-        with self._queue.changed:
+        with self._queue.lock:
             due = self._queue.scheduler.loras_due(now_s)
         if due is None:
             return self._answer()
         assert isinstance(due, ActiveRequest | LoRAChange)
-        try:
-            use_threads(due.threads)
-            self._merge(due.loras)
-        except Exception as error:  # noqa: BLE001 - of any type: it is handed to those who want these LoRAs
+        use_threads(due.threads)
+        error = Outcome.of(lambda: self._merge(due.loras)).error
+        if error is not None:
             self._refuse(due.loras, error)
             return True
-        with self._queue.changed:
+        with self._queue.lock:
             self._queue.scheduler.loras_changed(due.loras, self._queue.clock())
         self._queue.counters.lora_switches += 1
         return True
@@ -55,7 +58,7 @@ class LoRASwitch:
         """Answer everyone who waits with an error."""
         for change in self._waiting():
             self._remove(change)
-            change.done.set_exception(error)
+            change.done.give(Outcome(error=error))
 
     def _answer(self) -> bool:
         """Answer the changes whose LoRAs are in the weights."""
@@ -63,23 +66,23 @@ class LoRASwitch:
         for change in answered:
             self._remove(change)
             self._queue.default_loras = change.loras
-            change.done.set_result(None)
+            change.done.give(Outcome())
         return bool(answered)
 
-    def _refuse(self, loras: Hashable, error: Exception) -> None:
-        with self._queue.changed:
+    def _refuse(self, loras: Hashable, error: BaseException) -> None:
+        with self._queue.lock:
             wanting = [ticket for ticket in self._queue.scheduler.tickets if ticket.loras == loras]
         for ticket in wanting:
             if isinstance(ticket, ActiveRequest):
                 self._queue.end(ticket, Failed(error))
             elif isinstance(ticket, LoRAChange):
                 self._remove(ticket)
-                ticket.done.set_exception(error)
+                ticket.done.give(Outcome(error=error))
 
     def _waiting(self) -> list[LoRAChange]:
-        with self._queue.changed:
+        with self._queue.lock:
             return [ticket for ticket in self._queue.scheduler.tickets if isinstance(ticket, LoRAChange)]
 
     def _remove(self, change: LoRAChange) -> None:
-        with self._queue.changed:
+        with self._queue.lock:
             self._queue.scheduler.remove(change)

@@ -1,23 +1,32 @@
-"""The requests that an engine holds, shared between their callers and the threads that work on them."""
+"""The requests that an engine holds, shared between their callers and the threads that work on them.
+
+Threads of the engine's own take the lock in a ``with`` statement. Callers' threads go through `from_outside`, which leaves it
+unlocked after an interrupt (Ctrl-C) at any instruction.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Callable, Hashable
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import TypeVar
 
 from uso_engine.api.events import Done, Queued
-from uso_engine.config import QueueLimits
 from uso_engine.errors import RequestCancelledError, RequestTimeoutError
 from uso_engine.process_state import ProcessHold
+from uso_engine.queue_limits import QueueLimits
 
 from .acceptance import Acceptance
 from .active import ActiveRequest, Work
 from .counters import Counters
-from .handle import Failed, RequestHandle
+from .handle import Failed, Message, RequestHandle
 from .scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 
 class RequestQueue:
@@ -37,26 +46,38 @@ class RequestQueue:
         self.limits, self.scheduler, self.counters, self.clock = limits, scheduler, counters, clock
         self.acceptance = Acceptance(name, limits, counters)
         self.default_loras: Hashable = scheduler.loras
-        self.changed = threading.Condition()
-        """Held while anything here is read or written; notified when anything has happened."""
-        self._changes = 0
+        self.lock = threading.RLock()
+        """Held while requests or the scheduler are read or changed."""
+        self._wakeups: SimpleQueue[None] = SimpleQueue()
+        self._watchers: list[SimpleQueue[None]] = []
         self._accepted = 0
         self._requests: dict[ActiveRequest, None] = {}
 
     @property
     def requests(self) -> tuple[ActiveRequest, ...]:
         """Those that have not ended, in the order in which they were accepted."""
-        with self.changed:
-            return tuple(self._requests)
+        return tuple(self._requests)
+
+    def from_outside(self, work: Callable[[], Result]) -> Result:
+        """Do something under the lock in a caller's thread, which does not hold it yet."""
+        try:
+            with self.lock:
+                return work()
+        finally:
+            # An interrupt may come when the lock is taken and the statement does not cover it yet. The lock itself knows: it
+            # refuses where it is not held by this thread, as after every other ending.
+            with suppress(RuntimeError):
+                self.lock.release()
 
     def accept(self, handle: RequestHandle, *, priority: int = 0, timeout_s: float | None = None) -> ActiveRequest:
-        """Take a request in, before its inputs are opened.
+        """Take a request in, before its inputs are opened; from a caller's thread.
 
         Raises:
             EngineClosedError, EngineDrainingError, EngineDeadError: nothing is accepted any more.
             QueueFullError: there are as many as there may be.
         """
-        with self.changed:
+
+        def work() -> ActiveRequest:
             self.acceptance.check(self._requests)
             now_s, bound_s = self.clock(), self.limits.max_request_s
             self._accepted += 1
@@ -70,61 +91,76 @@ class RequestQueue:
                 deadline_s=now_s + (bound_s if timeout_s is None else min(bound_s, timeout_s)),
                 number=self._accepted,
             )
-            handle.attach(lambda: self._caller_did_something(request))
+            handle.attach(self.notify)
             self._requests[request] = None
-        return request
+            return request
+
+        return self.from_outside(work)
 
     def enqueue(
         self, request: ActiveRequest, work: Work, *, tokens: int, company: Hashable = None, loras: Hashable = None
     ) -> None:
-        """Put a request whose inputs are opened in line.
+        """Put a request whose inputs are opened in line; from a caller's thread.
 
         Raises:
             QueueFullError: its inputs are more bytes than there is room for.
-            EngineClosedError, EngineDrainingError, EngineDeadError: the engine ended meanwhile.
+            EngineClosedError, EngineDeadError, RequestCancelledError: the engine or the request ended meanwhile.
         """
-        with self.changed:
-            refusal = self.acceptance.refusal()
-            if request not in self._requests:
-                raise refusal if refusal is not None else RequestCancelledError("the request was cancelled")
-            if self.acceptance.closed and refusal is not None:
-                raise refusal
+
+        def put() -> None:
+            self.acceptance.check_alive()
+            if request not in self._requests or request.handle.cancelled:
+                raise RequestCancelledError("the request was cancelled")
             self.acceptance.check_bytes(work.size_bytes, self._requests)
             request.work, request.tokens, request.steps_left = work, tokens, work.steps
             request.company, request.loras = company, self.default_loras if loras is None else loras
             request.stage = "waiting for conditioning"
             request.hold = ProcessHold()
-            position = sum(other.number < request.number for other in self._requests)
+            request.hold.enter()
             self.scheduler.add(request)
-        self.tell(request, Queued(position))
+
+        self.from_outside(put)
+        self.tell(request, Queued(sum(other.number < request.number for other in self.requests)))
 
     def end(self, request: ActiveRequest, message: Done | Failed) -> None:
         """Let go of everything that belongs to a request, then tell its caller; nothing happens to one that has ended."""
-        with self.changed:
+        with self.lock:
             if request not in self._requests:
                 return
             del self._requests[request]
             self.scheduler.remove(request)
             request.jobs, request.work, request.last_step = [], None, None
-            hold, request.hold = request.hold, None
-            self._notify()
-        if hold is not None:
-            hold.release()
+        if request.hold is not None:
+            request.hold.release()
         self.counters.count_outcome(_outcome(message))
         self.tell(request, message)
+        self.notify()
+        for watcher in tuple(self._watchers):
+            watcher.put(None)
 
-    def tell(self, request: ActiveRequest, message: object) -> None:
+    def withdraw(self, handle: RequestHandle) -> bool:
+        """End a caller's request that is not in line yet; from the caller's thread.
+
+        Returns:
+            Whether the last message of it is still to come.
+        """
+        own = next((request for request in self.requests if request.handle is handle), None)
+        if own is not None and own.stage == "accepted":
+            self.from_outside(lambda: self.end(own, Failed(RequestCancelledError("the request was cancelled"))))
+        return own is not None
+
+    def tell(self, request: ActiveRequest, message: Message) -> None:
         """Post a message; a caller who cannot be told is gone."""
         try:
-            request.handle.post(message)  # type: ignore[arg-type]
+            request.handle.post(message)
         except Exception:  # whatever a caller's own function raises
             logger.info("request %d cannot be told anything; it is given up", request.number, exc_info=True)
             request.handle.cancel()
 
     def leaving(self, now_s: float) -> list[tuple[ActiveRequest, BaseException]]:
         """Requests that end without a result, with the reason, except those that a thread works on just now."""
-        with self.changed:
-            resting = [request for request in self._requests if request.stage not in ("accepted", "conditioning", "decoding")]
+        with self.lock:
+            resting = [request for request in self._requests if request.stage not in ("conditioning", "decoding")]
             ends = [(request, self.ending(request, now_s)) for request in resting]
             return [(request, error) for request, error in ends if error is not None]
 
@@ -136,11 +172,11 @@ class RequestQueue:
             return RequestCancelledError("the request was cancelled")
         if now_s < request.expires_s:
             return None
-        waited_s = now_s - request.arrival_s
         if request.expires_s == request.deadline_s:
             return RequestTimeoutError(f"the request was not done in the {request.deadline_s - request.arrival_s:g} s it had")
         return RequestTimeoutError(
-            f"the request had not begun after {waited_s:.1f} s; queue.max_queue_s is {self.limits.max_queue_s:g}"
+            f"the request had not begun after {now_s - request.arrival_s:.1f} s; queue.max_queue_s is "
+            f"{self.limits.max_queue_s:g}"
         )
 
     def doom(self, error: BaseException, *, begun: bool = True) -> int:
@@ -149,59 +185,44 @@ class RequestQueue:
         Returns:
             How many.
         """
-        with self.changed:
-            ended = [request for request in self._requests if begun or not request.begun]
-            for request in ended:
-                request.doom = request.doom or error
-                request.refresh()
-            self._notify()
-        for request in ended:
+        doomed = [request for request in self.requests if begun or not request.begun]
+        for request in doomed:
+            request.doom = request.doom or error
             if request.stage == "accepted":
-                self.end(request, Failed(error))
-        return len(ended)
+                self.from_outside(lambda request=request: self.end(request, Failed(error)))  # type: ignore[misc]
+        self.notify()
+        return len(doomed)
 
     def wait_until_empty(self, deadline_s: float = float("inf")) -> bool:
         """Wait until every request has ended; False if the deadline comes first."""
-        with self.changed:
+        ends: SimpleQueue[None] = SimpleQueue()
+        self._watchers.append(ends)
+        try:
             while self._requests:
                 left_s = deadline_s - self.clock()
                 if left_s <= 0:
                     return False
-                self.changed.wait(None if left_s == float("inf") else left_s)
+                with suppress(Empty):
+                    ends.get(timeout=None if left_s == float("inf") else left_s)
             return True
+        finally:
+            self._watchers.remove(ends)
 
-    def wait_for_change(self, seen: int) -> None:
-        """Wait until something has happened since `changes` was `seen`, or a time that somebody waits for."""
-        with self.changed:
+    def wait_for_change(self) -> None:
+        """Wait until something has happened since the last time, or a time comes that somebody waits for."""
+        with self.lock:
             now_s = self.clock()
             wakes_s = min((request.expires_s for request in self._requests), default=float("inf"))
             left_s = min(wakes_s, self.scheduler.wakes_s(now_s)) - now_s
-            while self._changes == seen and left_s > 0:
-                if not self.changed.wait(None if left_s == float("inf") else left_s):
-                    return
-
-    @property
-    def changes(self) -> int:
-        """How often anything has happened."""
-        with self.changed:
-            return self._changes
+        with suppress(Empty):
+            self._wakeups.get(timeout=None if left_s == float("inf") else max(0.0, left_s))
+        with suppress(Empty):
+            while True:  # One look answers all of them.
+                self._wakeups.get_nowait()
 
     def notify(self) -> None:
-        """Something has happened."""
-        with self.changed:
-            self._notify()
-
-    def _notify(self) -> None:
-        self._changes += 1
-        self.changed.notify_all()
-
-    def _caller_did_something(self, request: ActiveRequest) -> None:
-        with self.changed:
-            request.refresh()
-            self._notify()
-            not_in_line = request.stage == "accepted"
-        if not_in_line and request.handle.cancelled:
-            self.end(request, Failed(RequestCancelledError("the request was cancelled")))
+        """Something has happened; takes no lock, so from any thread at any time."""
+        self._wakeups.put(None)
 
 
 def _outcome(message: Done | Failed) -> str:

@@ -3,15 +3,17 @@
 At these lengths one image fills the machine, so requests together are done no sooner than one after another; what a policy can
 give is a fair order. Steps are shared between two lines of the same requests:
 
-    in order of arrival       one quarter of the tokens, at least: nobody waits for ever
+    in order of arrival       half of the tokens, at least: nobody waits for ever
     in order of work left     the rest: a small request passes large ones
 
-A deficit keeps the shares: every step that the first in line took no part in owes it a quarter of the step's tokens, and what
-is owed is paid as soon as it is worth a step. So the first in line takes every fourth token or more, whatever arrives, and a
-request with w tokens of work behind v tokens of earlier requests is done after at most 4 (v + w) tokens of steps. A request
-counts as having arrived `HEAD_START_S` earlier for each level of its priority, and as having a quarter of its work left.
+A deficit keeps the shares: what a step without the first in line takes is owed to it, and paid as soon as it is worth a step.
+So the first in line has every second token or more, whatever arrives, and the worst case is twice that of one after another:
+a request with w tokens of work behind v tokens of earlier requests is done after 2 (v + w) tokens of steps, and one step, where
+each of their steps counts as a full one, since others may share it. A request counts as having arrived `HEAD_START_S` earlier
+for each level of its priority, and as having a quarter of its work.
 
-The rest of a step, up to `max_step_tokens`, is filled in order of work left.
+A step has room for `max_step_tokens`, about what it takes to keep the device busy; up to there company costs little. It is
+filled in order of work left.
 
 Requests with other LoRAs than those in the weights wait until no request of the present ones is left, or for `lora_patience_s`;
 then no request of the present ones is begun any more, and the weights change when the last one has ended.
@@ -25,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
-ARRIVAL_SHARE = 0.25
+ARRIVAL_SHARE = 0.5
 HEAD_START_S = 60.0
 PRIORITY_FACTOR = 4.0
 

@@ -12,6 +12,7 @@ from uso_engine.stopwatch import Span
 
 from .active import ActiveRequest, Stage, Work
 from .handle import Failed
+from .outcome import Outcome
 from .queue import RequestQueue
 from .stepping import out_of_memory
 from .trace import Trace
@@ -40,15 +41,14 @@ class Stages:
         if work is None:
             return
         self._queue.tell(request, Conditioning())
-        error: BaseException | None = self._guarded(request, "conditioning", work.encode)
-        with self._queue.changed:
+        error = self._guarded(request, "conditioning", work.encode)
+        with self._queue.lock:
             error = error or self._queue.ending(request, self._queue.clock())
             if error is None:
                 request.stage = "denoising"
-                request.refresh()
-                self._queue.notify()
         if error is not None:
             self._queue.end(request, Failed(error))
+        self._queue.notify()
 
     def decode(self, request: ActiveRequest) -> None:
         """Turn a request's latents into its result."""
@@ -57,8 +57,8 @@ class Stages:
             return
         self._queue.tell(request, Decoding())
         jobs, attention, results = request.jobs, request.attention, []
-        error: BaseException | None = self._guarded(request, "decoding", lambda: results.append(work.finish(jobs, attention)))
-        with self._queue.changed:
+        error = self._guarded(request, "decoding", lambda: results.append(work.finish(jobs, attention)))
+        with self._queue.lock:
             # Late by a little is no reason to throw away what is done.
             given_up = request.doom is not None or request.handle.cancelled
             error = error or (self._queue.ending(request, self._queue.clock()) if given_up else None)
@@ -77,7 +77,7 @@ class Stages:
 
     def _begin(self, request: ActiveRequest, stage: Stage) -> Work | None:
         """The work of a request that is still wanted."""
-        with self._queue.changed:
+        with self._queue.lock:
             work, error = request.work, self._queue.ending(request, self._queue.clock())
             if error is None:
                 request.stage = stage
@@ -86,18 +86,12 @@ class Stages:
             return None
         return work
 
-    def _guarded(self, request: ActiveRequest, name: str, run: Callable[[], object]) -> Exception | None:
+    def _guarded(self, request: ActiveRequest, name: str, run: Callable[[], object]) -> BaseException | None:
         """Do a stage; what went wrong, in the caller's terms."""
         span = Span()
-        try:
-            use_threads(request.threads)
-            run()
-        except torch.OutOfMemoryError as error:
-            return out_of_memory(error, name)
-        except Exception as error:  # noqa: BLE001 - of any type: it is handed to whoever made the request
-            return error
-        finally:
-            trace = self._trace()
-            if trace is not None:
-                trace.add(name, f"request {request.number}", span.start_s, span.end().end_s)
-        return None
+        use_threads(request.threads)
+        error = Outcome.of(run).error
+        trace = self._trace()
+        if trace is not None:
+            trace.add(name, f"request {request.number}", span.start_s, span.end().end_s)
+        return out_of_memory(error, name) if isinstance(error, torch.OutOfMemoryError) else error

@@ -94,7 +94,7 @@ def _fail(member: ActiveRequest, error: Exception, outcome: StepOutcome) -> None
         outcome.failed.append((member, error))
 
 
-def out_of_memory(error: torch.OutOfMemoryError, where: str) -> DeviceMemoryError:
+def out_of_memory(error: BaseException, where: str) -> DeviceMemoryError:
     """What a caller gets for memory that did not do."""
     made = DeviceMemoryError(
         f"memory ran out in {where}: {str(error).splitlines()[0]}; ask for a smaller size, fewer images or fewer references, "

@@ -58,7 +58,8 @@ def put_in_line(
         tokens, company = generation.size().rows, company_of(generation)
         loop.queue.enqueue(request, generation, tokens=tokens, company=company, loras=generation.loras)
     except BaseException as error:  # Ctrl-C too
-        loop.queue.end(request, Failed(error))
+        failed = Failed(error)
+        loop.queue.from_outside(lambda: loop.queue.end(request, failed))
         raise
     loop.submit(request)
 
@@ -111,6 +112,5 @@ def wait_for(
                 if isinstance(message, StepTaken) and watched is not None:
                     look(message, watched, handle)
     finally:
-        if handle.accepted and not handle.ended:
-            handle.cancel()
-            handle.wait_until_ended()
+        if not handle.ended:
+            loop.give_up(handle)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -13,7 +14,6 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-import uso_engine
 from uso_engine.config import EngineConfig
 
 from .auth import KeyRing
@@ -46,11 +46,13 @@ class Application:
         asgi: what answers.
         state: the engine.
         runner: fal's queue.
+        document: its OpenAPI document.
     """
 
     asgi: ASGIApp
     state: EngineState
     runner: QueueRunner
+    document: Callable[[], dict[str, Any]]
 
 
 def make_application(
@@ -104,7 +106,7 @@ def make_application(
             allow_headers=["Authorization", "Content-Type"],
         )
     limited = BodyLimit(HostCheck(inner, settings), settings.transport)
-    return Application(RequestLog(limited, metrics.observe_request), state, runner)
+    return Application(RequestLog(limited, metrics.observe_request), state, runner, app.openapi)
 
 
 def _routed(
@@ -116,7 +118,6 @@ def _routed(
     # No pages of FastAPI's own: they load scripts from elsewhere.
     app = FastAPI(
         title="uso-engine",
-        version=uso_engine.__version__,
         lifespan=lifespan,  # type: ignore[arg-type]
         docs_url=None,
         redoc_url=None,
@@ -128,9 +129,9 @@ def _routed(
     app.include_router(plain_router(service))
     if service.settings.page:
         app.include_router(page_router())
-    document: list[dict[str, object]] = []
+    document: list[dict[str, Any]] = []
 
-    def openapi() -> dict[str, object]:
+    def openapi() -> dict[str, Any]:
         if not document:
             document.append(openapi_document(app, service.request_type, service.settings))
         return document[0]

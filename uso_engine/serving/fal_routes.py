@@ -13,20 +13,21 @@ from fastapi.responses import Response
 from .caller import Caller
 from .event_stream import MEDIA_TYPE, EventResponse, with_beats
 from .fal_answer import FalCancellation, FalStatus, FalTicket, fal_call, fal_fields, status_of, ticket
-from .openapi import ERRORS, json_body
+from .openapi import ERRORS, answers, json_body
 from .queue_records import QueuedRequest, is_identifier, new_id
 from .queue_runner import QueueRunner, QueueView
 from .refusal import Refusal, bad_request
 from .request_body import json_object
 from .service import Service
-from .wire_request import check_against
+from .wire_request import engine_request
 
 _FOLLOW_EVERY_S = 0.5
 _PRIORITIES = {"normal": 0, "low": -1}
 _EVENTS: dict[int | str, dict[str, Any]] = {200: {"description": "Events.", "content": {MEDIA_TYPE: {}}}}
+_ANSWERED = answers(s200=("GenerationResponse", "The images."))
 Owner = Annotated[str, Path(max_length=64, description="First part of the model's name.")]
 Name = Annotated[str, Path(max_length=64, description="Second part of the model's name.")]
-Identifier = Annotated[str, Path(max_length=64)]
+Identifier = Annotated[str, Path(max_length=64, json_schema_extra={"format": "uuid"})]
 _ACCEPTED: dict[int | str, dict[str, Any]] = {202: {"model": FalStatus, "description": "It is not completed yet."}}
 
 
@@ -38,7 +39,13 @@ def fal_router(service: Service, runner: QueueRunner) -> APIRouter:
         runner: takes them.
     """
     router = APIRouter(prefix="/queue", tags=["fal"], responses=ERRORS)
+    _add_submission(router, service, runner)
+    _add_following(router, service, runner)
+    _add_answers(router, service, runner)
+    return router
 
+
+def _add_submission(router: APIRouter, service: Service, runner: QueueRunner) -> None:
     @router.post("/{owner}/{name}", openapi_extra=json_body("FalRequest"), response_model=FalTicket)
     async def submit(request: Request, owner: Owner, name: Name, key: Caller) -> Response:
         """Accept a request. When this answers, it is kept: it outlives the server's end."""
@@ -49,11 +56,11 @@ def fal_router(service: Service, runner: QueueRunner) -> APIRouter:
         fields = fal_fields(await json_object(request))
         call = fal_call(fields, service.request_type)
         service.note(request, key, call)
-        check_against(call.request, service.config)
+        wanted = engine_request(call.request, service.config).with_seed()
         queued = QueuedRequest(
             id=new_id(),
             model=model,
-            fields={**fields, "seed": call.request.with_seed().seed},
+            fields={**fields, "seed": wanted.seed},
             key=key.name,
             base_url=service.base_url(request),
             priority=_priority(request),
@@ -62,10 +69,12 @@ def fal_router(service: Service, runner: QueueRunner) -> APIRouter:
         position = await runner.submit(queued)
         return _json(ticket(queued.base_url, model, queued.id, position), 200)
 
+
+def _add_following(router: APIRouter, service: Service, runner: QueueRunner) -> None:
     @router.get("/{owner}/{name}/requests/{identifier}/status", response_model=FalStatus, responses=_ACCEPTED)
     async def status(request: Request, owner: Owner, name: Name, identifier: Identifier, key: Caller) -> Response:
         """Where a request stands: IN_QUEUE, IN_PROGRESS or COMPLETED; 202 until it is completed."""
-        view = await _view(request, _model(service, owner, name), identifier, key.name)
+        view = await _view(runner, _model(service, owner, name), identifier, key.name)
         told = status_of(service.base_url(request), view.state, identifier, view.position)
         return _json(told, 200 if told.status == "COMPLETED" else 202)
 
@@ -73,7 +82,7 @@ def fal_router(service: Service, runner: QueueRunner) -> APIRouter:
     async def follow(request: Request, owner: Owner, name: Name, identifier: Identifier, key: Caller) -> Response:
         """The same, as server-sent events: one for each change, until it is completed."""
         model = _model(service, owner, name)
-        view = await _view(request, model, identifier, key.name)
+        view = await _view(runner, model, identifier, key.name)
         base_url = service.base_url(request)
 
         async def changes() -> AsyncGenerator[bytes, None]:
@@ -87,14 +96,16 @@ def fal_router(service: Service, runner: QueueRunner) -> APIRouter:
                 if told.status == "COMPLETED":
                     return
                 await asyncio.sleep(_FOLLOW_EVERY_S)
-                now = await _view(request, model, identifier, key.name)
+                now = await _view(runner, model, identifier, key.name)
 
         return EventResponse(with_beats(changes()))
 
-    @router.get("/{owner}/{name}/requests/{identifier}", openapi_extra={"x-answer": "GenerationResponse"})
+
+def _add_answers(router: APIRouter, service: Service, runner: QueueRunner) -> None:
+    @router.get("/{owner}/{name}/requests/{identifier}", response_class=Response, responses=_ANSWERED)
     async def result(request: Request, owner: Owner, name: Name, identifier: Identifier, key: Caller) -> Response:
         """The answer to a completed request, with the status that it ended with."""
-        view = await _view(request, _model(service, owner, name), identifier, key.name)
+        view = await _view(runner, _model(service, owner, name), identifier, key.name)
         if view.state.status != "COMPLETED":
             raise Refusal(400, "The request is not completed yet.", errors=[f"it is {view.state.status}"])
         body = await runner.answer(identifier)
@@ -113,13 +124,12 @@ def fal_router(service: Service, runner: QueueRunner) -> APIRouter:
             raise Refusal(400, "ALREADY_COMPLETED", errors=["the request is completed; its answer can be fetched"])
         return _json(FalCancellation(status="CANCELLATION_REQUESTED"), 202)
 
-    async def _view(request: Request, model: str, identifier: str, key: str) -> QueueView:
-        view = await runner.view(identifier, key, model) if is_identifier(identifier) else None
-        if view is None:
-            raise _unknown()
-        return view
 
-    return router
+async def _view(runner: QueueRunner, model: str, identifier: str, key: str) -> QueueView:
+    view = await runner.view(identifier, key, model) if is_identifier(identifier) else None
+    if view is None:
+        raise _unknown()
+    return view
 
 
 def _model(service: Service, owner: str, name: str) -> str:

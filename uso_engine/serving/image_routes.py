@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from .caller import Caller
+from .event_stream import MEDIA_TYPE
 from .hosted import hosted_call
 from .image_call import ImageCall
 from .openai_dialect import is_openai, openai_call
@@ -19,11 +20,13 @@ _PREVIEWS = Query("false", pattern="^(true|false)$", description="With stream: s
 _MADE = {
     **ERRORS,
     **answers(
-        s200=("OpenAIImages", "The images, asked for in OpenAI's dialect; with stream=true, events."),
+        s200=("OpenAIImages", "The images, asked for in OpenAI's dialect; with stream=true, events in every dialect."),
         s201=("GenerationResponse", "The images, asked for in the hosted API's dialect."),
     ),
 }
 _EDITED = {**ERRORS, **answers(s200=("OpenAIImages", "The images; with stream=true, events."))}
+for _answers in (_MADE, _EDITED):
+    _answers[200]["content"][MEDIA_TYPE] = {}
 
 
 def image_router(service: Service) -> APIRouter:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from fastapi.openapi.utils import get_openapi
 
-import uso_engine
 from uso_engine.api.fields import MAX_IMAGES, MODEL
 from uso_engine.api.request import GenerationRequest
 from uso_engine.api.response import ErrorBody, GenerationResponse
@@ -61,7 +61,7 @@ def openapi_document(app: FastAPI, kind: type[GenerationRequest], settings: Serv
         settings: names of the model, and whether keys are needed.
     """
     document = get_openapi(
-        title="uso-engine", version=uso_engine.__version__, description=_DESCRIPTION, routes=app.routes, openapi_version="3.1.0"
+        title="uso-engine", version=version("uso-engine"), description=_DESCRIPTION, routes=app.routes, openapi_version="3.1.0"
     )
     schemas: Schema = document["components"]["schemas"]
     schemas |= _request_schemas(kind, settings)
@@ -72,6 +72,7 @@ def openapi_document(app: FastAPI, kind: type[GenerationRequest], settings: Serv
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     _describe_answers(document)
+    _describe_names(document, settings)
     if settings.has_keys:
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"key": []}]
@@ -82,6 +83,7 @@ def _request_schemas(kind: type[GenerationRequest], settings: ServerSettings) ->
     hosted = kind.model_json_schema(ref_template=_REFERENCE)
     hosted.pop("$defs", None)
     fields: Schema = hosted["properties"]
+    fields["seed"] = {**fields["seed"], "type": ["integer", "null"]}
     model = {"type": "string", "enum": list(settings.models), "default": MODEL, "description": "The model's name."}
     extensions = {name: schema for name, schema in fields.items() if name not in REPLACED}
     openai = {
@@ -89,13 +91,20 @@ def _request_schemas(kind: type[GenerationRequest], settings: ServerSettings) ->
         "prompt": fields["prompt"],
         "n": fields["num_images"],
         "size": _size(fields["image_size"]),
-        "response_format": {"type": "string", "enum": ["url", "b64_json"], "default": "url"},
+        "response_format": {
+            "type": "string",
+            "enum": ["url", "b64_json"],
+            "default": "url",
+            "description": "Where the images are, or the images themselves in base64.",
+        },
         "user": {"type": "string", "maxLength": 256, "description": "Not used."},
+        "image_urls": {**fields["image_urls"], "description": "Extension, with an alias of the model: pictures by URL."},
         **extensions,
     }
     picture = {"type": "string", "contentMediaType": "application/octet-stream", "format": "binary"}
     pictures = {"type": "array", "items": picture, "minItems": 1, "maxItems": MAX_IMAGES}
     edits = {"image": {"anyOf": [picture, pictures], "description": "The content image, then up to two styles."}, **openai}
+    del edits["image_urls"]
     queued = {name: schema for name, schema in fields.items() if name != "model"}
     own_name = {"input_image_urls": {**fields["image_urls"], "description": "fal's own name of image_urls."}}
     return {
@@ -138,10 +147,18 @@ def _describe_answers(document: Schema) -> None:
     for path in document["paths"].values():
         for operation in path.values():
             operation["responses"].pop("422", None)
-            answer = operation.pop("x-answer", None)
-            if answer is not None:
-                for status, content in answer.items():
-                    operation["responses"].setdefault(status, {"description": "Success"})["content"] = content
+
+
+def _describe_names(document: Schema, settings: ServerSettings) -> None:
+    """The parts of the model's name that paths of fal's queue take."""
+    pairs = [name.split("/") for name in settings.queue_models]
+    for path, operations in document["paths"].items():
+        if path.startswith("/queue/"):
+            for operation in operations.values():
+                for parameter in operation["parameters"]:
+                    if parameter["name"] in ("owner", "name"):
+                        place = 0 if parameter["name"] == "owner" else 1
+                        parameter["schema"]["enum"] = sorted({pair[place] for pair in pairs})
 
 
 def answers(**by_status: tuple[str, str]) -> dict[int | str, dict[str, Any]]:

@@ -49,14 +49,14 @@ def plain_router(service: Service) -> APIRouter:
     """
     router = APIRouter()
 
-    @router.api_route(
+    @router.head("/files/{name}", include_in_schema=False)
+    @router.get(
         "/files/{name}",
-        methods=["GET", "HEAD"],
         tags=["files"],
         response_class=Response,
         responses={200: {"content": {"image/png": {}, "image/jpeg": {}}, "description": "The image."}, 404: ERRORS[404]},
     )
-    async def file(name: Annotated[str, Path(max_length=100, description=FILE_NAME)]) -> Response:
+    async def file(name: Annotated[str, Path(description=f"Of the form {FILE_NAME}.")]) -> Response:
         """A stored image. Its name is the secret: whoever has it may read it, without a key."""
         found = await service.find_file(name)
         if found is None:

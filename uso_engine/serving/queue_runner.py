@@ -18,6 +18,7 @@ from .fal_answer import fal_call
 from .queue_records import QueuedRequest, QueueRecords, QueueState
 from .refusal import Refusal, refusal_of
 from .service import Service
+from .wire_request import engine_request
 
 logger = logging.getLogger(__name__)
 
@@ -231,13 +232,14 @@ class QueueRunner:
     async def _generate(self, waiting: _Waiting, request: QueuedRequest) -> None:
         service, began = self._service, time.perf_counter()
         call = fal_call(request.fields, service.request_type)
+        wanted = engine_request(call.request, service.config)
         while True:
             await self._wait_until_ready()
             if request.start_by is not None and self._clock() > request.start_by:
                 raise Refusal(504, "The request was not begun in the time that it was given.")
             try:
                 result = await service.state.ready().generate(
-                    call.request, priority=request.priority, timeout_s=service.settings.bounds.deadline_s
+                    wanted, priority=request.priority, timeout_s=service.settings.bounds.deadline_s
                 )
                 break
             except QueueFullError as error:

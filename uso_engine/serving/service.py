@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from typing import TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -15,6 +15,7 @@ from uso_engine.api.events import Done, Event
 from uso_engine.api.request import GenerationRequest
 from uso_engine.api.result import GenerationResult
 from uso_engine.config import EngineConfig
+from uso_engine.errors import RequestCancelledError
 from uso_engine.imaging.encode import Encoder
 
 from . import event_stream
@@ -27,7 +28,8 @@ from .rate_limit import CallerLimits
 from .refusal import refusal_of
 from .request_record import record_of
 from .settings import ServerSettings
-from .wire_request import check_against, wire_request
+from .tracing import GenerationSpan, generation_span
+from .wire_request import engine_request, wire_request
 
 T = TypeVar("T")
 _THREADS = 8
@@ -78,11 +80,12 @@ class Service:
             ClientDisconnect: the client has gone; its request was cancelled.
         """
         self.note(request, key, call)
-        check_against(call.request, self.config)
+        wanted = engine_request(call.request, self.config)
         engine = self.state.ready()
-        with self.limits.running(key):
-            work = engine.generate(call.request, timeout_s=self.settings.bounds.deadline_s)
+        with self.limits.running(key), self._span(request, call) as span:
+            work = engine.generate(wanted, timeout_s=self.settings.bounds.deadline_s)
             result = await while_connected(request, work)
+            span.done(result)
             body = await self.deliver(call, result, self.base_url(request))
         self._note_result(request, result)
         return Response(body, call.status, media_type="application/json")
@@ -94,15 +97,16 @@ class Service:
             As `answer`.
         """
         self.note(request, key, call)
-        check_against(call.request, self.config)
+        wanted = engine_request(call.request, self.config)
         engine = self.state.ready()
         with ExitStack() as stack:
             stack.enter_context(self.limits.running(key))
-            events = engine.stream(call.request, previews=previews, timeout_s=self.settings.bounds.deadline_s)
+            span = stack.enter_context(self._span(request, call))
+            events = engine.stream(wanted, previews=previews, timeout_s=self.settings.bounds.deadline_s)
             # Whatever refuses it at once does so here, while the answer may still have another status.
             first = await while_connected(request, _first(events))
             counted = stack.pop_all()
-        return event_stream.EventResponse(event_stream.with_beats(self._told(request, call, first, events, counted)))
+        return event_stream.EventResponse(event_stream.with_beats(self._told(request, call, first, events, counted, span)))
 
     async def deliver(self, call: ImageCall, result: GenerationResult, base_url: str) -> bytes:
         """Encode and store the images and write the answer, in a thread.
@@ -122,13 +126,20 @@ class Service:
         return None if found is None else (found.data, found.content_type, found.seconds_left)
 
     async def _told(
-        self, request: Request, call: ImageCall, first: Event, events: AsyncIterator[Event], counted: ExitStack
+        self,
+        request: Request,
+        call: ImageCall,
+        first: Event,
+        events: AsyncIterator[Event],
+        counted: ExitStack,
+        span: GenerationSpan,
     ) -> AsyncGenerator[bytes, None]:
         record = record_of(request.scope)
         try:
             event: Event | None = first
             while event is not None:
                 if isinstance(event, Done):
+                    span.done(event.result)
                     body = await self.deliver(call, event.result, self.base_url(request))
                     self._note_result(request, event.result)
                     yield event_stream.encoded("done", body.decode())
@@ -137,9 +148,11 @@ class Service:
                 event = await anext(events, None)
         except (asyncio.CancelledError, GeneratorExit):
             record.outcome = "cancelled"
+            span.failed(RequestCancelledError())
             raise
         except Exception as error:  # noqa: BLE001  refusal_of logs what nobody foresaw
             refusal = refusal_of(error)
+            span.failed(error)
             record.outcome = "failed" if refusal.status == 500 else "refused"
             record.details["error_status"] = refusal.status
             yield event_stream.encoded("error", refusal.body(request.url.path, record.request_id).decode())
@@ -148,6 +161,9 @@ class Service:
             close = getattr(events, "aclose", None)
             if close is not None:
                 await close()
+
+    def _span(self, request: Request, call: ImageCall) -> AbstractContextManager[GenerationSpan]:
+        return generation_span(call, record_of(request.scope).request_id, request.headers)
 
     def _note_result(self, request: Request, result: GenerationResult) -> None:
         details = record_of(request.scope).details

@@ -134,14 +134,16 @@ class S3Storage:
             raise ConfigError(f"storage s3://{root} cannot be written to: {error}") from error
 
     def write(self, name: str, data: bytes, content_type: str) -> None:
+        path = self._path(name)
         try:
-            self._files.pipe_file(self._path(name), data, ContentType=content_type)
+            self._files.pipe_file(path, data, ContentType=content_type)
         except Exception as error:
             raise OutputError(f"cannot store {name}: {type(error).__name__}: {error}") from error
 
     def read(self, name: str) -> bytes:
+        path = self._path(name)
         try:
-            return bytes(self._files.cat_file(self._path(name)))
+            return bytes(self._files.cat_file(path))
         except FileNotFoundError:
             raise
         except Exception as error:
@@ -158,16 +160,18 @@ class S3Storage:
         return sorted(name for path in found if (name := str(path).rpartition("/")[2]))
 
     def delete(self, name: str) -> None:
+        path = self._path(name)
         try:
-            self._files.rm_file(self._path(name))
+            self._files.rm_file(path)
         except FileNotFoundError:
             return
         except Exception as error:
             raise OutputError(f"cannot remove {name}: {type(error).__name__}: {error}") from error
 
     def signed_url(self, name: str, seconds: float) -> str:
+        path = self._path(name)
         try:
-            return str(self._files.sign(self._path(name), expiration=max(1, int(seconds))))
+            return str(self._files.sign(path, expiration=max(1, int(seconds))))
         except Exception as error:
             raise OutputError(f"cannot sign {name}: {type(error).__name__}: {error}") from error
 

@@ -28,15 +28,16 @@ def wire_request(config: EngineConfig, bounds: RequestBounds) -> type[Generation
         ConfigError: the configuration's defaults are outside the limits.
     """
     limits, defaults = config.limits, config.defaults
+    steps = min(defaults.steps, bounds.max_steps)
     most = limits.max_pixels if bounds.max_pixels is None else min(limits.max_pixels, bounds.max_pixels)
     try:
         kind = request_model(
             SizeLimits(limits.min_side, limits.max_side, most),
-            RequestDefaults(defaults.width, defaults.height, defaults.steps, defaults.guidance, config.content.long_side),
+            RequestDefaults(defaults.width, defaults.height, steps, defaults.guidance, config.content.long_side),
             wire=True,
         )
         narrowed = _narrowed(kind, bounds, forbids_disabling=config.safety is not None and config.safety.forbid_disabling)
-        narrowed.model_validate({"model": MODEL, "prompt": "", "image_urls": [], "num_inference_steps": defaults.steps})
+        narrowed.model_validate({"model": MODEL, "prompt": "", "image_urls": []})
     except ValidationError as error:
         found = "; ".join(validation_messages(error))
         raise ConfigError(f"{config.name}: its defaults do not fit the server's limits: {found}") from error
@@ -59,8 +60,15 @@ def _narrowed(kind: type[GenerationRequest], bounds: RequestBounds, *, forbids_d
     return made
 
 
-def check_against(request: GenerationRequest, config: EngineConfig) -> None:
-    """Refuse before it waits in a queue what the engine could only refuse afterwards.
+def engine_request(request: GenerationRequest, config: EngineConfig) -> GenerationRequest:
+    """A request as the engine is to run it, unless it could only refuse it, after it has waited in a queue.
+
+    Args:
+        request: of the server's class.
+        config: of the engine.
+
+    Returns:
+        It, with what the server's default is said in so many words: the engine's own may be above the operator's limit.
 
     Raises:
         Refusal: 400.
@@ -70,3 +78,4 @@ def check_against(request: GenerationRequest, config: EngineConfig) -> None:
             "enable_safety_checker is true, but this server has no safety checker; set it to false",
             fields=["enable_safety_checker"],
         )
+    return request.model_copy(update={"num_inference_steps": request.num_inference_steps})

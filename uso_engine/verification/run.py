@@ -18,12 +18,13 @@ from uso_engine.conditioning.style import StyleTokens
 from uso_engine.imaging.resize import keep_size, resize_content
 from uso_engine.loading.assembly import load_autoencoder, load_pipeline
 from uso_engine.model.rope import content_positions, grid_positions
-from uso_engine.pipeline import DenoiseSettings, Pipeline
+from uso_engine.pipeline import Pipeline
 from uso_engine.precision.tiers import FLOAT_TIERS, TierName
 from uso_engine.process_state import clean_process_state
 from uso_engine.sampling.admission import Conditions
 from uso_engine.sampling.latents import draw_noise, token_grid
 from uso_engine.sampling.schedule import schedule
+from uso_engine.sampling.settings import DenoiseSettings
 from uso_engine.sampling.step import Step
 from uso_kernels.ragged import Ragged
 

@@ -11,7 +11,7 @@ from uso_engine.precision.tiers import TierName
 
 from .files.tensor_source import TensorSource
 from .loading import Progress, remerge
-from .lora.low_rank import LoRA, LoRASet
+from .lora import LoRA, LoRASet
 
 Originals = tuple[TensorSource, LoRASet]
 """The pristine weights, whose file is open, and the LoRAs that the configuration names, USO's own among them."""

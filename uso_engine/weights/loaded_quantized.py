@@ -12,7 +12,7 @@ from uso_engine.precision.tiers import Format, TierName
 from .files.tensor_source import TensorSource
 from .loaded import LoadedTransformer, Originals
 from .loading import Progress
-from .lora.low_rank import LoRASet
+from .lora import LoRASet
 from .quantizing import check_quantizable, put, quantized_tensors
 
 

@@ -20,7 +20,7 @@ from uso_engine.errors import CheckpointError, LoRAError, USOError
 from uso_engine.precision.finite import is_finite
 from uso_engine.weights.files.key_report import bulleted, compare_shapes, summarise_keys
 from uso_engine.weights.files.tensor_source import TensorSource, shapes_of
-from uso_engine.weights.lora.low_rank import LoRASet
+from uso_engine.weights.lora import LoRASet
 from uso_engine.weights.lora.update import WeightUpdate, in_order_of_content
 
 logger = logging.getLogger(__name__)

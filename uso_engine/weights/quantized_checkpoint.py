@@ -21,8 +21,7 @@ from .files.quantized_file import Document, QuantizedFile, write_quantized_file
 from .files.recorded_file import RecordedFile
 from .files.tensor_source import TensorSource
 from .loading import Progress
-from .lora.low_rank import LoRASet
-from .lora.reading import read_lora
+from .lora import LoRASet, read_lora
 from .model_sizes import read_sizes
 from .quantizing import put, quantized_tensors
 from .transformer_checkpoint import open_transformer_checkpoint

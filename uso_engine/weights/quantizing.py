@@ -20,7 +20,7 @@ from uso_engine.precision.transformer import quantized_transformer
 from .files.key_report import bulleted, compare_shapes, summarise_keys
 from .files.tensor_source import TensorSource, shapes_of
 from .loading import Progress, merged_tensor
-from .lora.low_rank import LoRASet
+from .lora import LoRASet
 from .model_shapes import transformer_shapes
 
 

@@ -23,12 +23,10 @@ from .found import Findings, FoundLayer
 from .key_styles import KEY_STYLES
 from .keys import CHANGES_ALONE, Role, is_text_encoder_key, parse_key, refusal
 from .layers import KeyStyle, LoRALayer
-from .low_rank import FileName, LoRA, LoRASet, LowRankUpdate
+from .low_rank import FileName, LoRA
 from .repeated import drop_repeated
 from .scaling import PeftScaling, read_scaling
 from .update import WeightUpdate
-
-__all__ = ["KEY_STYLES", "LoRA", "LoRASet", "LowRankUpdate", "parse_lora", "read_lora"]
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,160 @@
+"""An engine and its process: Ctrl-C, the interpreter's end, and what a thousand requests leave behind."""
+
+from __future__ import annotations
+
+import gc
+import random
+import subprocess
+import sys
+import threading
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from random_models import small_transformer
+from small_requests import CPU, HandTurnedLoop, SmallWork, image_jobs
+
+from uso_engine import USOEngine
+from uso_engine.api.events import Done
+from uso_engine.process_state import _process
+from uso_engine.sampling.job import Job
+from uso_engine.scheduling.handle import Failed
+from uso_engine.scheduling.loop import RequestLoop
+
+BEGIN = """
+import os, signal, sys, threading, torch
+torch.set_num_threads(1)
+from uso_engine import USOEngine
+from uso_engine.errors import EngineClosedError
+engine = USOEngine.from_config("uso-tiny", device="cpu")
+fields = dict(prompt="a fish", image_size={"width": 64, "height": 64}, num_inference_steps=50)
+def threads():
+    return sorted(thread.name for thread in threading.enumerate() if thread.name.startswith("uso-engine"))
+"""
+INTERRUPTED = (
+    BEGIN
+    + """
+begun = threading.Event()
+def interrupt():
+    while not engine.statistics().steps:
+        pass
+    os.kill(os.getpid(), signal.SIGINT)
+threading.Thread(target=interrupt).start()
+try:
+    engine.generate(**fields)
+except KeyboardInterrupt:
+    print("interrupted", engine.statistics().outcomes, engine.loop.queue.requests, torch.get_default_dtype())
+print(len(engine.generate(**{**fields, "num_inference_steps": 1}).images), "image")
+engine.close()
+print("left", threads())
+"""
+)
+NEVER_CLOSED = (
+    BEGIN
+    + """
+def work():
+    print(len(engine.generate(**fields).images), "image", flush=True)
+threading.Thread(target=work).start()
+def cut_off():
+    try:
+        engine.generate(**fields)
+    except EngineClosedError:
+        pass
+threading.Thread(target=cut_off, daemon=True).start()
+"""
+)
+
+
+def run(script: str, repository: Path) -> str:
+    paths = ":".join(str(repository / folder) for folder in (".", "kernels"))
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+def test_an_interrupt_cancels_the_callers_request_and_leaves_no_thread(repository: Path) -> None:
+    assert run(INTERRUPTED, repository).splitlines() == [
+        "interrupted {'cancelled': 1} () torch.float32",
+        "1 image",
+        "left []",
+    ]
+
+
+def test_the_interpreter_ends_when_its_own_threads_have(repository: Path) -> None:
+    """A thread that the program waits for gets its image though the main thread has ended; a daemon's may be cut off."""
+    assert "1 image" in run(NEVER_CLOSED, repository)
+
+
+def test_an_engine_that_nobody_has_ends_its_threads() -> None:
+    engine: USOEngine | None = USOEngine.from_config("uso-tiny", device="cpu")
+    assert engine is not None
+    engine.generate(prompt="x", image_size={"width": 64, "height": 64}, num_inference_steps=1, seed=1)
+    loop, pipeline = engine.loop, weakref.ref(engine.pipeline)
+    del engine
+    gc.collect()
+    loop.join()
+    for worker in (loop.conditioning, loop.decoding):
+        worker.end()
+    del loop, worker
+    gc.collect()
+    assert pipeline() is None
+
+
+def live(kind: type) -> int:
+    gc.collect()
+    return sum(issubclass(type(entry), kind) for entry in gc.get_objects())
+
+
+@pytest.mark.parametrize("overlapped", [True, False])
+def test_a_thousand_requests_leave_nothing_behind(overlapped: bool) -> None:
+    """One in ten is cancelled and one in twenty fails; jobs, tensors, threads and holds are as before."""
+    transformer = small_transformer()
+    images = [image_jobs(transformer, shape, 2) for shape in range(3)]
+    hand = HandTurnedLoop(transformer, max_requests=32)
+    loop = hand.loop = RequestLoop(hand.queue, hand.machine, CPU, overlapped=overlapped)
+    drawn, ends, waiting = random.Random(0), dict[str, int](), list[Any]()
+    before: tuple[int, ...] = ()
+    holds = len(_process._workers)
+    for number in range(1000 if overlapped else 200):
+        if number == 100:
+            settle(waiting, ends)
+            before = live(torch.Tensor), live(Job), threading.active_count()
+        luck = drawn.random()
+        fault = drawn.choice(["encode", "admit", "finish"]) if luck < 0.05 else None
+        request = hand.submit(SmallWork(list(images[drawn.randrange(3)]), fault, 1000), wants_events=False)
+        if 0.05 <= luck < 0.15:
+            request.handle.cancel()
+        waiting.append(request)
+        if len(waiting) == 30:
+            settle(waiting, ends)
+    settle(waiting, ends)
+    assert hand.queue.requests == hand.queue.scheduler.tickets == ()
+    assert not hand.machine.denoiser._tables
+    assert len(_process._workers) == holds
+    assert (live(torch.Tensor), live(Job), threading.active_count()) == before
+    assert sum(ends.values()) == (1000 if overlapped else 200)
+    assert ends["Done"] > 0.8 * sum(ends.values())
+    assert ends["ValueError"] > 0
+    assert ends["RequestCancelledError"] > 0
+    loop.close()
+    assert threading.active_count() == before[2] - (3 if overlapped else 1)
+
+
+def settle(waiting: list[Any], ends: dict[str, int]) -> None:
+    """Wait for everyone and count how they ended."""
+    for request in waiting:
+        message = request.handle.next()
+        assert isinstance(message, Done | Failed)
+        name = "Done" if isinstance(message, Done) else type(message.error).__name__
+        ends[name] = ends.get(name, 0) + 1
+    waiting.clear()

@@ -1,0 +1,196 @@
+"""Where images are kept: names, expiry, whole or not at all; in a folder and in a real S3 server's bucket."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from serving_process import HTTP, double_server, free_port, serving, wait_ready
+
+from uso_engine.errors import ConfigError, OutputError
+from uso_engine.serving.files import ImageFiles, RequestStore
+from uso_engine.serving.queue_records import QueueRecords, QueueState, accepted_at, is_identifier, new_id, owner_name
+from uso_engine.serving.storage import FolderStorage, Storage, open_storage
+
+BUCKET = "pictures"
+NAME = "0123456789abcdef" * 2 + ".png"
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A bucket on an S3 server of its own process; the variables that lead there."""
+    port = free_port()
+    log = (tmp_path_factory.mktemp("s3") / "log").open("wb")
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(command, stdout=log, stderr=log)
+    variables = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    try:
+        client = boto3.client(
+            "s3",
+            endpoint_url=variables["AWS_ENDPOINT_URL"],
+            aws_access_key_id="a",
+            aws_secret_access_key="b",
+            region_name="us-east-1",
+            config=boto3.session.Config(retries={"max_attempts": 60, "mode": "standard"}),
+        )
+        client.create_bucket(Bucket=BUCKET)
+        yield variables
+    finally:
+        process.kill()
+        process.wait()
+        log.close()
+
+
+@pytest.fixture(params=["folder", "s3"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
+    if request.param == "folder":
+        return open_storage(tmp_path.as_uri())
+    for name, value in request.getfixturevalue("s3").items():
+        monkeypatch.setenv(name, value)
+    return open_storage(f"s3://{BUCKET}/{tmp_path.name}")
+
+
+def test_files_come_back_and_go(storage: Storage) -> None:
+    assert storage.names("files") == []
+    storage.write("files/b.png", b"two", "image/png")
+    storage.write("files/a.png", b"", "image/png")
+    storage.write("files/b.png", b"second", "image/png")
+    assert storage.names("files") == ["a.png", "b.png"]
+    assert (storage.read("files/a.png"), storage.read("files/b.png")) == (b"", b"second")
+    storage.delete("files/a.png")
+    storage.delete("files/a.png")
+    with pytest.raises(FileNotFoundError):
+        storage.read("files/a.png")
+
+
+def test_no_name_leads_elsewhere(storage: Storage) -> None:
+    for name in ("a.png", "/files/a", "files/../a", "files/.hidden", "files/a/b", "files/", "files/a\n", "../x/a"):
+        with pytest.raises(ValueError, match="is not a name in the storage"):
+            storage.write(name, b"", "image/png")
+        with pytest.raises(ValueError, match="is not a name in the storage"):
+            storage.read(name)
+
+
+def test_images_expire_by_their_names(storage: Storage) -> None:
+    now = [1_800_000_000.0]
+    files = ImageFiles(storage, 60, clock=lambda: now[0])
+    url = RequestStore(files, "https://host.example").put(NAME, b"image", "image/png")
+    name = url.removeprefix("https://host.example/files/")
+    assert re.fullmatch(rf"[0-9a-f]{{8}}-{NAME}", name)
+    found = files.find(name)
+    assert found is not None and (found.data, found.content_type, found.seconds_left) == (b"image", "image/png", 60)
+    assert files.sweep() == 0
+    for other in (name.replace("-0", "-1"), "f" + name[1:], name + "x", "../files/" + name, ""):
+        assert files.find(other) is None
+    now[0] += 61
+    assert files.find(name) is None
+    assert files.sweep() == 1 and storage.names("files") == []
+
+
+def test_queue_records_come_back(storage: Storage) -> None:
+    records, identifier = QueueRecords(storage), new_id()
+    assert is_identifier(identifier) and not is_identifier(identifier.replace("-7", "-4", 1))
+    assert records.state(identifier) is None and records.unfinished() == {}
+    records.put_state(identifier, QueueState(key="k", model="m", owner="o", status="COMPLETED", expires=10.0))
+    records.ask_to_cancel(identifier)
+    records.sweep(accepted_at(identifier) + 1, 5)
+    assert records.state(identifier) is not None
+    records.sweep(accepted_at(identifier) + 6, 5)
+    assert records.state(identifier) is None and storage.names("queue") == []
+    records.renew("o", 123.4)
+    assert records.renewed("o") == 123
+    records.leave("o")
+    assert records.renewed("o") == 0
+    storage.write(f"queue/{identifier}.state.json", b"{broken", "application/json")
+    assert records.state(identifier) is None
+
+
+def test_identifiers_sort_by_time() -> None:
+    assert abs(accepted_at(new_id()) - accepted_at(new_id())) < 60
+    assert owner_name("a.b/c", 80) == "a-b-c-80" and owner_name("a", 0) != owner_name("a", 0)
+
+
+def test_a_folder_has_no_signed_urls_and_has_to_be_writable(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="signed URLs need storage in s3"):
+        ImageFiles(open_storage(tmp_path.as_uri()), 60, signed_urls=True)
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ConfigError, match="cannot be written to"):
+        FolderStorage(tmp_path / "file")
+    broken = FolderStorage(tmp_path / "folder")
+    (tmp_path / "folder" / "files").write_bytes(b"")
+    with pytest.raises(OutputError):
+        broken.write("files/a.png", b"", "image/png")
+    for read in (lambda: broken.names("files"), lambda: broken.read("files/a.png"), lambda: broken.delete("files/a.png")):
+        with pytest.raises(OutputError):
+            read()
+
+
+@pytest.mark.parametrize("url", ["", "pictures", "http://host/x", "s3://", "file:relative", "file://host/x", "gs://bucket"])
+def test_other_urls_are_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="storage must be file:///folder or s3://bucket/prefix"):
+        open_storage(url)
+
+
+def test_a_bucket_that_is_not_there_is_found_at_once(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="s3://nowhere cannot be written to"):
+        open_storage("s3://nowhere")
+
+
+def test_what_a_killed_writer_left_is_never_seen_and_removed(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path.as_uri())
+    script = """
+import os, signal, sys
+import uso_engine.imaging.atomic as atomic
+from uso_engine.serving.storage import open_storage
+os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+keep = lambda path, data: atomic.write_atomically(path, data) if data else path.parent.mkdir(exist_ok=True)
+open_storage.__globals__["write_atomically"] = keep
+open_storage(sys.argv[1]).write("files/a.png", b"half of it", "image/png")
+"""
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run([sys.executable, "-c", script, tmp_path.as_uri()], env=variables, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    (part,) = (tmp_path / "files").iterdir()
+    assert part.read_bytes() == b"half of it"
+    assert storage.names("files") == [] and part.exists()
+    with pytest.raises(ValueError, match="is not a name"):
+        storage.read(f"files/{part.name}")
+    os.utime(part, (0, 0))
+    assert storage.names("files") == [] and not part.exists()
+
+
+def test_images_of_a_server_with_a_bucket(s3: dict[str, str], tmp_path: Path) -> None:
+    size = {"width": 64, "height": 64}
+    body = {"model": "bytedance/uso", "prompt": "", "image_urls": [], "image_size": size}
+    storage = f"s3://{BUCKET}/{tmp_path.name}"
+    commands = [double_server(tmp_path, 0, *more, storage=storage) for more in ((), ("signed_urls=1",))]
+    with serving(commands[0], tmp_path / "a", **s3) as served, serving(commands[1], tmp_path / "b", **s3) as signing:
+        wait_ready(served)
+        wait_ready(signing)
+        url = HTTP.post(f"{served.url}/v1/images/generations", json=body).json()["images"][0]["url"]
+        # Every server that shares the store has it.
+        for address in (url, url.replace(served.url, signing.url)):
+            found = HTTP.get(address)
+            assert (found.status_code, found.headers["content-type"]) == (200, "image/png")
+        signed = HTTP.post(f"{signing.url}/v1/images/generations", json=body).json()["images"][0]["url"]
+        assert signed.startswith(s3["AWS_ENDPOINT_URL"]) and "Signature=" in signed
+        with urllib.request.urlopen(signed, timeout=30) as answer:
+            assert answer.headers["Content-Type"] == "image/png" and answer.read().startswith(b"\x89PNG")
+        ticket = HTTP.post(f"{served.url}/queue/fal-ai/uso", json={"prompt": "", "image_size": size}).json()
+        with HTTP.stream("GET", f"{ticket['status_url'].replace(served.url, signing.url)}/stream") as events:
+            assert "COMPLETED" in "".join(events.iter_lines())
