@@ -40,6 +40,14 @@ def amount(text: str) -> float:
     return value
 
 
+def side(text: str) -> int:
+    """Pixels of a side: whole latent cells, two by two."""
+    pixels = whole_number(text)
+    if pixels % 16:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a multiple of 16")
+    return pixels
+
+
 def workload(text: str) -> Workload:
     """A workload by its name."""
     return WORKLOADS[_one_of(WORKLOADS, text)]

@@ -8,27 +8,18 @@ FLUX's decoder in float32 with random weights. One round by default: on a CPU a 
 
 from __future__ import annotations
 
-from argparse import ArgumentTypeError
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from benchmarks.arguments import BenchmarkParser, whole_number
+from benchmarks.arguments import BenchmarkParser, side
 from benchmarks.encoders import autoencoder_module, filled
 from benchmarks.measure import Clock, summarise, time_once, write_record
 from benchmarks.workload import WORKLOADS
 from uso_engine.conditioning.content import Autoencoder
 from uso_engine.conditioning.strips import Strips
 from uso_engine.offload.autoencoder_sizes import CUTS, FLUX_DECODER, STRIP_PIXELS, Cut
-
-
-def side(text: str) -> int:
-    """Pixels of a side: whole latent cells, two by two."""
-    pixels = whole_number(text)
-    if pixels % 16:
-        raise ArgumentTypeError(f"{text!r}: expected a multiple of 16")
-    return pixels
 
 
 def measure_cuts(

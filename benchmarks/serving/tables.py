@@ -1,150 +1,46 @@
-"""The tables of docs/http-api.md, from the server's own OpenAPI document and command line."""
+"""Tables of serving: policies under load, a request by itself, and what HTTP offers and costs."""
 
 from __future__ import annotations
 
-import json
-import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from functools import cache
-from pathlib import Path
-from typing import Any
-
-import typer
-
-import uso_engine.cli.serve  # noqa: F401  adds its commands
 from benchmarks.documents import Table, markdown
-from benchmarks.records import Record
-from uso_engine.cli.app import app as command_line
-from uso_engine.config import load_config
-from uso_engine.serving.app import make_application
-from uso_engine.serving.served_engine import ServedEngine
-from uso_engine.serving.settings import ServerSettings
-from uso_engine.serving.storage import open_storage
+from benchmarks.records import Record, hardware, latest
 
-CONFIG = "uso-flux-dev"
-Schema = dict[str, Any]
+from .http_tables import HTTP_TABLES
 
 
-@asynccontextmanager
-async def _no_engine() -> AsyncIterator[ServedEngine]:
-    raise RuntimeError("the document needs no engine")
-    yield
-
-
-@cache
-def document() -> Schema:
-    """The OpenAPI document of a server with keys and the defaults of everything else."""
-    with tempfile.TemporaryDirectory() as folder:
-        storage = open_storage(Path(folder).as_uri())
-        return make_application(load_config(CONFIG), ServerSettings(has_keys=True), _no_engine, storage).document()
-
-
-def fields_table(name: str) -> str:
-    schema = document()["components"]["schemas"][name]
-    required = schema.get("required", ())
-    rows = [
-        [f"`{field}`", _type(found), "required" if field in required else _default(found), _line(found.get("description", ""))]
-        for field, found in schema["properties"].items()
-    ]
-    return markdown(["field", "type", "default", "meaning"], rows)
-
-
-def hosted_table(records: list[Record]) -> str:
-    return fields_table("GenerationRequest")
-
-
-def openai_table(records: list[Record]) -> str:
-    return fields_table("OpenAIImageRequest")
-
-
-def edit_table(records: list[Record]) -> str:
-    schema = document()["components"]["schemas"]
-    known = schema["OpenAIImageRequest"]["properties"]
-    rows = [
-        [f"`{field}`", "file, or up to three" if field == "image" else _type(found), _line(found.get("description", ""))]
-        for field, found in schema["OpenAIEditRequest"]["properties"].items()
-        if field not in known
-    ]
-    return markdown(["field", "type", "meaning"], rows)
-
-
-def answer_table(records: list[Record]) -> str:
-    schemas = document()["components"]["schemas"]
+def policies(records: list[Record]) -> str:
+    """Seconds to the result by size and policy, and the share of one request at a time's."""
     rows = []
-    for name in ("GenerationResponse", "ImageObject", "DataObject", "OpenAIImages", "FalTicket", "FalStatus", "ErrorBody"):
-        for field, found in schemas[name]["properties"].items():
-            rows.append([name, f"`{field}`", _type(found), _line(found.get("description", ""))])
-    return markdown(["schema", "field", "type", "meaning"], rows)
+    for record in latest(records, "burst"):
+        alone = record["policies"]["one at a time"]["sizes"]
+        arrivals = "Poisson" if record["burst"] == 1 else f"bursts of {record['burst']}"
+        for policy, found in record["policies"].items():
+            cells = []
+            for name, size in found["sizes"].items():
+                times = " / ".join(f"{size[key]:.1f}" for key in ("p50_s", "p95_s", "p99_s"))
+                cells.append(f"{times} ({size['p95_s'] / alone[name]['p95_s']:.2f})")
+            rows.append([hardware(record), arrivals, policy, *cells, f"{found['requests_per_s']:.2f}"])
+    sizes = [f"{name}: p50 / p95 / p99, s (p95, times one at a time)" for name in ("small", "medium", "large")]
+    return markdown(["machine", "arrivals", "policy", *sizes, "requests/s"], rows)
 
 
-def routes_table(records: list[Record]) -> str:
+def single(records: list[Record]) -> str:
+    """A request by itself through the loop's threads, and stage by stage in one thread."""
     rows = [
-        [f"`{method.upper()} {path}`", _line(operation.get("description", ""))]
-        for path, operations in document()["paths"].items()
-        for method, operation in operations.items()
+        [
+            hardware(r),
+            f"{r['side']}",
+            *(f"{r['times'][name]['median_ms']:.0f}" for name in ("straight", "loop")),
+            f"{r['ratio']:.3f}",
+            f"{100 * r['shares']['form']:.2f} %",
+        ]
+        for r in latest(records, "side")
     ]
-    return markdown(["route", "what it does"], rows)
+    return markdown(["machine", "side", "one thread, ms", "through the loop, ms", "ratio", "forming a batch, of a step"], rows)
 
 
-def errors_table(records: list[Record]) -> str:
-    from uso_engine.serving.openapi import ERRORS
-
-    return markdown(["status", "when"], [[str(status), found["description"]] for status, found in ERRORS.items()])
-
-
-def options_table(records: list[Record]) -> str:
-    command = typer.main.get_command(command_line)
-    rows = []
-    for parameter in command.commands["serve"].params:  # type: ignore[attr-defined]
-        given = parameter.default
-        shown = f"{given:g}" if isinstance(given, int | float) and not isinstance(given, bool) else str(given or "")
-        rows.append([f"`{parameter.opts[0]}`", shown, _line(getattr(parameter, "help", "") or "")])
-    return markdown(["option", "default", "meaning"], [row for row in rows if row[0] != "`--help`"])
-
-
-def _type(schema: Schema) -> str:
-    if "$ref" in schema:
-        return str(schema["$ref"]).rpartition("/")[2]
-    if "const" in schema:
-        return f"`{schema['const']}`"
-    if "enum" in schema:
-        return "one of " + ", ".join(f"`{one}`" for one in schema["enum"])
-    if "anyOf" in schema:
-        return ", or ".join(dict.fromkeys(_type(one) for one in schema["anyOf"]))
-    kinds = schema.get("type", "any")
-    kind = " or ".join(kinds) if isinstance(kinds, list) else str(kinds)
-    if kind == "array":
-        inner = _type(schema["items"]) if "items" in schema else "values"
-        return f"list of {inner}" + (f", at most {schema['maxItems']}" if "maxItems" in schema else "")
-    if kind == "object" and set(schema.get("properties", ())) == {"width", "height"}:
-        side = schema["properties"]["width"]
-        return f"`{{width, height}}`, each from {side['minimum']} to {side['maximum']}"
-    limits = [f"{schema[name]}" for name in ("minimum", "maximum") if name in schema]
-    if len(limits) == 2:
-        return f"{kind} from {limits[0]} to {limits[1]}"
-    return f"{kind}, at most {schema['maxLength']} characters" if "maxLength" in schema else kind
-
-
-def _default(schema: Schema) -> str:
-    if "default" not in schema:
-        return ""
-    return f"`{json.dumps(schema['default'])}`"
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
-
-
-TABLES = tuple(
-    Table("docs/http-api.md", marker, (), make)
-    for marker, make in (
-        ("http routes", routes_table),
-        ("http hosted", hosted_table),
-        ("http openai", openai_table),
-        ("http edit", edit_table),
-        ("http answers", answer_table),
-        ("http errors", errors_table),
-        ("http options", options_table),
-    )
+TABLES = (
+    Table("docs/serving.md", "serving", ("serving",), policies),
+    Table("docs/serving.md", "single", ("serving_single",), single),
+    *HTTP_TABLES,
 )
