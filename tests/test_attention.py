@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from kernel_runs import HALF_PLACES, check_error, drawn, poisoned, relative_error, run_kernel
+from kernel_runs import HALF_PLACES, check_error, drawn, poisoned, run_kernel
 from torch import Tensor
 
+from uso_engine.verification.measure import relative_error
 from uso_kernels.attention import BACKENDS, BackendUnavailable, attention, available_backends, choose_backend, resolve_backend
 from uso_kernels.attention.dense import dense_runs_on_amx
 from uso_kernels.attention.triton import attention_into, attention_reference

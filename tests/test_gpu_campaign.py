@@ -25,7 +25,7 @@ from benchmarks.gpu.steps import timed
 from benchmarks.gpu.variants import VARIANTS, Made, Variant, compare
 from benchmarks.measure import interleave, output_hash, tree_hash
 from benchmarks.records import load, take
-from benchmarks.step.ladder import Evaluate
+from benchmarks.step.engine_way import Evaluate
 from benchmarks.step.prediction import predicted_step_ms
 from benchmarks.step.roofline import GPUS, Tokens, floor_ms
 from benchmarks.workload import WORKLOADS, Workload
@@ -121,9 +121,9 @@ def test_records_become_tables(results: dict[str, dict[str, Any]], out: Path, tm
     assert take(source, tmp_path) == (0, taken)
     assert [path.name for path in tmp_path.glob("*.jsonl")] == ["nvidia-h100-80gb-hbm3.jsonl"]
     records = load(tmp_path)
-    for name, make in tables.TABLES.items():
-        assert "NVIDIA H100 80GB HBM3" in make(records), name
-        assert "ending" in make([]), name
+    for table in tables.TABLES:
+        assert "NVIDIA H100 80GB HBM3" in table.text(records), table.marker
+        assert "ending" in table.text([]), table.marker
     with pytest.raises(SystemExit, match=r"no records in .*nowhere"):
         take(tmp_path / "nowhere")
 

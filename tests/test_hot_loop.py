@@ -12,7 +12,6 @@ from random_models import SIGMAS, SMALL, drawn_conditions, drawn_sequence, quant
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.measure import relative_difference
 from benchmarks.step.roofline import Tokens, memory_bytes
 from uso_engine.model.packing import PackedBatch
 from uso_engine.model.run import Fusion
@@ -25,6 +24,7 @@ from uso_engine.sampling.job import ImageJob
 from uso_engine.sampling.latents import draw_noise
 from uso_engine.sampling.run import DenoisingRun
 from uso_engine.sampling.step import Step
+from uso_engine.verification.measure import relative_error
 from uso_kernels.attention import BackendUnavailable
 from uso_kernels.matmul.linear import linear
 from uso_kernels.ragged import Ragged
@@ -79,7 +79,7 @@ def test_attention_backends_agree_through_the_model(backend: str) -> None:
     transformer.attention_backend = backend
     assert transformer.attention_backends(batch) == (backend,)
     result = transformer(batch, latents, modulation)
-    assert float((result - expected).norm() / expected.norm()) < 2e-6
+    assert relative_error(result, expected) < 2e-6
 
 
 @torch.no_grad()
@@ -251,8 +251,8 @@ def test_kernels_that_end_in_eight_bits_give_what_a_separate_pass_gives(kind: ty
         layer.takes = None
     transformer.fusion = Fusion(gelu=False, parts=False)
     separate = transformer(batch, latents, modulation)
-    assert float((fused - separate).norm() / separate.norm()) < 5e-3
-    assert float((fused - plain).norm() / plain.norm()) > 5e-3
+    assert relative_error(fused, separate) < 5e-3
+    assert relative_error(fused, plain) > 5e-3
 
 
 @pytest.mark.parametrize("off", ["gelu", "parts", "values"])
@@ -265,9 +265,9 @@ def test_what_is_fused_changes_no_more_than_rounding(off: str) -> None:
         truth = exact(batch, latents, modulation)
         for dtype, bound in ((torch.float32, 1e-6), (torch.bfloat16, 2e-2)):
             transformer, batch, latents, modulation = make(dtype)
-            fused = relative_difference(transformer(batch, latents, modulation), truth)
+            fused = relative_error(transformer(batch, latents, modulation), truth)
             transformer.fusion = Fusion(**{off: False})
-            apart = relative_difference(transformer(batch, latents, modulation), truth)
+            apart = relative_error(transformer(batch, latents, modulation), truth)
             assert fused < bound and fused < 1.05 * apart + 1e-7
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.library import opcheck
 from torch.nn.functional import ScalingType, scaled_mm
 
+from uso_engine.verification.measure import relative_error
 from uso_kernels.matmul import fp8, int4, int8
 from uso_kernels.matmul.linear import linear
 from uso_kernels.quantize_rows import quantize_rows
@@ -16,10 +17,6 @@ WIDTH = 3072
 ROWS = 48
 Product = Callable[..., Tensor]
 ON_A_GPU = torch.cuda.is_available()
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    return float((actual.double() - expected.double()).norm() / expected.double().norm())
 
 
 def operands(rows: int, n: int, k: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.step.against_diffusers import TIME
-from benchmarks.step.ladder import engine_step
+from benchmarks.step.engine_way import engine_step
 from benchmarks.step.prediction import kernel_class
 from benchmarks.step.roofline import GPU, GPUS, step_operations
 

@@ -15,14 +15,14 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from benchmarks.measure import output_hash, relative_difference
+from benchmarks.measure import output_hash
 from benchmarks.step.against_diffusers import TIME
-from benchmarks.step.authors_way import Inputs
-from benchmarks.step.ladder import Evaluate, engine_step
+from benchmarks.step.engine_way import Evaluate, engine_step
 from benchmarks.tiers.steps import formats_by_name, quantized_copy, with_8_bit_activations
-from benchmarks.workload import Workload
+from benchmarks.workload import Inputs, Workload
 from uso_engine.model.run import Fusion
 from uso_engine.model.transformer import Transformer
+from uso_engine.verification.measure import relative_error
 from uso_kernels import operation
 
 from .bench import Bench
@@ -148,7 +148,7 @@ def checked(variant: Variant, made: Made, workload: Workload, steps: dict[str, E
     """
     step = variant.make(made, workload)
     result = step()
-    difference = relative_difference(result, truth)
+    difference = relative_error(result, truth)
     if not difference <= variant.largest_difference:
         raise ValueError(f"differs from the base by {difference:.3g}, at most {variant.largest_difference:g} is rounding")
     steps[variant.name] = step

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -19,7 +19,8 @@ import httpx
 import torch
 import uvicorn
 
-from benchmarks.measure import interleave, machine, write_record
+from benchmarks.arguments import BenchmarkParser
+from benchmarks.measure import interleave, write_record
 from uso_engine.async_engine import AsyncUSOEngine
 from uso_engine.config import load_config
 from uso_engine.engine import USOEngine
@@ -29,10 +30,10 @@ from uso_engine.serving.storage import open_storage
 from uso_engine.serving.timed_protocol import timed_protocol
 
 FIELDS = {"prompt": "a house", "image_urls": [], "image_size": {"width": 64, "height": 64}, "num_inference_steps": 1, "seed": 3}
-ROUNDS = 60
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = BenchmarkParser(__doc__, "rounds", "out", rounds="60").read(arguments)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, USOEngine.from_config("uso-tiny", device="cpu") as engine:
 
@@ -61,13 +62,14 @@ def main() -> None:
                 engine.generate(**FIELDS).to_response(sync_mode=True)  # type: ignore[arg-type]
 
             sides = {"engine": in_python, "HTTP": over_http}
-            times = interleave(sides, rounds=ROUNDS, device=torch.device("cpu"), clock="process")
+            times = interleave(sides, rounds=options.rounds, device=torch.device("cpu"), clock="process")
         server.should_exit = True
         thread.join()
     overhead = times["HTTP"]["median_ms"] - times["engine"]["median_ms"]
     path = write_record(
         "serving overhead",
-        {"machine": machine(), "clock": "process", "overhead_ms": overhead, "rounds": ROUNDS, "sides": times},
+        {"clock": "process", "overhead_ms": overhead, "rounds": options.rounds, "sides": times},
+        options.out,
     )
     print(f"{overhead:.2f} ms a request ({times}); recorded in {path}")
 

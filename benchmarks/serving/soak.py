@@ -8,18 +8,19 @@ python -m benchmarks.serving.soak --minutes 1 --clients 64    nothing but 2xx, 4
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from benchmarks.arguments import BenchmarkParser, amount, whole_number
 from benchmarks.measure import RESULTS, machine
 
 from .curves import draw
@@ -112,14 +113,16 @@ def run(seconds: float, clients: int, folder: Path) -> dict[str, Any]:
     return {"seconds": seconds, "clients": clients, "statuses": dict(sorted(statuses.items())), "samples": samples}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hours", type=float, default=0.0)
-    parser.add_argument("--minutes", type=float, default=0.0)
-    parser.add_argument("--clients", type=int, default=4)
-    parser.add_argument("--out", type=Path, default=RESULTS / "soak")
-    options = parser.parse_args()
-    seconds = options.hours * 3600 + options.minutes * 60
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = BenchmarkParser(__doc__)
+    parser.add_argument("--hours", type=amount, metavar="N")
+    parser.add_argument("--minutes", type=amount, metavar="N")
+    parser.add_argument("--clients", type=whole_number, default=4, metavar="N")
+    parser.add_argument("--out", type=Path, default=RESULTS / "soak", metavar="FOLDER")
+    options = parser.read(arguments)
+    seconds = (options.hours or 0.0) * 3600 + (options.minutes or 0.0) * 60
+    if not seconds:
+        parser.error("no time was given: expected --hours or --minutes")
     with tempfile.TemporaryDirectory() as folder:
         record = {"machine": machine(), **run(seconds, options.clients, Path(folder))}
     options.out.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """What a step costs the host, measured without a GPU: Triton's driver and the libraries' products and attention are replaced.
 
-    python -m benchmarks.step.host_stub [--rounds 20]
+    python -m benchmarks.step.host_stub
 
 The transformer has the full number of blocks and small matrices on a CPU. Every call of ours goes to its launch as on a GPU;
 the driver that launches does nothing, and neither do PyTorch's products, GELU and attention, so what is counted is Python and
@@ -10,8 +10,7 @@ measures it).
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +24,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from triton.backends.compiler import GPUTarget
 
+from benchmarks.arguments import BenchmarkParser
 from benchmarks.measure import interleave, write_record
 from benchmarks.workload import Workload, random_inputs, random_transformer
 from uso_engine.model.params import TransformerParams
 from uso_kernels import operation
 
-from .ladder import Evaluate, engine_step
+from .engine_way import Evaluate, engine_step
 
 DEEP = Workload("deep", TransformerParams(hidden_size=256, num_heads=2), (4, 4), (4, 4), text=16, style=16)
 """The full number of blocks; heads of 128."""
@@ -120,11 +120,8 @@ def run(rounds: int, out: Path | None) -> dict[str, object]:
     return record
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--out", type=Path, default=None, help="file of JSON lines; by default this machine's")
-    options = parser.parse_args()
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = BenchmarkParser(__doc__, "rounds", "out", rounds="20").read(arguments)
     torch.set_num_threads(1)
     print(run(options.rounds, options.out))
 

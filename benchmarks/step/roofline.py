@@ -8,10 +8,10 @@ queries, MLP and output for the image rows alone.
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from benchmarks.arguments import BenchmarkParser, count
 from uso_engine.model.params import TransformerParams
 from uso_engine.offload.sizes import transformer_sizes
 from uso_engine.precision.tiers import TIERS, TierName
@@ -222,11 +222,11 @@ def memory_bytes(
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = BenchmarkParser(__doc__)
     for name, default in (("text", 512), ("style", 192), ("image", 4096), ("content", 1024)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    tokens = replace(Tokens(), **vars(parser.parse_args()))
+        parser.add_argument(f"--{name}", type=count, default=default, metavar="N", help=f"{name} tokens; by default {default}")
+    tokens = replace(Tokens(), **vars(parser.read(arguments)))
     params = TransformerParams()
     print(f"L = {tokens.all}: {step_flops(params, tokens) / 1e12:.1f} TFLOP per step")
     for operation in step_operations(params, tokens):
