@@ -157,7 +157,7 @@ export class RequestForm {
     }
     const { minimum = -Infinity, maximum = Infinity, type } = schema;
     const value = input.valueAsNumber;
-    if (!(value >= minimum && value <= maximum) || (type === "integer" && !Number.isInteger(value))) {
+    if (!(value >= minimum && value <= maximum) || ([type].flat().includes("integer") && !Number.isInteger(value))) {
       const kind = type === "integer" ? "a whole number" : "a number";
       const label = input.labels[0].firstChild.textContent.trim();
       problems.push({ field: name, message: `${label} must be ${kind} from ${minimum} to ${maximum}, got ${input.value || "nothing"}` });
