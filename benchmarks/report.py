@@ -13,12 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from uso_engine.model.params import TransformerParams
-from uso_engine.precision.tiers import TIERS
+from uso_engine.precision.tiers import TIERS, TierName, linear_classes
+from uso_engine.precision.transformer import layer_formats
 
 from .fidelity.quality import quality_table, training_table
 from .gpu import tables as gpu_tables
 from .records import Record, hardware, latest, load, table, take
 from .serving.http_tables import HTTP_TABLES
+from .serving.tables import serving_table
 from .step.roofline import GPUS, Tokens, floor_ms, memory_bytes, step_flops
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,9 +34,15 @@ def roofline_table(records: list[Record]) -> str:
         ("content + 1 style", Tokens(style=192, content=1024)),
     ):
         floors = [floor_ms(params, tokens, gpu) for gpu in GPUS.values()]
-        cells = [f"{floor['floor']:.0f} / {floor['separate kernels']:.0f} / {floor['copy']:.1f}" for floor in floors]
+        cells = [f"{floor['floor']:.0f} / {floor['separate kernels']:.0f}" for floor in floors]
         rows.append([f"{name}, L = {tokens.all}", f"{step_flops(params, tokens) / 1e12:.1f}", *cells])
     return table(["1024 x 1024, bf16", "TFLOP a step", *(f"{name}, ms" for name in GPUS)], rows)
+
+
+def reads_floats(params: TransformerParams, tier: TierName) -> bool:
+    """Whether a tier's products read floats, not 8-bit rows."""
+    classes = linear_classes()
+    return all(kind == "float" or classes[kind].takes is None for kind in set(layer_formats(params, tier).values()))
 
 
 def memory_table(records: list[Record]) -> str:
@@ -44,7 +52,7 @@ def memory_table(records: list[Record]) -> str:
         if row.is_exact:
             continue
         for keeps in (True, False):
-            memory = memory_bytes(params, tokens, tier=tier, keeps_modulation=keeps)
+            memory = memory_bytes(params, tokens, tier=tier, keeps_modulation=keeps, reads_floats=reads_floats(params, tier))
             cells = [f"{memory[name] / 1e9:.2f}" for name in ("weights", "modulation_table", "activations")]
             rows.append([tier, "yes" if keeps else "no", *cells, f"{sum(memory.values()) / 1e9:.2f}"])
     header = ["weights", "modulation linears stay", "weights, GB", "table, GB", "activations, GB", "sum, GB"]
@@ -145,6 +153,7 @@ TABLES: dict[str, Callable[[list[Record]], str]] = {
     **HTTP_TABLES,
     "quality": lambda records: quality_table(),
     "training": lambda records: training_table(),
+    "serving": serving_table,
     **gpu_tables.TABLES,
 }
 DOCUMENTS = {
@@ -152,6 +161,7 @@ DOCUMENTS = {
     "docs/faithfulness.md": ("faithfulness",),
     "docs/quality.md": ("quality", "training"),
     "docs/http-api.md": tuple(HTTP_TABLES),
+    "docs/serving.md": ("serving",),
     "README.md": ("step", "ladder"),
 }
 """Which tables stand in which document."""

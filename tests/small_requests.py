@@ -41,7 +41,7 @@ def image_jobs(transformer: Transformer, shape: int, steps: int, images: int = 1
         for seed in ((shape, 100 + shape) if negative else (shape,))
     ]
     return [
-        ImageJob(sequences[0], draw_noise(16 * grid[1], 16 * grid[0], 7 + i), sigmas, *(sequences[1:]), true_cfg_scale=2.0)
+        ImageJob(sequences[0], draw_noise(16 * grid[1], 16 * grid[0], 7 + i), sigmas, sequences[1] if negative else None, 2.0)
         for i in range(images)
     ]
 

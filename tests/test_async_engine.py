@@ -86,11 +86,12 @@ def test_cancelling_a_task_or_closing_a_stream_cancels_the_request(engine: USOEn
             if isinstance(event, Stepped):
                 break
         await stream.aclose()  # type: ignore[attr-defined]
-        begun = asyncio.Event()
-        running = asyncio.get_running_loop()
-        task = asyncio.create_task(
-            shared.generate(**LONG, on_step=lambda step: running.call_soon_threadsafe(begun.set) and None)
-        )
+        begun, running = asyncio.Event(), asyncio.get_running_loop()
+
+        def tell(step: Step) -> None:
+            running.call_soon_threadsafe(begun.set)
+
+        task = asyncio.create_task(shared.generate(**LONG, on_step=tell))
         await begun.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -154,10 +155,11 @@ def test_an_engine_of_its_own_loads_and_closes_with_its_statement() -> None:
 def test_a_request_outside_the_limits_is_an_error_of_its_task(engine: USOEngine) -> None:
     with pytest.raises(ValueError, match="num_inference_steps"):
         asyncio.run(AsyncUSOEngine(engine).generate(prompt="x", num_inference_steps=0))
-    for wrong, message in (
+    wrongs: list[tuple[dict[str, Any], str]] = [
         ({"priority": 11}, "priority must be a whole number from -10 to 10, got 11"),
         ({"timeout_s": 0}, "timeout_s must be a number of seconds over 0, or None, got 0"),
-    ):
+    ]
+    for wrong, message in wrongs:
         with pytest.raises(ValueError, match=message):
             engine.generate(**SMALL, **wrong)
 

@@ -170,6 +170,11 @@ def test_choice_and_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(available_backends("cpu")) == set(BACKENDS)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_every_backend_says_so() -> None:
+    assert all("finds no CUDA device" in str(reason) for reason in available_backends("cuda").values())
+
+
 def test_dense_attention_that_torch_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU with AMX, limited to AVX2, PyTorch's bfloat16 attention raises from inside; float32 runs."""
     layout = Ragged.pack([32, 32])

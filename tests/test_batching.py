@@ -160,7 +160,7 @@ def check_many(plans: Sequence[Plan], step_tokens: int, memory_tokens: int | Non
             continue
         check(visitor, dtype)
     assert loop.queue.requests == loop.queue.scheduler.tickets == ()
-    assert not loop.machine.denoiser._tables
+    assert len(loop.machine.denoiser._tables) == 0
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])

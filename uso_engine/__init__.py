@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .api.request import GenerationRequest, request_model
     from .api.research import ResearchOptions
     from .api.result import GenerationResult
+    from .async_engine import AsyncUSOEngine
     from .config import EngineConfig, list_configs, load_config
     from .engine import USOEngine
     from .errors import GenerationCancelled, USOError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "AsyncUSOEngine",
     "EngineConfig",
     "FileStore",
     "GenerationCancelled",
@@ -43,6 +45,7 @@ __all__ = [
     "request_model",
 ]
 _HOMES = {
+    "AsyncUSOEngine": "async_engine",
     "EngineConfig": "config",
     "list_configs": "config",
     "load_config": "config",

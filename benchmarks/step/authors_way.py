@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from uso_engine.model.linear import Linear
 from uso_engine.model.modulation import sinusoidal_embedding
 from uso_engine.model.rope import Grid, content_positions, grid_positions
 from uso_engine.model.transformer import Transformer
@@ -135,7 +136,9 @@ class AuthorsWay:
         return vectors
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
-        y: Tensor = self._model.get_submodule(name)(x)
+        layer = self._model.get_submodule(name)
+        assert isinstance(layer, Linear)
+        y = F.linear(x, layer.weight, layer.bias)  # PyTorch's own, whatever the engine's layers make of their product.
         if name not in self._lora:
             return y
         down, up = self._lora[name]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from uso_engine.api.statistics import EngineStatistics
 from uso_engine.generation import LoadedParts
 from uso_engine.loading.lora_choice import ChosenLoRAs
+from uso_engine.queue_limits import QueueLimits
 
 from .counters import Counters
 from .loop import RequestLoop
@@ -16,18 +18,31 @@ from .room import room_of
 from .scheduler import Scheduler
 
 
-def make_loop(parts: LoadedParts) -> RequestLoop:
-    """What takes requests through an engine's parts; no thread runs before the first one comes."""
-    limits, placement = parts.config.queue, parts.pipeline.placement
+def make_loop(
+    parts: LoadedParts,
+    *,
+    limits: QueueLimits | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    threaded: bool = True,
+) -> RequestLoop:
+    """What takes requests through an engine's parts; no thread runs before the first one comes.
+
+    Args:
+        parts: of the engine.
+        limits: of its queue, instead of the configuration's.
+        clock: seconds that never go back.
+        threaded: whether threads do it; otherwise whoever calls `RequestLoop.round`.
+    """
+    limits, placement = limits or parts.config.queue, parts.pipeline.placement
     scheduler = Scheduler(
         limits.max_step_tokens,
         limits.lora_patience_s,
         loras=ChosenLoRAs(),
         fits=room_of(placement, limits.max_step_tokens),
     )
-    queue = RequestQueue(parts.config.name, limits, scheduler, Counters(), time.monotonic)
+    queue = RequestQueue(parts.config.name, limits, scheduler, Counters(), clock)
     # Under a plan a phase has the memory to itself.
-    return RequestLoop(queue, PipelineMachine(parts.pipeline), parts.device, overlapped=placement is None)
+    return RequestLoop(queue, PipelineMachine(parts.pipeline), parts.device, overlapped=placement is None, threaded=threaded)
 
 
 def statistics_of(loop: RequestLoop, parts: LoadedParts) -> EngineStatistics:

@@ -32,10 +32,11 @@ export class RequestForm {
    * @param {object} fields JSON schema of each field
    */
   bind(fields) {
-    this.#fields = fields;
+    this.#fields = { ...fields };
+    for (const name of NUMBERS) this.#fields[name] = numberSchema(fields[name]);
     for (const name of NUMBERS) {
       const input = this.form.elements[name];
-      const { minimum, maximum, default: value } = fields[name];
+      const { minimum, maximum, default: value } = this.#fields[name];
       Object.assign(input, { min: minimum ?? "", max: maximum ?? "" });
       if (input.value === "" || input.type === "range") input.value = value ?? "";
     }
@@ -164,4 +165,11 @@ export class RequestForm {
     }
     return value;
   }
+}
+
+/** The schema of a number, also where the field may be null instead. */
+function numberSchema(schema) {
+  const isNumber = (option) => [option.type].flat().some((type) => type === "integer" || type === "number");
+  const option = isNumber(schema) ? schema : schema.anyOf.find(isNumber);
+  return { ...schema, ...option, type: [option.type].flat().find((type) => type !== "null") };
 }

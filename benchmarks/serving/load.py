@@ -1,0 +1,100 @@
+"""Many requests at once: time to the result by size, under three policies, on the same trace in the same run.
+
+    python -m benchmarks.serving.load                         uso-tiny on a CPU, Poisson arrivals and bursts
+    python -m benchmarks.serving.load --plot occupancy.png    how many requests took each step
+
+The rate is a share of what one request at a time achieves, which is measured first. Every image is compared with that of the
+other policies: a policy that changes one is not reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.measure import write_record
+from uso_engine import USOEngine
+
+from .arrivals import SIZES, Arrival, arrivals
+from .occupancy import draw_occupancy
+from .policies import POLICIES, Player, Policy, Replay
+
+QUANTILES = (50, 95, 99)
+
+
+def mean_service_s(engine: USOEngine) -> float:
+    """Seconds of a request by itself, over the sizes' shares; the second of each counts."""
+    mean = 0.0
+    for size in SIZES:
+        trace = [Arrival(1e3 * i, size, i + 1) for i in range(2)]
+        mean += size.share * Player(engine, "one at a time").play(trace).served[-1].latency_s
+    return mean
+
+
+def quantile(values: list[float], percent: int) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
+
+
+def summary(replay: Replay) -> dict[str, object]:
+    """Seconds by size, and what the whole trace took."""
+    sizes = {}
+    for size in SIZES:
+        served = [entry for entry in replay.served if entry.arrival.size is size]
+        latency = {f"p{percent}_s": quantile([entry.latency_s for entry in served], percent) for percent in QUANTILES}
+        queued = quantile([entry.begun_s - entry.arrival.at_s for entry in served], 95)
+        sizes[size.name] = {"requests": len(served), **latency, "queue_p95_s": queued}
+    steps = [members for _, members in replay.occupancy]
+    return {
+        "sizes": sizes,
+        "requests_per_s": len(replay.served) / replay.end_s,
+        "occupancy": sum(steps) / len(steps),
+        "steps": len(steps),
+    }
+
+
+def compare(engine: USOEngine, trace: list[Arrival]) -> dict[Policy, Replay]:
+    """The trace under every policy.
+
+    Raises:
+        SystemExit: a policy changed an image or lost a request.
+    """
+    replays = {policy: Player(engine, policy).play(trace) for policy in POLICIES}
+    for policy, replay in replays.items():
+        if replay.pictures != replays["one at a time"].pictures or len(replay.pictures) != len(trace):
+            raise SystemExit(f"the policy {policy!r} changed an image, or a request was lost")
+    return replays
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="uso-tiny")
+    parser.add_argument("--requests", type=int, default=160, help="in each trace")
+    parser.add_argument("--load", type=float, default=0.8, help="share of what one request at a time achieves")
+    parser.add_argument("--burst", type=int, nargs="+", default=[1, 8], help="requests that come at once, one trace each")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--plot", type=Path, help="a PNG file")
+    parser.add_argument("--output", type=Path, help="of the records, instead of this machine's file")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with USOEngine.from_config(options.config, device="cpu") as engine:
+        service_s = mean_service_s(engine)
+        for burst in options.burst:
+            trace = arrivals(options.requests, options.load / service_s, options.seed, burst=burst)
+            started = time.time()
+            replays = compare(engine, trace)
+            summaries = {policy: summary(replay) for policy, replay in replays.items()}
+            record = {"burst": burst, "load": options.load, "service_s": service_s, "seed": options.seed, "clock": "process"}
+            write_record("serving", {**record, "policies": summaries}, options.output)
+            print(f"bursts of {burst}, {time.time() - started:.0f} s")
+            for policy, found in summaries.items():
+                print(f"  {policy}: {found}")
+            if options.plot is not None:
+                draw_occupancy(replays, options.plot.with_stem(f"{options.plot.stem}-{burst}"))
+
+
+if __name__ == "__main__":
+    main()
