@@ -16,12 +16,13 @@ from serving_process import HTTP, double_server, serving
 
 from uso_engine.config import EngineConfig, load_config, parse_config
 from uso_engine.errors import ConfigError
+from uso_engine.request_type import request_type_of
 from uso_engine.serving.app import Application, make_application
 from uso_engine.serving.auth import KeyRing
 from uso_engine.serving.engine_state import OpenEngine
 from uso_engine.serving.settings import RequestBounds, ServerSettings
 from uso_engine.serving.storage import open_storage
-from uso_engine.serving.wire_request import wire_request
+from uso_engine.serving.wire_request import engine_request, wire_request
 
 PATH = "/v1/images/generations"
 BODY = {"model": "bytedance/uso", "prompt": "", "image_urls": [], "image_size": {"width": 64, "height": 64}, "seed": 1}
@@ -229,7 +230,10 @@ def test_limits_that_the_configurations_defaults_break(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="uso-tiny: its defaults do not fit the server's limits"):
         wire_request(load_config("uso-tiny"), RequestBounds(max_pixels=4096))
     kind = wire_request(load_config("uso-tiny"), RequestBounds(max_steps=5))
-    assert kind.model_validate({"model": "bytedance/uso", "prompt": "", "image_urls": []}).num_inference_steps == 5
+    request = kind.model_validate({"model": "bytedance/uso", "prompt": "", "image_urls": []})
+    config = load_config("uso-tiny")
+    # The engine's own default is 28.
+    assert engine_request(request, config).fitted_to(request_type_of(config)).num_inference_steps == 5
 
 
 @pytest.fixture

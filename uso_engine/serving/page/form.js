@@ -158,8 +158,9 @@ export class RequestForm {
     }
     const { minimum = -Infinity, maximum = Infinity, type } = schema;
     const value = input.valueAsNumber;
-    if (!(value >= minimum && value <= maximum) || (type === "integer" && !Number.isInteger(value))) {
-      const kind = type === "integer" ? "a whole number" : "a number";
+    const whole = [type].flat().includes("integer");
+    if (!(value >= minimum && value <= maximum) || (whole && !Number.isInteger(value))) {
+      const kind = whole ? "a whole number" : "a number";
       const label = input.labels[0].firstChild.textContent.trim();
       problems.push({ field: name, message: `${label} must be ${kind} from ${minimum} to ${maximum}, got ${input.value || "nothing"}` });
     }
