@@ -16,11 +16,12 @@ from torch.nn import functional as F
 from uso_kernels.attention import dense_preference, resolve_backend
 from uso_kernels.ragged import Ragged
 
-from .blocks import DoubleBlock, NextNorm, SingleBlock, begin
+from .blocks import DoubleBlock, SingleBlock
 from .linear import Linear
 from .modulation import DOUBLE_VECTORS, FINAL_VECTORS, SINGLE_VECTORS, Embedder, sinusoidal_embedding
 from .packing import PackedBatch
 from .params import TransformerParams
+from .residual import NextNorm, begin
 from .run import ALL_FUSED, Fusion, Run
 
 Observer = Callable[[str, Tensor, Ragged], None]
