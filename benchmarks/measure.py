@@ -112,12 +112,6 @@ def output_hash(*tensors: Tensor) -> str:
     return digest.hexdigest()[:12]
 
 
-def relative_difference(result: Tensor, truth: Tensor) -> float:
-    """Norm of the difference over norm of the truth, in float64."""
-    expected = truth.double()
-    return float((result.double() - expected).norm() / expected.norm())
-
-
 def machine() -> dict[str, object]:
     """What a record says about where it was taken."""
     return {"taken": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()), **_hardware(), "threads": torch.get_num_threads()}

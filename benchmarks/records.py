@@ -47,22 +47,32 @@ def take(source: Path, folder: Path = RESULTS) -> tuple[int, int]:
     return taken, left
 
 
-def latest(records: list[Record], benchmark: str, *keys: str) -> list[Record]:
-    """The last record of each combination of machine and keys, in the order in which they first appear."""
-    found: dict[tuple[object, ...], Record] = {}
+def latest(records: list[Record], *keys: str, by_machine: bool = True) -> list[Record]:
+    """The last record of each combination of keys, in the order in which they first appear.
+
+    Args:
+        records: oldest first.
+        keys: of each record.
+        by_machine: whether another machine's is another case, as it is for every time.
+    """
+    found: dict[tuple[str, ...], Record] = {}
     for record in records:
-        if record["benchmark"] == benchmark:
-            found[(hardware(record), *(str(record[key]) for key in keys))] = record
+        machine = (hardware(record),) if by_machine else ()
+        found[(*machine, *(str(record[key]) for key in keys))] = record
     return list(found.values())
 
 
 def hardware(record: Record) -> str:
-    """The GPU that a record was taken on, or the CPU where there was none."""
+    """The GPU that a record was taken on, or the CPU where there was none or it was not used."""
     machine = record["machine"]
-    return str(machine.get("gpu") or machine["cpu"])
+    gpu = None if record.get("device") == "cpu" else machine.get("gpu")
+    return str(gpu or machine["cpu"])
 
 
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+def clock_note(records: list[Record]) -> str:
+    """What to say below a table in which a CPU's times are processor time."""
+    threads = sorted({r["machine"]["threads"] for r in records if r.get("clock") == "process"})
+    if not threads:
+        return ""
+    counts = " or ".join(map(str, threads)) + (" thread" if threads == [1] else " threads")
+    return f"\n\nCPU rows: processor time of {counts}, since the machine was shared with other work."

@@ -1,195 +1,82 @@
-"""Write the tables of the documents from the records in benchmarks/results: numbers are never typed.
+"""Write every generated table and plot of the README and the documents from records: their numbers are never typed.
 
-python -m benchmarks.report                  rewrite what stands between the markers
+python -m benchmarks.report                  rewrite what stands between the markers, and draw the plots
 python -m benchmarks.report --records OUT    first take the records of a GPU's campaign into benchmarks/results
-python -m benchmarks.report --check          fail if that would change anything
+python -m benchmarks.report --check          change nothing; fail where that would, and say where
 """
 
 from __future__ import annotations
 
 import argparse
-import re
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from uso_engine.model.params import TransformerParams
-from uso_engine.precision.tiers import TIERS
-
-from .fidelity.quality import quality_table, training_table
-from .gpu import tables as gpu_tables
-from .records import Record, hardware, latest, load, table, take
-from .serving.http_tables import HTTP_TABLES
-from .serving.tables import serving_table
-from .step.roofline import GPUS, Tokens, floor_ms, memory_bytes, step_flops
+from .documents import Plot, Table, rewritten
+from .fidelity import curve
+from .fidelity import tables as fidelity
+from .gpu import tables as gpu
+from .kernels import tables as kernels
+from .memory import tables as memory
+from .records import Record, load, take
+from .serving import tables as serving
+from .step import tables as step
+from .tiers import tables as tiers
 
 ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = (step, tiers, kernels, memory, fidelity, serving, gpu)
+TABLES: tuple[Table, ...] = tuple(table for folder in FOLDERS for table in folder.TABLES)
+PLOTS: tuple[Plot, ...] = (curve.PLOT,)
 
 
-def roofline_table(records: list[Record]) -> str:
-    params, rows = TransformerParams(), []
-    for name, tokens in (
-        ("text only", Tokens()),
-        ("content", Tokens(content=1024)),
-        ("content + 1 style", Tokens(style=192, content=1024)),
-    ):
-        floors = [floor_ms(params, tokens, gpu) for gpu in GPUS.values()]
-        cells = [f"{floor['floor']:.0f} / {floor['separate kernels']:.0f} / {floor['copy']:.1f}" for floor in floors]
-        rows.append([f"{name}, L = {tokens.all}", f"{step_flops(params, tokens) / 1e12:.1f}", *cells])
-    return table(["1024 x 1024, bf16", "TFLOP a step", *(f"{name}, ms" for name in GPUS)], rows)
+def documents(root: Path) -> Iterator[str]:
+    """Every document in which a table may stand, by its path from the root."""
+    for pattern in ("*.md", "docs/**/*.md", "benchmarks/**/*.md", "deploy/**/*.md", "uso_engine/**/*.md"):
+        yield from (path.relative_to(root).as_posix() for path in sorted(root.glob(pattern)))
 
 
-def memory_table(records: list[Record]) -> str:
-    params, tokens = TransformerParams(), Tokens(style=192, content=1024)
-    rows = []
-    for tier, row in TIERS.items():
-        if row.is_exact:
-            continue
-        for keeps in (True, False):
-            memory = memory_bytes(params, tokens, tier=tier, keeps_modulation=keeps)
-            cells = [f"{memory[name] / 1e9:.2f}" for name in ("weights", "modulation_table", "activations")]
-            rows.append([tier, "yes" if keeps else "no", *cells, f"{sum(memory.values()) / 1e9:.2f}"])
-    header = ["weights", "modulation linears stay", "weights, GB", "table, GB", "activations, GB", "sum, GB"]
-    return table(header, rows)
-
-
-def ladder_table(records: list[Record]) -> str:
-    rows = [
-        [
-            hardware(r),
-            f"{r['workload']}, L = {r['tokens']}, {r['dtype']}",
-            r["rung"],
-            f"{r['median_ms']:.0f}",
-            f"{r['p20_ms']:.0f} to {r['p80_ms']:.0f}",
-            f"{r['speedup']:.2f}",
-            f"{r['allocations']:.0f}",
-            f"{r['difference']:.1e}",
-        ]
-        for r in latest(records, "ladder", "workload", "dtype", "rung")
-    ]
-    header = ["machine", "workload", "rung", "ms (median)", "p20 to p80", "times the first", "allocations", "difference"]
-    return table([*header], rows) + clock_note(records, "ladder") if rows else "Not measured yet."
-
-
-def clock_note(records: list[Record], benchmark: str) -> str:
-    on_cpu = [r for r in records if r["benchmark"] == benchmark and r.get("clock") == "process"]
-    if not on_cpu:
-        return ""
-    threads = sorted({r["machine"]["threads"] for r in on_cpu})
-    return f"\n\nCPU rows: processor time of {threads} thread(s), since the machine was shared with other work."
-
-
-def step_table(records: list[Record]) -> str:
-    rows = [
-        [
-            hardware(r),
-            f"{r['workload']}, L = {r['tokens']}, {r['dtype']}",
-            f"{r['ours_ms']['median_ms']:.0f}",
-            f"{r['diffusers_ms']['median_ms']:.0f}",
-            f"{r['ratio']:.2f}",
-            f"{r['flops'] / 1e12:.2f}",
-            f"{r['ours_allocations']['allocations']:.0f} / {r['diffusers_allocations']['allocations']:.0f}",
-            f"{r['difference']:.1e}",
-        ]
-        for r in latest(records, "step", "workload", "dtype")
-    ]
-    header = ["machine", "workload", "ours, ms", "diffusers, ms", "ratio", "TFLOP", "allocations, ours / theirs", "difference"]
-    return table(header, rows) + clock_note(records, "step") if rows else "Not measured yet."
-
-
-def tier_table(records: list[Record]) -> str:
-    rows = [
-        [
-            hardware(r),
-            r["workload"],
-            r["tier"],
-            f"{r['tier_ms']['median_ms']:.0f}",
-            f"{r['bf16_ms']['median_ms']:.0f}",
-            f"{r['times_bf16']:.2f}",
-            f"{100 * r['difference']:.1f} %",
-            f"{r['resident_gb']:.2f}",
-        ]
-        for r in latest(records, "tier_steps", "workload", "tier")
-    ]
-    header = ["machine", "workload", "tier", "step, ms", "bf16, ms", "times bf16", "velocity differs", "without modulation, GB"]
-    return table(header, rows) + clock_note(records, "tier_steps") if rows else "Not measured yet."
-
-
-def kernel_table(records: list[Record]) -> str:
-    rows = []
-    for r in latest(records, "kernel", "kernel", "rows", "width"):
-        compiled = r["times"].get("torch.compile")
-        rate = f"{r['tflops']:.0f} TFLOP/s" if r["tflops"] else f"{r['gbs']:.0f} GB/s"
-        cells = [f"{r['times'][name]['median_ms'] * 1e3:.0f}" for name in ("ours", "eager")]
-        cells.append(f"{compiled['median_ms'] * 1e3:.0f}" if compiled else "")
-        rows.append([hardware(r), r["kernel"], *cells, rate, f"{100 * r['share_of_ceiling']:.0f} %"])
-    header = ["machine", "kernel", "ours, us", "eager, us", "torch.compile, us", "rate", "of the ceiling"]
-    return table(header, rows) if rows else "Not measured yet: no GPU was to be had."
-
-
-def faithfulness_table(records: list[Record]) -> str:
-    rows = [
-        [r["difference"], r["compared"], f"{r['relative_error']:.1e}", r["on"]]
-        for r in records
-        if r["benchmark"] == "faithfulness"
-    ]
-    return table(["difference", "compared", "relative error", "on"], rows) if rows else "Not measured yet."
-
-
-TABLES: dict[str, Callable[[list[Record]], str]] = {
-    "roofline": roofline_table,
-    "memory": memory_table,
-    "ladder": ladder_table,
-    "step": step_table,
-    "tiers": tier_table,
-    "kernels": kernel_table,
-    "faithfulness": faithfulness_table,
-    **HTTP_TABLES,
-    "quality": lambda records: quality_table(),
-    "training": lambda records: training_table(),
-    "serving": serving_table,
-    **gpu_tables.TABLES,
-}
-DOCUMENTS = {
-    "docs/performance.md": ("roofline", "memory", "ladder", "step", "tiers", "kernels", *gpu_tables.TABLES),
-    "docs/faithfulness.md": ("faithfulness",),
-    "docs/quality.md": ("quality", "training"),
-    "docs/serving.md": ("serving",),
-    "docs/http-api.md": tuple(HTTP_TABLES),
-    "README.md": ("step", "ladder"),
-}
-"""Which tables stand in which document."""
-
-
-def rewrite(document: str, text: str, records: list[Record]) -> str:
-    """A document's text with every table of it made anew.
+def outdated(root: Path, tables: tuple[Table, ...], plots: tuple[Plot, ...], records: list[Record]) -> Iterator[str]:
+    """Documents and plots that differ from their records, each with what to do about it.
 
     Raises:
-        SystemExit: a table of ours has no place in it.
+        ValueError: a document has a place that is no table's, or a table has no place.
     """
-    for name in DOCUMENTS[document]:
-        make = TABLES[name]
-        place = re.search(rf"<!-- table {name} -->\n(.*?)<!-- end {name} -->", text, re.DOTALL)
-        if place is None:
-            raise SystemExit(f"{document} has no place for the table {name!r}")
-        text = f"{text[: place.start(1)]}{make(records)}\n{text[place.end(1) :]}"
-    return text
+    for document in sorted({*documents(root), *(table.document for table in tables)}):
+        text = (root / document).read_text(encoding="utf-8")
+        if rewritten(document, text, tables, records) != text:
+            wrong = [t.marker for t in tables if t.document == document and t.text(records) not in text]
+            yield f"{document} differs from its records in the tables {wrong}"
+    yield from (f"{plot.path} was not drawn from the records that are there" for plot in plots if not plot.is_current(root))
 
 
-def main() -> None:
+def write(root: Path, tables: tuple[Table, ...], plots: tuple[Plot, ...], records: list[Record]) -> None:
+    """Make every table and plot anew."""
+    for document in sorted({*documents(root), *(table.document for table in tables)}):
+        path = root / document
+        text = path.read_text(encoding="utf-8")
+        if (new := rewritten(document, text, tables, records)) != text:
+            path.write_text(new, encoding="utf-8")
+    for plot in plots:
+        if not plot.is_current(root):
+            plot.write(root)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--records", type=Path, help="folder that a GPU's campaign wrote to")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    if options.check and options.records is not None:
+        parser.error("--check changes nothing, and --records takes records: give one of them")
     if options.records is not None:
         taken, left = take(options.records)
         print(f"{taken} records taken, {left} left out (of a rehearsal, or taken before)")
-    for document in DOCUMENTS:
-        path = ROOT / document
-        before = path.read_text()
-        after = rewrite(document, before, load())
-        if options.check and after != before:
-            raise SystemExit(f"{document} differs from its records; run python -m benchmarks.report")
-        path.write_text(after)
+    try:
+        if not options.check:
+            write(ROOT, TABLES, PLOTS, load())
+        elif wrong := list(outdated(ROOT, TABLES, PLOTS, load())):
+            raise SystemExit("\n".join([*wrong, "run python -m benchmarks.report"]))
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
 
 
 if __name__ == "__main__":

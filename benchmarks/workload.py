@@ -14,8 +14,6 @@ from uso_engine.model.transformer import Transformer
 from uso_engine.sampling.admission import Conditions
 from uso_engine.sampling.latents import unpack_latent
 
-from .step.authors_way import Inputs, LowRank, lora_targets
-
 SMALL = TransformerParams(hidden_size=1024, num_heads=8, depth=3, depth_single_blocks=6)
 """The small step of the issues: 3 + 6 blocks, hidden 1024, 8 heads."""
 TINY = TransformerParams(
@@ -48,6 +46,11 @@ class Workload:
     steps: int = 28
     lora_rank: int = 128
 
+    @property
+    def is_full_size(self) -> bool:
+        """Whether the model is FLUX.1-dev's size, whatever the request's."""
+        return self.params == TransformerParams()
+
 
 WORKLOADS = {
     "full": Workload("full", TransformerParams(), (64, 64), (32, 32)),
@@ -55,6 +58,47 @@ WORKLOADS = {
     "small": Workload("small", SMALL, (32, 32), (32, 32)),
     "tiny": Workload("tiny", TINY, (6, 8), (4, 4), text=20, style=12, steps=2, lora_rank=4),
 }
+
+
+LowRank = tuple[Tensor, Tensor]
+"""down [r, K] and up [N, r]; N may be fewer rows than the matrix has: then they are its first."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a request brings, before any projection.
+
+    Args:
+        text: [L_txt, context_in_dim].
+        style: [L_style, C].
+        pooled: [vec_in_dim].
+        contents: packed latents of each content image, [L_ref, 64].
+        grid: of the image being made.
+        content_grids: of each content image.
+        guidance: guidance scale.
+    """
+
+    text: Tensor
+    style: Tensor
+    pooled: Tensor
+    contents: tuple[Tensor, ...]
+    grid: Grid
+    content_grids: tuple[Grid, ...]
+    guidance: float
+
+
+def lora_targets(transformer: Transformer) -> dict[str, tuple[int, int]]:
+    """Rows N and columns K that USO's LoRA changes, by canonical weight key."""
+    width, mlp = transformer.params.hidden_size, transformer.params.mlp_width
+    targets: dict[str, tuple[int, int]] = {}
+    for block in range(transformer.params.depth):
+        for stream in ("img", "txt"):
+            targets[f"double_blocks.{block}.{stream}_attn.qkv"] = (3 * width, width)
+            targets[f"double_blocks.{block}.{stream}_attn.proj"] = (width, width)
+    for block in range(transformer.params.depth_single_blocks):
+        targets[f"single_blocks.{block}.linear1"] = (3 * width, width)
+        targets[f"single_blocks.{block}.linear2"] = (width, width + mlp)
+    return targets
 
 
 def random_transformer(params: TransformerParams, device: torch.device, dtype: torch.dtype, seed: int = 0) -> Transformer:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -30,6 +32,45 @@ _FLAGS = (
     "--hide-scrollbars",
     "--force-color-profile=srgb",
 )
+
+_HAND_OVER = """
+const [kind, selector, name, type, data] = arguments;
+const transfer = new DataTransfer();
+if (name) transfer.items.add(new File([Uint8Array.from(atob(data), (c) => c.charCodeAt(0))], name, {type}));
+else transfer.setData('text/uri-list', data);
+const options = {bubbles: true, cancelable: true};
+const event = kind === 'drop' ? new DragEvent('drop', {...options, dataTransfer: transfer})
+                              : new ClipboardEvent('paste', {...options, clipboardData: transfer});
+document.querySelector(selector).dispatchEvent(event);
+"""
+_DOWNLOADS = """
+const links = [...document.querySelectorAll(`${arguments[0]} a[download]`)];
+return Promise.all(links.map(async (link) => {
+  const bytes = new Uint8Array(await (await fetch(link.href)).arrayBuffer());
+  return btoa(String.fromCharCode(...bytes));
+}));
+"""
+_LOWEST_CONTRAST = """
+const light = (colour) => {
+  const parts = colour.match(/[\\d.]+/g).slice(0, 3).map((part) => part / 255);
+  const [r, g, b] = parts.map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const behind = (element) => {
+  for (let at = element; at; at = at.parentElement) {
+    const colour = getComputedStyle(at).backgroundColor;
+    if (!/rgba\\(.*, 0\\)/.test(colour)) return colour;
+  }
+};
+document.querySelectorAll('*').forEach((element) => (element.style.transition = 'none'));
+return [...document.querySelectorAll('h1, p, label, legend, summary, button, input, select, span, output')]
+  .filter((element) => element.checkVisibility() && !element.disabled && element.type !== 'file')
+  .map((element) => {
+    const [a, b] = [light(getComputedStyle(element).color), light(behind(element))].sort((x, y) => y - x);
+    return [(a + 0.05) / (b + 0.05), `${element.tagName} ${element.id} ${element.className}`];
+  })
+  .sort((x, y) => x[0] - y[0])[0];
+"""
 
 
 def missing_browser() -> str | None:
@@ -87,6 +128,22 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.devtools("Emulation.setEmulatedMedia", features=[scheme])
 
+    def hand_over(self, kind: str, selector: str, name: str | None, media_type: str | None, data: str) -> None:
+        """Drop or paste onto an element: a file, its bytes in base64, or without a name a link."""
+        self.run(_HAND_OVER, kind, selector, name, media_type, data)
+
+    def downloads(self, selector: str) -> list[bytes]:
+        """The files behind an element's download links."""
+        found = self.run(_DOWNLOADS, selector)
+        assert isinstance(found, list)
+        return [base64.b64decode(text) for text in found]
+
+    def lowest_contrast(self) -> tuple[float, str]:
+        """The least contrast of a visible text with what is behind it, as WCAG measures it, and the element."""
+        found = self.run(_LOWEST_CONTRAST)
+        assert isinstance(found, list)
+        return float(found[0]), str(found[1])
+
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(str(self._send("GET", "screenshot"))))
 
@@ -118,7 +175,9 @@ def browsing(folder: Path) -> Iterator[Browser]:
         folder: an empty one, for the profile and downloads.
     """
     # Its port is its own choice, which it prints.
-    driver = subprocess.Popen(["chromedriver", "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    driver = subprocess.Popen(
+        ["chromedriver", "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+    )
     assert driver.stdout is not None
     try:
         found = next(match for line in driver.stdout if (match := re.search(r"on port (\d+)\.$", line.strip())))
@@ -137,6 +196,7 @@ def browsing(folder: Path) -> Iterator[Browser]:
             finally:
                 client.delete(f"/{session}")
     finally:
-        driver.kill()
+        # The whole group: a browser whose session could not be ended would go on without its driver.
+        os.killpg(driver.pid, signal.SIGKILL)
         driver.wait()
         driver.stdout.close()

@@ -1,4 +1,4 @@
-"""What holds for every test: no network, Triton interpreted where there is no GPU, and where the repository is."""
+"""What holds for every test: no network, Triton interpreted without a GPU; where the repository is; the usual engine."""
 
 import ipaddress
 import logging
@@ -6,9 +6,14 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from PIL import Image
+
+if TYPE_CHECKING:
+    from uso_engine import USOEngine
 
 # Read by the Hugging Face libraries when they are imported, so it stands before any test module is.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -66,3 +71,25 @@ def log_level_kept() -> Iterator[None]:
 def repository() -> Path:
     """The root of the source tree."""
     return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator["USOEngine"]:
+    """The embedded model in float32 on a CPU: one engine for a module, whose tests leave it as they found it."""
+    # On demand: what stands above has to be in the environment first.
+    from uso_engine import USOEngine
+
+    with USOEngine.from_config("uso-tiny", device="cpu", dtype=torch.float32) as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def content() -> Image.Image:
+    """A content picture; no two rows are alike."""
+    return Image.linear_gradient("L").convert("RGB").resize((96, 64))
+
+
+@pytest.fixture(scope="module")
+def style() -> Image.Image:
+    """A style picture."""
+    return Image.radial_gradient("L").convert("RGB").resize((80, 80))

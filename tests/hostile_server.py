@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import io
 import socket
 import threading
 import zlib
@@ -12,26 +11,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from picture_files import chunk, encoded
 from PIL import Image
-
-
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
 
 PNG = encoded(Image.new("RGB", (3, 2), "red"), "PNG")
 GZIP = gzip.compress(bytes(20_000_000))
 
 
-def png_chunk(name: bytes, data: bytes) -> bytes:
-    return len(data).to_bytes(4) + name + data + zlib.crc32(name + data).to_bytes(4)
-
-
 def png_of(width: int, height: int, data: bytes, *more: bytes) -> bytes:
     header = width.to_bytes(4) + height.to_bytes(4) + b"\x08\x00\x00\x00\x00"
-    return PNG[:8] + png_chunk(b"IHDR", header) + b"".join(more) + png_chunk(b"IDAT", data) + png_chunk(b"IEND", b"")
+    return PNG[:8] + chunk(b"IHDR", header) + b"".join(more) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
 def many_frames(count: int, kind: str) -> bytes:
@@ -66,11 +55,11 @@ BODIES: dict[str, tuple[str, bytes]] = {
     "more-than-its-size": ("image/png", png_of(8, 8, zlib.compress(bytes(40_000_000)))),
     "text-bomb": (
         "image/png",
-        png_of(2, 2, zlib.compress(bytes(6)), png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(80_000_000)))),
+        png_of(2, 2, zlib.compress(bytes(6)), chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(80_000_000)))),
     ),
     "profile-bomb": (
         "image/png",
-        png_of(2, 2, zlib.compress(bytes(6)), png_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(80_000_000)))),
+        png_of(2, 2, zlib.compress(bytes(6)), chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(80_000_000)))),
     ),
     "webp-frames": ("image/webp", animated_webp(10_000)),
     "png-then-zip": ("image/png", PNG + b"PK\x03\x04" + bytes(5_000)),

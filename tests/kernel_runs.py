@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from uso_engine.verification.measure import relative_error
 from uso_kernels.interpret import interpreted, interpreter_missing
 from uso_kernels.operation import Operation
 
@@ -48,13 +49,7 @@ def drawn(*shape: int, seed: int, place: tuple[str, torch.dtype], mean: float = 
     return numbers.to(place[1]).to(place[0])
 
 
-def relative_error(result: Tensor, truth: Tensor) -> float:
-    """Norm of the difference over norm of the truth, in float64; infinite if anything is not finite."""
-    difference = (result.double() - truth.double()).norm() / truth.double().norm()
-    return float(difference) if torch.isfinite(difference) else float("inf")
-
-
 def check_error(result: Tensor, eager: Tensor, truth: Tensor) -> None:
-    """At most twice the error of plain PyTorch in the same type, or a few roundings of float32 where that is exact."""
+    """At most twice the error of plain PyTorch in the same type, or a few roundings of float32; never a not-a-number."""
     limit = max(2 * relative_error(eager, truth), 2e-7)
     assert relative_error(result, truth) <= limit

@@ -62,7 +62,7 @@ def tiff_file(entries: dict[int, tuple[int, ...]], pieces: list[bytes], order: s
     return (start + b"".join(pieces)).ljust(at, b"\0") + table + bytes(8 if big else 4) + arrays
 
 
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     """A picture as Pillow writes it."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
@@ -74,6 +74,15 @@ def heic(image: Image.Image, **options: object) -> bytes:
     buffer = io.BytesIO()
     pillow_heif.from_pillow(image).save(buffer, **options)
     return buffer.getvalue()
+
+
+def flag(width: int = 40, height: int = 30) -> Image.Image:
+    """Left half red, right half blue, top row green: no two corners alike, in few colours."""
+    array = np.zeros((height, width, 3), np.uint8)
+    array[:, : width // 2] = (200, 10, 10)
+    array[:, width // 2 :] = (10, 10, 200)
+    array[: height // 5] = (10, 200, 10)
+    return Image.fromarray(array)
 
 
 def gradient(width: int = 24, height: int = 16) -> Image.Image:

@@ -27,6 +27,7 @@ from uso_engine.errors import (
     EngineDrainingError,
     FetchError,
     ImageError,
+    MissingFileError,
     OutputError,
     QueueFullError,
     RequestTimeoutError,
@@ -171,6 +172,8 @@ def _main(port: int, storage: str, *words: str) -> None:
 
     @asynccontextmanager
     async def opened() -> AsyncIterator[DoubleEngine]:
+        if load_s < 0:
+            raise MissingFileError("no weights")
         await asyncio.sleep(load_s)
         yield DoubleEngine(config, most)
 

@@ -40,8 +40,3 @@ def fill(module: nn.Module, salt: str) -> None:
     """Give a module the reference recipe's weights."""
     state = {key: draw(key, tuple(value.shape), salt) for key, value in module.state_dict().items()}
     module.load_state_dict(state)
-
-
-def relative_error(got: Tensor, expected: Tensor) -> float:
-    """Norm of the difference over the norm of what is expected."""
-    return float((got.double() - expected.double()).norm() / expected.double().norm())

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from kernel_runs import HALF_PLACES, check_error, drawn, poisoned, relative_error, run_kernel
+from kernel_runs import HALF_PLACES, check_error, drawn, poisoned, run_kernel
 from torch import Tensor
 
+from uso_engine.verification.measure import relative_error
 from uso_kernels.attention import BACKENDS, BackendUnavailable, attention, available_backends, choose_backend, resolve_backend
 from uso_kernels.attention.dense import dense_runs_on_amx
 from uso_kernels.attention.triton import attention_into, attention_reference
@@ -168,6 +169,11 @@ def test_choice_and_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="must be one of"):
         resolve_backend("flash", q, layout, layout)
     assert set(available_backends("cpu")) == set(BACKENDS)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_every_backend_says_so() -> None:
+    assert all("finds no CUDA device" in str(reason) for reason in available_backends("cuda").values())
 
 
 def test_dense_attention_that_torch_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,20 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
+from command_line import run
 from PIL import Image
-from typer.testing import CliRunner
 
 import uso_engine
-from uso_engine.cli.app import app
 from uso_engine.config import list_configs
 
 FAST = ["--size", "64x64", "--steps", "1", "--device", "cpu"]
-
-
-def run(*arguments: str) -> tuple[int, str]:
-    """Exit code and everything printed, line breaks as spaces."""
-    result = CliRunner().invoke(app, list(arguments))
-    return result.exit_code, " ".join((result.stdout + result.stderr).split())
 
 
 @pytest.fixture(scope="module")

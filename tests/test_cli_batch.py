@@ -5,12 +5,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import command_line
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 from uso_engine import USOEngine
-from uso_engine.cli.app import app
 from uso_engine.cli.arguments import merged_line, read_batch
 from uso_engine.imaging.contact_sheet import contact_sheet
 
@@ -18,9 +17,7 @@ SMALL = ["--size", "64x64", "--steps", "1", "--device", "cpu"]
 
 
 def run(*arguments: str) -> tuple[int, str]:
-    """Exit code and everything printed, line breaks as spaces."""
-    result = CliRunner().invoke(app, ["generate", *arguments])
-    return result.exit_code, " ".join((result.stdout + result.stderr).split())
+    return command_line.run("generate", *arguments)
 
 
 @pytest.fixture

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import run
 from torch import Tensor
-from typer.testing import CliRunner
 
 from uso_engine import USOEngine
-from uso_engine.cli.app import app
 from uso_engine.config import EngineConfig, load_config
 from uso_engine.embedded.build import FOLDER
 from uso_engine.errors import CheckpointError, MissingFileError
@@ -149,21 +148,15 @@ def test_a_configuration_is_written_as_it_is_read(tmp_path: Path) -> None:
     assert "params" not in tomllib.loads(configuration_text(load_config("uso-flux-dev"), "x"))["transformer"]
 
 
-def _run(*arguments: str) -> tuple[int, str]:
-    """Exit code and everything that was said."""
-    result = CliRunner().invoke(app, list(arguments))
-    return result.exit_code, " ".join(result.output.split())
-
-
 def test_the_commands(comfyui: Path, tmp_path: Path) -> None:
     out = tmp_path / "my.toml"
-    made = _run("config", "from-comfyui", str(comfyui), "--base", "uso-tiny", "--out", str(out))
+    made = run("config", "from-comfyui", str(comfyui), "--base", "uso-tiny", "--out", str(out))
     assert made[0] == 0
     assert "another LoRA, not merged:" in made[1] and "GiB in memory" in made[1]
-    ready = _run("check", str(out))
+    ready = run("check", str(out))
     assert ready[0] == 0 and "my is complete" in ready[1]
     text = out.read_text().replace("uso-flux1-dit-lora-v1", "none").replace("sigclip_vision", "other")
     out.write_text(text)
-    code, said = _run("check", str(out))
+    code, said = run("check", str(out))
     assert code == 1
     assert "LoRA:" in said and "vision encoder:" in said and "2 parts of my are missing or do not fit" in said

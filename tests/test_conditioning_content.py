@@ -5,10 +5,10 @@ import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from safetensors.torch import load_file
-from small_encoders import relative_error
 from torch import Tensor
 
 from uso_engine.conditioning.content import Autoencoder
+from uso_engine.verification.measure import relative_error
 from uso_engine.weights.autoencoder_checkpoint import load_autoencoder
 from uso_engine.weights.autoencoder_keys import AutoencoderParams, autoencoder_shapes
 from uso_engine.weights.files.safetensors_file import SafetensorsSource, write_safetensors

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_encoders import TINY, copied, edit_json, fill, relative_error
+from small_encoders import TINY, copied, edit_json, fill
 from transformers import SiglipConfig, SiglipImageProcessorPil, SiglipModel, SiglipVisionConfig, SiglipVisionModel
 
 from uso_engine.conditioning.style import StyleEncoder, scale_style
 from uso_engine.errors import CheckpointError, MissingFileError
 from uso_engine.model.projector import StyleProjector
+from uso_engine.verification.measure import relative_error
 
 SIDE, WIDTH, HIDDEN, TOKENS = 28, 24, 32, 3
 SETTINGS = {

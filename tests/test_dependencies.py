@@ -41,6 +41,7 @@ DISTRIBUTIONS = {
     "pydantic_core": "pydantic",
     "google": "protobuf",
     "optimum": "optimum-quanto",
+    "opentelemetry": "opentelemetry-api",
 }
 XFORMERS = "kernels/uso_kernels/attention/xformers.py:"
 FILE_MODULES = {"os", "io", "pathlib", "shutil", "tempfile", "subprocess", "socket", "tomllib", "configparser", "mmap"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,12 +18,6 @@ from uso_engine.sampling.latents import pack_latent
 
 SIZE: dict[str, Any] = {"width": 64, "height": 80}
 CALL: dict[str, Any] = {**SIZE, "num_inference_steps": 2}
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[USOEngine]:
-    with USOEngine.from_config("uso-tiny", device="cpu", dtype=torch.float32) as loaded:
-        yield loaded
 
 
 def _generator(seed: int) -> torch.Generator:

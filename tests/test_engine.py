@@ -1,7 +1,6 @@
 """The engine as its users see it, on the embedded model."""
 
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,22 +18,6 @@ from uso_engine.sampling.step import Step
 
 TEXT_TOKENS, STYLE_TOKENS = 20, 4  # of configs/uso-tiny.toml
 SMALL: dict[str, Any] = {"image_size": {"width": 64, "height": 64}, "num_inference_steps": 2}
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[USOEngine]:
-    with USOEngine.from_config("uso-tiny", device="cpu", dtype=torch.float32) as loaded:
-        yield loaded
-
-
-@pytest.fixture(scope="module")
-def content() -> Image.Image:
-    return Image.linear_gradient("L").convert("RGB").resize((96, 64))
-
-
-@pytest.fixture(scope="module")
-def style() -> Image.Image:
-    return Image.radial_gradient("L").convert("RGB").resize((80, 80))
 
 
 def test_a_request_and_its_fields_are_the_same(engine: USOEngine, content: Image.Image, style: Image.Image) -> None:

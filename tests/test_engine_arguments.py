@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stderr
 from typing import Any
 
@@ -22,12 +22,6 @@ from uso_engine.errors import ConfigError
 
 SMALL: dict[str, Any] = {"image_size": {"width": 64, "height": 64}, "num_inference_steps": 1}
 PICTURE = Image.linear_gradient("L").convert("RGB").resize((64, 48))
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[USOEngine]:
-    with USOEngine.from_config("uso-tiny", device="cpu", dtype=torch.float32) as loaded:
-        yield loaded
 
 
 def test_a_prompt_alone_is_a_request(engine: USOEngine) -> None:

@@ -6,12 +6,11 @@ import datetime
 import decimal
 import fractions
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -274,12 +273,6 @@ def check(engine: USOEngine, call: Call) -> str:
         return type(error).__name__
     assert result is None or isinstance(result, (GenerationResult, PromptResults, TextEmbedding, StyleTokens, torch.Tensor))
     return "result"
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[USOEngine]:
-    with USOEngine.from_config("uso-tiny", device="cpu", dtype=torch.float32) as loaded:
-        yield loaded
 
 
 ENDS: dict[str, int] = {}

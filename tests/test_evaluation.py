@@ -17,7 +17,6 @@ from uso_engine.evaluation.captions import PLACE_WORDS, STYLE_WORDS
 from uso_engine.evaluation.classifiers import WEIGHTS, load_classifiers, read_picture
 from uso_engine.evaluation.drawings import render
 from uso_engine.evaluation.evaluate import (
-    ASPECTS,
     CHANCE,
     SWAPPED,
     Report,
@@ -27,6 +26,7 @@ from uso_engine.evaluation.evaluate import (
     measure_autoencoder,
     standard_variations,
 )
+from uso_engine.evaluation.report_table import ASPECTS
 
 
 @dataclass

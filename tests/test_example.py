@@ -6,9 +6,10 @@ from types import ModuleType
 
 import pytest
 import torch
-from kernel_runs import check_error, relative_error, run_kernel
+from kernel_runs import check_error, run_kernel
 from torch import Tensor
 
+from uso_engine.verification.measure import relative_error
 from uso_kernels.example import Example, Size, all_examples, kernel_modules
 from uso_kernels.launch import COMPUTE_CAPABILITIES, Generation, generation_of
 from uso_kernels.operation import OPERATIONS, Operation

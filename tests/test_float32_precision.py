@@ -63,9 +63,9 @@ def check_float32(seen: dict[str, set[tuple[str, str, str]]], *kinds: str) -> No
             assert products != "tf32" and precision == "highest", f"{kind} ran where products use TF32"
 
 
-def test_a_request_is_computed_in_float32(process: tuple[str, str, str], seen: dict[str, Any]) -> None:
-    content = Image.linear_gradient("L").convert("RGB").resize((96, 64))
-    style = Image.radial_gradient("L").convert("RGB").resize((80, 80))
+def test_a_request_is_computed_in_float32(
+    process: tuple[str, str, str], seen: dict[str, Any], content: Image.Image, style: Image.Image
+) -> None:
     with USOEngine.from_config("uso-tiny", device="cpu", dtype=torch.float32) as engine:
         engine.generate(
             prompt="a red fish", images=[content, style], seed=7, num_inference_steps=1, image_size={"width": 64, "height": 64}

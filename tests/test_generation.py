@@ -60,12 +60,6 @@ def server() -> Iterator[SlowServer]:
         thread.join()
 
 
-@pytest.fixture(scope="module")
-def engine() -> Iterator[USOEngine]:
-    with USOEngine.from_config("uso-tiny", device="cpu", dtype=torch.float32) as loaded:
-        yield loaded
-
-
 def placed(source: ImageSource, place: str) -> dict[str, Any]:
     """A request's fields with a picture in one of the places that take one."""
     images: dict[str, list[ImageSource | None]] = {"content": [source], "style": [None, source]}

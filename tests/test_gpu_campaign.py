@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,7 +25,7 @@ from benchmarks.gpu.steps import timed
 from benchmarks.gpu.variants import VARIANTS, Made, Variant, compare
 from benchmarks.measure import interleave, output_hash, tree_hash
 from benchmarks.records import load, take
-from benchmarks.step.ladder import Evaluate
+from benchmarks.step.engine_way import Evaluate
 from benchmarks.step.prediction import predicted_step_ms
 from benchmarks.step.roofline import GPUS, Tokens, floor_ms
 from benchmarks.workload import WORKLOADS, Workload
@@ -66,7 +67,7 @@ def test_rates_of_every_product_and_attention(results: dict[str, dict[str, Any]]
         assert set(ways) == {"bf16", "gelu", "fp8", "int8"}
         assert all(isinstance(rate, float) and rate > 0 for rate in ways.values())
     attention = results["rates"]["attention, TFLOP/s"]
-    assert set(attention["chunked"]) == {"own memory", "strided rows"}
+    assert set(attention["chunked"]) == {"own memory", "strided rows", "values in place"}
     assert "CUDA" in attention["varlen"]
 
 
@@ -120,9 +121,9 @@ def test_records_become_tables(results: dict[str, dict[str, Any]], out: Path, tm
     assert take(source, tmp_path) == (0, taken)
     assert [path.name for path in tmp_path.glob("*.jsonl")] == ["nvidia-h100-80gb-hbm3.jsonl"]
     records = load(tmp_path)
-    for name, make in tables.TABLES.items():
-        assert "NVIDIA H100 80GB HBM3" in make(records), name
-        assert "ending" in make([]), name
+    for table in tables.TABLES:
+        assert "NVIDIA H100 80GB HBM3" in table.text(records), table.marker
+        assert "ending" in table.text([]), table.marker
     with pytest.raises(SystemExit, match=r"no records in .*nowhere"):
         take(tmp_path / "nowhere")
 
@@ -145,11 +146,11 @@ def test_what_computes_something_else_is_not_timed(tmp_path: Path) -> None:
         truth, outputs = right.make(made, TINY)(), dict[str, object]()
         times = timed(bench, {"right": right.make(made, TINY), "wrong": wrong.make(made, TINY)}, truth, outputs)
     assert set(times) == {"right"}
-    assert "relative difference 0.1" in str(outputs["wrong"])
+    assert re.search(r"relative difference 0\.(1|0999)", str(outputs["wrong"]))
     found = json.loads((tmp_path / "wrong.json").read_text())
     assert set(found["ms"]) == {"base"}
     assert found["outputs"]["broken"] == "FAILED RuntimeError: no kernel image is available"
-    assert found["outputs"]["wrong"].startswith("FAILED ValueError: differs from the base by 0.1")
+    assert re.match(r"FAILED ValueError: differs from the base by 0\.(1|0999)", found["outputs"]["wrong"])
     with pytest.raises(ExceptionGroup) as failure:
         bench.finish()
     assert len(failure.value.exceptions) == 3
@@ -267,6 +268,7 @@ def test_kernels_are_known_by_their_names() -> None:
         "_qk_norm_rope_kernel": "q/k norm, rotation",
         "_gated_residual_kernel": "gated residual, norm",
         "_gelu_concat_kernel": "gelu",
+        "nvjet_tst_192x192_64x4_2x1_v_bz_coopB_gelu_bias_TNT": "products",
         "void at::native::elementwise_kernel<128, 4, at::native::direct_copy_kernel_cuda": "copies",
         "Memcpy DtoD (Device -> Device)": "copies",
         "something else": "other",
@@ -277,11 +279,11 @@ def test_kernels_are_known_by_their_names() -> None:
 def test_the_prediction_is_over_the_floor_and_what_was_announced() -> None:
     params, tokens = TransformerParams(), Tokens(style=192, content=1024)
     predicted, floor = predicted_step_ms(params, tokens), floor_ms(params, tokens, GPUS["H100"])
-    assert sum(predicted.values()) == pytest.approx(171, abs=1)
+    assert sum(predicted.values()) == pytest.approx(161.4, abs=0.5)
     assert predicted["products"] > floor["gemm"] and predicted["attention"] > floor["attention"]
-    assert predicted["copies"] == pytest.approx(2.6, abs=0.1)
+    assert "copies" not in predicted and "gelu" not in predicted
     assert floor["floor"] == pytest.approx(131, abs=0.5)
-    assert floor["separate kernels"] == pytest.approx(143, abs=0.5)
+    assert floor["separate kernels"] == pytest.approx(137.3, abs=0.5)
 
 
 def test_hashes_tell_bits_apart() -> None:

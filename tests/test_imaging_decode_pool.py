@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
@@ -11,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from picture_files import heic
+from picture_files import encoded, heic
 from PIL import Image
 
 from uso_engine.errors import BackendError, ImageError
@@ -24,12 +23,6 @@ from uso_engine.imaging.open import Alpha, ImageLimits, open_image
 def pool() -> Iterator[DecodePool]:
     with DecodePool(1) as running:
         yield running
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def process_ids(pool: DecodePool) -> list[int]:

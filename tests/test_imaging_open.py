@@ -12,33 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from picture_files import chunk, encoded, flag
 from PIL import Image, PngImagePlugin
 
 from uso_engine.errors import FetchError, ImageError, MissingFileError
 from uso_engine.imaging.open import ImageLimits, describe_source, open_image
 
 
-def picture(width: int = 40, height: int = 30) -> Image.Image:
-    """Left half red, right half blue, top row green: no two corners alike."""
-    array = np.zeros((height, width, 3), np.uint8)
-    array[:, : width // 2] = (200, 10, 10)
-    array[:, width // 2 :] = (10, 10, 200)
-    array[: height // 5] = (10, 200, 10)
-    return Image.fromarray(array)
-
-
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
 def png_claiming(width: int, height: int) -> bytes:
     """A PNG of a few bytes whose header claims a size."""
-
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
 
@@ -53,7 +35,7 @@ def no_leak(message: str) -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 def test_every_way_to_hand_over_a_picture_gives_the_same_pixels(kind: str, tmp_path: Path) -> None:
-    data = encoded(picture(), kind)
+    data = encoded(flag(), kind)
     path = tmp_path / "picture.bin"  # content decides, not the name
     path.write_bytes(data)
     expected = Image.open(io.BytesIO(data)).convert("RGB")
@@ -74,9 +56,9 @@ def test_every_way_to_hand_over_a_picture_gives_the_same_pixels(kind: str, tmp_p
 
 
 def test_percent_encoded_data_uri() -> None:
-    data = encoded(picture(), "PNG")
+    data = encoded(flag(), "PNG")
     uri = "data:image/png," + "".join(f"%{byte:02x}" for byte in data)
-    assert np.array_equal(array_of(open_image(uri)), array_of(picture()))
+    assert np.array_equal(array_of(open_image(uri)), array_of(flag()))
 
 
 def test_first_frame_of_animations() -> None:
@@ -107,16 +89,16 @@ def test_a_hundred_megapixels_are_refused_from_the_header() -> None:
 
 def test_webp_sizes_are_read_from_all_three_kinds_of_header() -> None:
     limits = ImageLimits(max_pixels=1199)
-    alpha = picture().convert("RGBA")
+    alpha = flag().convert("RGBA")
     alpha.putalpha(100)
-    for data in (encoded(picture(), "WEBP"), encoded(picture(), "WEBP", lossless=True), encoded(alpha, "WEBP")):
+    for data in (encoded(flag(), "WEBP"), encoded(flag(), "WEBP", lossless=True), encoded(alpha, "WEBP")):
         with pytest.raises(ImageError, match="40x30 is 1,200 pixels; at most 1,199"):
             open_image(data, limits=limits)
         assert open_image(data).size == (40, 30)
 
 
 def test_jpeg_size_is_read_before_decoding() -> None:
-    data = bytearray(encoded(picture(), "JPEG"))
+    data = bytearray(encoded(flag(), "JPEG"))
     frame = data.index(b"\xff\xc0")
     data[frame + 5 : frame + 9] = struct.pack(">HH", 60_000, 50_000)
     with pytest.raises(ImageError, match=r"50000x60000 is 3,000,000,000 pixels"):
@@ -142,7 +124,7 @@ def test_truncated_files_are_refused(kind: str, part: float) -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 def test_damage_anywhere_is_a_picture_or_an_image_error(kind: str) -> None:
-    data = encoded(picture(24, 24), kind)
+    data = encoded(flag(24, 24), kind)
     random = np.random.default_rng(7)
     for _ in range(150):
         broken = bytearray(data)
@@ -157,7 +139,7 @@ def test_damage_anywhere_is_a_picture_or_an_image_error(kind: str) -> None:
 def test_huge_text_chunks_do_not_cost_the_picture() -> None:
     info = PngImagePlugin.PngInfo()
     info.add_text("comment", "x" * 30_000_000, zip=True)
-    assert np.array_equal(array_of(open_image(encoded(picture(), "PNG", pnginfo=info))), array_of(picture()))
+    assert np.array_equal(array_of(open_image(encoded(flag(), "PNG", pnginfo=info))), array_of(flag()))
 
 
 class Trickle(io.RawIOBase):
@@ -172,8 +154,8 @@ class Trickle(io.RawIOBase):
 
 
 def test_files_that_give_less_than_they_are_asked_for() -> None:
-    data = encoded(picture(), "PNG")
-    assert np.array_equal(array_of(open_image(Trickle(data))), array_of(picture()))  # type: ignore[arg-type]
+    data = encoded(flag(), "PNG")
+    assert np.array_equal(array_of(open_image(Trickle(data))), array_of(flag()))  # type: ignore[arg-type]
     with pytest.raises(ImageError, match=r"more than 70 bytes"):
         open_image(Trickle(data), limits=ImageLimits(max_bytes=70))  # type: ignore[arg-type]
 
@@ -186,7 +168,7 @@ def test_files_that_cannot_be_read() -> None:
 
 
 def test_byte_limits_for_every_source(tmp_path: Path) -> None:
-    data = encoded(picture(), "PNG")
+    data = encoded(flag(), "PNG")
     path = tmp_path / "a.png"
     path.write_bytes(data)
     limits = ImageLimits(max_bytes=len(data) - 1)
@@ -214,7 +196,7 @@ def test_paths_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_servers_do_not_open_paths(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
-    path.write_bytes(encoded(picture(), "PNG"))
+    path.write_bytes(encoded(flag(), "PNG"))
     for source in (str(path), path, path.as_uri(), f"file:{path}"):
         with pytest.raises(ImageError, match="local paths are not opened here"):
             open_image(source, limits=ImageLimits(allow_paths=False))
@@ -257,7 +239,7 @@ def test_names_appear_in_messages_and_secrets_do_not() -> None:
 
 
 def test_lazily_opened_damaged_pillow_images() -> None:
-    data = encoded(picture(200, 200), "JPEG")
+    data = encoded(flag(200, 200), "JPEG")
     with pytest.raises(ImageError, match="cannot be loaded") as caught:
         open_image(Image.open(io.BytesIO(data[:-400])))
     no_leak(str(caught.value))

@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import pytest
+from picture_files import encoded, flag
 from PIL import ExifTags, Image
 
 from uso_engine.errors import ImageError
 from uso_engine.imaging.open import open_image
-
-
-def picture(width: int = 40, height: int = 30) -> Image.Image:
-    """Left half red, right half blue, top row green: no two corners alike."""
-    array = np.zeros((height, width, 3), np.uint8)
-    array[:, : width // 2] = (200, 10, 10)
-    array[:, width // 2 :] = (10, 10, 200)
-    array[: height // 5] = (10, 200, 10)
-    return Image.fromarray(array)
-
-
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def array_of(image: Image.Image) -> np.ndarray:
@@ -60,8 +44,8 @@ def test_exif_orientation_is_applied(orientation: int, corner: tuple[int, int]) 
 
 
 def test_damaged_exif_does_not_cost_the_picture() -> None:
-    data = encoded(picture(), "PNG", exif=b"Exif\0\0this is no TIFF header at all")
-    assert np.array_equal(array_of(open_image(data)), array_of(picture()))
+    data = encoded(flag(), "PNG", exif=b"Exif\0\0this is no TIFF header at all")
+    assert np.array_equal(array_of(open_image(data)), array_of(flag()))
 
 
 def transparent(mode: str) -> Image.Image:
@@ -102,7 +86,7 @@ def test_cmyk_palette_grey_and_one_bit() -> None:
     assert np.abs(array_of(open_image(cyan))[4, 4] - (0, 255, 255)).max() <= 4
     assert open_image(encoded(Image.new("L", (2, 2), 77), "PNG")).getpixel((0, 0)) == (77, 77, 77)
     assert open_image(encoded(Image.new("1", (9, 2), 1), "PNG")).getpixel((8, 1)) == (255, 255, 255)
-    quantised = picture().quantize(8)
+    quantised = flag().quantize(8)
     assert np.array_equal(array_of(open_image(encoded(quantised, "PNG"))), array_of(quantised.convert("RGB")))
 
 
@@ -151,7 +135,7 @@ def test_every_other_pillow_mode_becomes_rgb() -> None:
 
 
 def test_callers_picture_is_not_changed() -> None:
-    source = picture()
+    source = flag()
     source.info["note"] = "mine"
     opened = open_image(source)
     opened.putpixel((0, 0), (1, 2, 3))

@@ -9,62 +9,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from lora_files import LAYER, PROJ, QKV, SHAPES, C, assert_merges_to, low_rank, parsed, pristine
+from narrow_model import NARROW
 from torch import Tensor
 
 from uso_engine.errors import LoRAError
-from uso_engine.model.params import TransformerParams
 from uso_engine.weights.files.safetensors_file import write_safetensors
 from uso_engine.weights.files.tensor_source import MemorySource
-from uso_engine.weights.loading import merged_tensor
-from uso_engine.weights.lora import LoRA, parse_lora, read_lora
+from uso_engine.weights.lora import parse_lora, read_lora
 from uso_engine.weights.lora.scaling import PeftScaling
-from uso_engine.weights.model_shapes import transformer_shapes
-from uso_engine.weights.recipe import draw, recipe_source
+from uso_engine.weights.recipe import draw
 
-PARAMS = TransformerParams(
-    in_channels=8,
-    vec_in_dim=12,
-    context_in_dim=20,
-    hidden_size=32,
-    num_heads=2,
-    depth=1,
-    depth_single_blocks=1,
-    axes_dim=(4, 6, 6),
-)
-C, E, D = PARAMS.hidden_size, PARAMS.mlp_width, PARAMS.head_dim
-SHAPES = transformer_shapes(PARAMS)
-PROJ = "double_blocks.0.img_attn.proj"
-QKV = "double_blocks.0.img_attn.qkv"
-LAYER = f"diffusion_model.{PROJ}"
+E, D = NARROW.mlp_width, NARROW.head_dim
 QUERY_NORM = "double_blocks.0.img_attn.norm.query_norm.scale"
-
-
-def _parse(tensors: Mapping[str, Tensor], scaling: PeftScaling | None = None) -> LoRA:
-    return parse_lora(MemorySource(tensors, "file"), PARAMS, scaling)
-
-
-def _pristine(key: str) -> Tensor:
-    return draw(key, SHAPES[key]).double()
-
-
-def _assert_merges_to(lora: LoRA, expected: Mapping[str, Tensor], strength: float = 1.0) -> None:
-    """At a strength s every weight is W + s * (expected - W), and no other weight changes."""
-    assert set(lora.updates) == set(expected)
-    for key, value in expected.items():
-        merged = merged_tensor(recipe_source(SHAPES), key, [(lora, strength)])
-        wanted = _pristine(key) + strength * (value - _pristine(key))
-        assert torch.allclose(merged.double(), wanted, atol=2e-5, rtol=1e-5), key
 
 
 def _tensors(layer: str, **shapes: tuple[int, ...]) -> dict[str, Tensor]:
     return {f"{layer}.{part}": draw(f"{layer}.{part}", shape) for part, shape in shapes.items()}
-
-
-def _low_rank(layer: str, rows: int = C, columns: int = C, rank: int = 4) -> dict[str, Tensor]:
-    return {
-        f"{layer}.lora_down.weight": draw(f"{layer}.down", (rank, columns)),
-        f"{layer}.lora_up.weight": draw(f"{layer}.up", (rows, rank)),
-    }
 
 
 def _product(tensors: Mapping[str, Tensor], layer: str) -> Tensor:
@@ -94,15 +55,15 @@ def test_lokr(shapes: dict[str, tuple[int, int]], alpha: float | None, scale: fl
         tensors[f"{LAYER}.alpha"] = torch.tensor(alpha)
     first, second = factors
     change = torch.einsum("ab,cd->acbd", first, second).reshape(C, C) * scale
-    _assert_merges_to(_parse(tensors), {f"{PROJ}.weight": _pristine(f"{PROJ}.weight") + change}, strength)
+    assert_merges_to(parsed(tensors), {f"{PROJ}.weight": pristine(f"{PROJ}.weight") + change}, strength)
 
 
 def test_loha() -> None:
     tensors = _tensors(LAYER, hada_w1_a=(C, 4), hada_w1_b=(4, C), hada_w2_a=(C, 4), hada_w2_b=(4, C))
     a, b, c, d = (tensors[f"{LAYER}.hada_{part}"].double() for part in ("w1_a", "w1_b", "w2_a", "w2_b"))
     change = (a @ b) * (c @ d) * (2.0 / 4)
-    _assert_merges_to(
-        _parse(tensors | {f"{LAYER}.alpha": torch.tensor(2.0)}), {f"{PROJ}.weight": _pristine(f"{PROJ}.weight") + change}, -0.7
+    assert_merges_to(
+        parsed(tensors | {f"{LAYER}.alpha": torch.tensor(2.0)}), {f"{PROJ}.weight": pristine(f"{PROJ}.weight") + change}, -0.7
     )
 
 
@@ -114,46 +75,46 @@ def test_pefts_lokr_and_loha_take_alpha_from_their_settings(tmp_path: Path) -> N
     for kind, tensors, expected in (("LOKR", whole, change * (6 / 4)), ("LOHA", loha, (a @ b) * (c @ d) * (6 / 4))):
         write_safetensors(tmp_path / "adapter_model.safetensors", tensors)
         (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": kind, "alpha": 6, "r": 4}))
-        _assert_merges_to(read_lora(tmp_path, PARAMS), {f"{PROJ}.weight": _pristine(f"{PROJ}.weight") + expected})
+        assert_merges_to(read_lora(tmp_path, NARROW), {f"{PROJ}.weight": pristine(f"{PROJ}.weight") + expected})
 
 
 @pytest.mark.parametrize("ending", ["dora_scale", "lora_magnitude_vector", "lora_magnitude_vector.default.weight"])
 @pytest.mark.parametrize("shape", [(C, 1), (C,), (1, C)])
 @pytest.mark.parametrize("strength", [1.0, 0.4])
 def test_dora(ending: str, shape: tuple[int, ...], strength: float) -> None:
-    tensors = _low_rank(LAYER)
+    tensors = low_rank(LAYER)
     magnitude = 1 + draw("m", (C,)).abs()
     file = tensors | {f"{LAYER}.{ending}": magnitude.reshape(shape), f"{LAYER}.alpha": torch.tensor(2.0)}
-    moved = _pristine(f"{PROJ}.weight") + _product(tensors, LAYER) * (2.0 / 4)
+    moved = pristine(f"{PROJ}.weight") + _product(tensors, LAYER) * (2.0 / 4)
     axis = 0 if shape == (1, C) else 1
     lengths = moved.square().sum(axis, keepdim=True).sqrt()
     expected = magnitude.double().reshape(lengths.shape) * moved / lengths
-    _assert_merges_to(_parse(file), {f"{PROJ}.weight": expected}, strength)
+    assert_merges_to(parsed(file), {f"{PROJ}.weight": expected}, strength)
 
 
 @pytest.mark.parametrize("shape", [(2 * C, 1), (1, C)])
 def test_dora_of_the_layer_whose_halves_change_places(shape: tuple[int, ...]) -> None:
     layer = "transformer.norm_out.linear"
-    tensors = _low_rank(layer, 2 * C)
+    tensors = low_rank(layer, 2 * C)
     magnitude = 1 + draw("m", shape).abs()
     key = "final_layer.adaLN_modulation.1.weight"
-    shift, scale = _pristine(key).chunk(2)
+    shift, scale = pristine(key).chunk(2)
     moved = torch.cat([scale, shift]) + _product(tensors, layer)
     lengths = moved.square().sum(1 if shape[1] == 1 else 0, keepdim=True).sqrt()
     scale, shift = (magnitude.double() * moved / lengths).chunk(2)
-    _assert_merges_to(_parse(tensors | {f"{layer}.dora_scale": magnitude}), {key: torch.cat([shift, scale])})
+    assert_merges_to(parsed(tensors | {f"{layer}.dora_scale": magnitude}), {key: torch.cat([shift, scale])})
 
 
 def test_dora_and_loha_of_rows_of_a_fused_matrix() -> None:
     query, value = "transformer.transformer_blocks.0.attn.to_q", "transformer.transformer_blocks.0.attn.to_v"
-    tensors = _low_rank(query) | _tensors(value, hada_w1_a=(C, 2), hada_w1_b=(2, C), hada_w2_a=(C, 2), hada_w2_b=(2, C))
+    tensors = low_rank(query) | _tensors(value, hada_w1_a=(C, 2), hada_w1_b=(2, C), hada_w2_a=(C, 2), hada_w2_b=(2, C))
     magnitude = 1 + draw("m", (C, 1)).abs()
-    expected = _pristine(f"{QKV}.weight")
+    expected = pristine(f"{QKV}.weight")
     moved = expected[:C] + _product(tensors, query)
     expected[:C] = magnitude.double() * moved / moved.square().sum(1, keepdim=True).sqrt()
     a, b, c, d = (tensors[f"{value}.hada_{part}"].double() for part in ("w1_a", "w1_b", "w2_a", "w2_b"))
     expected[2 * C :] += (a @ b) * (c @ d)
-    _assert_merges_to(_parse(tensors | {f"{query}.dora_scale": magnitude}), {f"{QKV}.weight": expected})
+    assert_merges_to(parsed(tensors | {f"{query}.dora_scale": magnitude}), {f"{QKV}.weight": expected})
 
 
 def test_differences_of_weights_biases_and_norms() -> None:
@@ -172,19 +133,19 @@ def test_differences_of_weights_biases_and_norms() -> None:
         "single_blocks.0.norm.key_norm.scale": "d",
         "double_blocks.0.txt_attn.norm.query_norm.scale": "e",
     }
-    expected = {key: _pristine(key) + draw(name, SHAPES[key]).double() for key, name in names.items()}
-    _assert_merges_to(_parse(tensors), expected, 0.5)
+    expected = {key: pristine(key) + draw(name, SHAPES[key]).double() for key, name in names.items()}
+    assert_merges_to(parsed(tensors), expected, 0.5)
 
 
 def test_biases_of_up_matrices_are_scaled_as_the_product_is() -> None:
     layer = "transformer.single_transformer_blocks.0.proj_mlp"
     tensors = {f"{layer}.lora_A.weight": draw("a", (4, C)), f"{layer}.lora_B.weight": draw("b", (E, 4))}
     tensors[f"{layer}.lora_B.bias"] = draw("c", (E,))
-    weight, bias = _pristine("single_blocks.0.linear1.weight"), _pristine("single_blocks.0.linear1.bias")
+    weight, bias = pristine("single_blocks.0.linear1.weight"), pristine("single_blocks.0.linear1.bias")
     weight[3 * C :] += 2 * draw("b", (E, 4)).double() @ draw("a", (4, C)).double()
     bias[3 * C :] += 2 * draw("c", (E,)).double()
     expected = {"single_blocks.0.linear1.weight": weight, "single_blocks.0.linear1.bias": bias}
-    _assert_merges_to(_parse(tensors, PeftScaling(alpha=8.0)), expected, -1.5)
+    assert_merges_to(parsed(tensors, PeftScaling(alpha=8.0)), expected, -1.5)
 
 
 def test_changes_that_are_zero_are_left_out() -> None:
@@ -193,9 +154,9 @@ def test_changes_that_are_zero_are_left_out() -> None:
         f"{LAYER}.diff_b": torch.zeros(C),
         f"{LAYER}.lora_up.bias": torch.zeros(C),
     }
-    assert set(_parse(_low_rank(LAYER) | zeros).updates) == {f"{PROJ}.weight"}
+    assert set(parsed(low_rank(LAYER) | zeros).updates) == {f"{PROJ}.weight"}
     with pytest.raises(LoRAError, match=r"only differences that are zero \(3 keys\)"):
-        _parse(zeros)
+        parsed(zeros)
 
 
 @pytest.mark.parametrize(
@@ -217,38 +178,38 @@ def test_changes_that_are_zero_are_left_out() -> None:
         ),
         (_tensors(LAYER, diff=(C, C + 1)), r"shape \[32, 33\], expected \[32, 32\]"),
         (_tensors(LAYER, diff_b=(C + 1,)), r"shape \[33\], expected \[32\]"),
-        (_low_rank(LAYER) | _tensors(LAYER, diff=(C, C)), "low-rank and difference for one layer"),
-        (_low_rank(LAYER) | _tensors(LAYER, dora_scale=(3, 1)), r"shape \[3, 1\], expected \[32, 1\] or \[32\] or \[1, 32\]"),
+        (low_rank(LAYER) | _tensors(LAYER, diff=(C, C)), "low-rank and difference for one layer"),
+        (low_rank(LAYER) | _tensors(LAYER, dora_scale=(3, 1)), r"shape \[3, 1\], expected \[32, 1\] or \[32\] or \[1, 32\]"),
         (_tensors(LAYER, diff=(C, C), dora_scale=(C, 1)), "a DoRA magnitude beside a difference"),
         (_tensors(LAYER, dora_scale=(C, 1)), "the down matrix is missing"),
         ({f"{LAYER}.lora_B.bias": torch.ones(C)}, "a bias of an up matrix that is missing"),
         ({f"{LAYER}.diff": torch.full((C, C), torch.nan)}, "infinite or not a number"),
         ({f"{LAYER}.diff": torch.ones(C, C, dtype=torch.int8)}, "not floating-point numbers"),
-        (_low_rank("diffusion_model.double_blocks.0.img_attn.norm.query_norm", D, 1), "low-rank for a norm, which is a vector"),
+        (low_rank("diffusion_model.double_blocks.0.img_attn.norm.query_norm", D, 1), "low-rank for a norm, which is a vector"),
         (_tensors("diffusion_model.double_blocks.0.img_attn.norm.query_norm", b_norm=(D,)), "bias of a norm, which has none"),
     ],
 )
 def test_adapters_that_are_not_whole(tensors: dict[str, Tensor], message: str) -> None:
     with pytest.raises(LoRAError, match=message):
-        _parse(tensors)
+        parsed(tensors)
 
 
 def test_a_bias_where_the_layer_has_none() -> None:
-    without = replace(PARAMS, qkv_bias=False)
+    without = replace(NARROW, qkv_bias=False)
     tensors = {f"diffusion_model.{QKV}.diff_b": torch.ones(3 * C)}
     with pytest.raises(LoRAError, match=rf"a change of a bias that the layer does not have: diffusion_model\.{QKV}\.diff_b"):
         parse_lora(MemorySource(tensors, "file"), without)
-    assert set(_parse(tensors).updates) == {f"{QKV}.bias"}
+    assert set(parsed(tensors).updates) == {f"{QKV}.bias"}
 
 
 def test_settings_that_say_dora_of_a_file_without_magnitudes() -> None:
     with pytest.raises(LoRAError, match="no layer has a magnitude"):
-        _parse(_low_rank(LAYER), PeftScaling(uses_dora=True))
+        parsed(low_rank(LAYER), PeftScaling(uses_dora=True))
 
 
 @pytest.mark.parametrize("name", ["diffusion_model.img_in", "transformer.x_embedder", "img_in"])
 def test_control_loras_are_refused_with_the_reason(name: str) -> None:
-    columns = 2 * PARAMS.in_channels
+    columns = 2 * NARROW.in_channels
     tensors = {f"{name}.lora_A.weight": torch.ones(4, columns), f"{name}.lora_B.weight": torch.ones(C, 4)}
     with pytest.raises(LoRAError, match=r"a control LoRA .* takes 16 input channels, the transformer has 8"):
-        _parse(tensors | {QUERY_NORM: torch.ones(D)})
+        parsed(tensors | {QUERY_NORM: torch.ones(D)})

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from narrow_model import NARROW
 from torch import Tensor
 
 from uso_engine.errors import LoRAError, MissingFileError
@@ -18,16 +19,7 @@ from uso_engine.weights.lora import read_lora
 from uso_engine.weights.model_shapes import transformer_shapes
 from uso_engine.weights.recipe import draw
 
-PARAMS = TransformerParams(
-    in_channels=8,
-    vec_in_dim=12,
-    context_in_dim=20,
-    hidden_size=32,
-    num_heads=2,
-    depth=2,
-    depth_single_blocks=2,
-    axes_dim=(4, 6, 6),
-)
+PARAMS = replace(NARROW, depth=2, depth_single_blocks=2)
 GOOD = "diffusion_model.double_blocks.0.img_attn.proj"
 KOHYA = "lora_unet_double_blocks_1_txt_attn_proj"
 

@@ -2,51 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import permutations
 
 import pytest
 import torch
+from lora_files import LAYER, PROJ, QKV, SHAPES, C, low_rank, parsed, pristine
 from torch import Tensor
 
 from uso_engine.errors import LoRAError
-from uso_engine.model.params import TransformerParams
-from uso_engine.weights.files.tensor_source import MemorySource
 from uso_engine.weights.loading import merged_tensor
-from uso_engine.weights.lora import LoRA, parse_lora
-from uso_engine.weights.model_shapes import transformer_shapes
 from uso_engine.weights.recipe import draw, recipe_source
-
-PARAMS = TransformerParams(
-    in_channels=8,
-    vec_in_dim=12,
-    context_in_dim=20,
-    hidden_size=32,
-    num_heads=2,
-    depth=1,
-    depth_single_blocks=1,
-    axes_dim=(4, 6, 6),
-)
-C = PARAMS.hidden_size
-SHAPES = transformer_shapes(PARAMS)
-PROJ = "double_blocks.0.img_attn.proj"
-QKV = "double_blocks.0.img_attn.qkv"
-LAYER = f"diffusion_model.{PROJ}"
-
-
-def _parse(tensors: Mapping[str, Tensor]) -> LoRA:
-    return parse_lora(MemorySource(tensors, "file"), PARAMS)
-
-
-def _pristine(key: str) -> Tensor:
-    return draw(key, SHAPES[key]).double()
-
-
-def _low_rank(layer: str, rows: int = C, columns: int = C, rank: int = 4) -> dict[str, Tensor]:
-    return {
-        f"{layer}.lora_down.weight": draw(f"{layer}.down", (rank, columns)),
-        f"{layer}.lora_up.weight": draw(f"{layer}.up", (rows, rank)),
-    }
 
 
 def _twice(scale: float) -> dict[str, Tensor]:
@@ -64,9 +29,9 @@ def _twice(scale: float) -> dict[str, Tensor]:
 
 def test_a_lora_under_two_key_styles_is_taken_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
-        lora = _parse(_twice(0.6))
+        lora = parsed(_twice(0.6))
     assert "taken once" in caplog.text
-    expected = _pristine(f"{QKV}.weight")
+    expected = pristine(f"{QKV}.weight")
     for index, part in enumerate("qkv"):
         up = (draw(f"{part}.up", (C, 3)) * 0.6).bfloat16().double()
         expected[index * C : (index + 1) * C] += up @ draw(f"{part}.down", (3, C)).double()
@@ -80,20 +45,20 @@ def test_two_loras_under_two_key_styles_are_refused() -> None:
     different = _twice(0.6)
     different["transformer.transformer_blocks.0.attn.to_v.lora_B.weight"] *= 1.05
     with pytest.raises(LoRAError, match=rf"the same rows of {QKV}.weight as .*, in another key style and with other values"):
-        _parse(different)
+        parsed(different)
     partly = {key: value for key, value in _twice(0.6).items() if ".to_v." not in key}
     with pytest.raises(LoRAError, match="in another key style"):
-        _parse(partly)
+        parsed(partly)
 
 
 def test_files_add_up_to_the_same_bits_in_any_order() -> None:
-    dora = _low_rank(LAYER) | {f"{LAYER}.dora_scale": torch.ones(C, 1)}
+    dora = low_rank(LAYER) | {f"{LAYER}.dora_scale": torch.ones(C, 1)}
     flat = "lora_unet_" + PROJ.replace(".", "_")
     loras = [
-        (_parse(_low_rank(LAYER)), 0.3),
-        (_parse(_low_rank(LAYER)), 0.7),  # the same update again
-        (_parse({f"{flat}.diff": draw("d", (C, C))}), -1.7),
-        (_parse(dora), 0.9),
+        (parsed(low_rank(LAYER)), 0.3),
+        (parsed(low_rank(LAYER)), 0.7),  # the same update again
+        (parsed({f"{flat}.diff": draw("d", (C, C))}), -1.7),
+        (parsed(dora), 0.9),
     ]
     key = f"{PROJ}.weight"
     merged = [merged_tensor(recipe_source(SHAPES), key, list(order)) for order in permutations(loras)]

@@ -8,23 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from narrow_model import NARROW
 
 from uso_engine.errors import LoRAError
-from uso_engine.model.params import TransformerParams
 from uso_engine.weights.files.safetensors_file import write_safetensors
 from uso_engine.weights.lora import LoRA, read_lora
 from uso_engine.weights.recipe import draw
 
-PARAMS = TransformerParams(
-    in_channels=8,
-    vec_in_dim=12,
-    context_in_dim=20,
-    hidden_size=32,
-    num_heads=2,
-    depth=1,
-    depth_single_blocks=1,
-    axes_dim=(4, 6, 6),
-)
+PARAMS = NARROW
 C = PARAMS.hidden_size
 Q, K = "transformer.transformer_blocks.0.attn.to_q", "transformer.transformer_blocks.0.attn.to_k"
 

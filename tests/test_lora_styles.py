@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from lora_files import assert_merges_to, pristine
+from narrow_model import NARROW
 from torch import Tensor
 
-from uso_engine.model.params import TransformerParams
 from uso_engine.weights.files.safetensors_file import write_safetensors
-from uso_engine.weights.loading import merged_tensor
 from uso_engine.weights.lora import LoRA, read_lora
 from uso_engine.weights.lora.key_styles import KEY_STYLES
 from uso_engine.weights.model_shapes import transformer_shapes
-from uso_engine.weights.recipe import draw, recipe_source
+from uso_engine.weights.recipe import draw
 
-PARAMS = TransformerParams(
-    in_channels=8,
-    vec_in_dim=12,
-    context_in_dim=20,
-    hidden_size=32,
-    num_heads=2,
-    depth=2,
-    depth_single_blocks=2,
-    axes_dim=(4, 6, 6),
-)
+PARAMS = replace(NARROW, depth=2, depth_single_blocks=2)
 C, E = PARAMS.hidden_size, PARAMS.mlp_width
 SHAPES = transformer_shapes(PARAMS)
 Change = Mapping[str, Tensor]
@@ -38,18 +30,10 @@ def _pair(name: str, rows: int, columns: int, rank: int) -> tuple[Tensor, Tensor
     return draw(f"{name}.down", (rank, columns)), draw(f"{name}.up", (rows, rank))
 
 
-def _expected(change: Change) -> dict[str, Tensor]:
-    """The merged weights, in float64."""
-    return {key: draw(key, SHAPES[key]).double() + change[key].double() for key in change}
-
-
-def _assert_merges_to(lora: LoRA, change: Change, strength: float = 1.0) -> None:
+def _assert_adds(lora: LoRA, change: Change, strength: float = 1.0) -> None:
     """The LoRA changes exactly these weights by exactly this much."""
-    assert set(lora.updates) == set(change)
-    source = recipe_source(SHAPES)
-    for key, expected in _expected({k: strength * v for k, v in change.items()}).items():
-        merged = merged_tensor(source, key, [(lora, strength)])
-        assert torch.allclose(merged.double(), expected, atol=1e-5, rtol=0), key
+    expected = {key: pristine(key, PARAMS) + value.double() for key, value in change.items()}
+    assert_merges_to(lora, expected, strength, params=PARAMS, absolute=1e-5, relative=0)
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Path:
@@ -100,8 +84,8 @@ def _comfyui_name(name: str) -> str:
 def test_usos_own_keys(tmp_path: Path) -> None:
     tensors, change = _uso(".down.weight", ".up.weight", lambda name: name)
     lora = read_lora(_write(tmp_path / "dit_lora.safetensors", tensors), PARAMS)
-    _assert_merges_to(lora, change)
-    _assert_merges_to(lora, change, strength=-0.3)
+    _assert_adds(lora, change)
+    _assert_adds(lora, change, strength=-0.3)
     assert lora.style == "USO / XLabs"
     assert lora.skipped_keys == 0
 
@@ -109,14 +93,14 @@ def test_usos_own_keys(tmp_path: Path) -> None:
 def test_comfyuis_repackaged_uso_lora_is_the_same(tmp_path: Path) -> None:
     tensors, change = _uso(".lora_down.weight", ".lora_up.weight", _comfyui_name)
     assert "diffusion_model.single_blocks.1.linear1_qkv.lora_up.weight" in tensors
-    _assert_merges_to(read_lora(_write(tmp_path / "l.safetensors", tensors), PARAMS), change)
+    _assert_adds(read_lora(_write(tmp_path / "l.safetensors", tensors), PARAMS), change)
 
 
 def test_xlabs_loras_have_double_blocks_only(tmp_path: Path) -> None:
     tensors, change = _uso(".down.weight", ".up.weight", lambda name: name, rank=3)
     tensors = {f"diffusion_model.{key}": t for key, t in tensors.items() if key.startswith("double")}
     change = {key: t for key, t in change.items() if key.startswith("double")}
-    _assert_merges_to(read_lora(_write(tmp_path / "l.safetensors", tensors), PARAMS), change)
+    _assert_adds(read_lora(_write(tmp_path / "l.safetensors", tensors), PARAMS), change)
 
 
 # diffusers' layers: name there -> canonical key, rows of it, columns. Ranks differ from layer to layer.
@@ -169,14 +153,14 @@ def _diffusers(name: Callable[[str], str], down: str, up: str) -> tuple[dict[str
 def test_diffusers_and_peft_keys(prefix: str, middle: str, tmp_path: Path) -> None:
     tensors, change = _diffusers(lambda layer: prefix + layer, f".lora_A{middle}.weight", f".lora_B{middle}.weight")
     lora = read_lora(_write(tmp_path / "l.safetensors", tensors), PARAMS)
-    _assert_merges_to(lora, change)
+    _assert_adds(lora, change)
     assert lora.style == "diffusers / PEFT"
 
 
 @pytest.mark.parametrize("prefix", ["lora_transformer_", "lycoris_", "lora_unet_", "lora_prior_unet_"])
 def test_flattened_diffusers_keys_of_other_trainers(prefix: str, tmp_path: Path) -> None:
     tensors, change = _diffusers(lambda layer: prefix + layer.replace(".", "_"), ".lora_down.weight", ".lora_up.weight")
-    _assert_merges_to(read_lora(_write(tmp_path / "l.safetensors", tensors), PARAMS), change)
+    _assert_adds(read_lora(_write(tmp_path / "l.safetensors", tensors), PARAMS), change)
 
 
 def _bfl(name: Callable[[str], str], down: str, up: str, alpha: float | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -201,14 +185,14 @@ def test_kohya_keys_with_alpha_cover_every_matrix(tmp_path: Path) -> None:
         lambda layer: "lora_unet_" + layer.replace(".", "_"), ".lora_down.weight", ".lora_up.weight", alpha=2.0
     )
     lora = read_lora(_write(tmp_path / "l.safetensors", tensors), PARAMS)
-    _assert_merges_to(lora, change)
+    _assert_adds(lora, change)
     assert lora.style == "kohya"
 
 
 @pytest.mark.parametrize("prefix", ["diffusion_model.", "base_model.model.", "transformer.", "model.diffusion_model."])
 def test_dotted_keys_of_black_forest_labs_cover_every_matrix(prefix: str, tmp_path: Path) -> None:
     tensors, change = _bfl(lambda layer: prefix + layer, ".lora_A.weight", ".lora_B.weight", alpha=None)
-    _assert_merges_to(read_lora(_write(tmp_path / "l.safetensors", tensors), PARAMS), change)
+    _assert_adds(read_lora(_write(tmp_path / "l.safetensors", tensors), PARAMS), change)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.float64])
@@ -220,7 +204,7 @@ def test_stored_types(dtype: torch.dtype, tmp_path: Path) -> None:
     }
     change = torch.zeros(3 * C, C)
     change[C : 2 * C] = b.to(dtype).float() @ a.to(dtype).float()
-    _assert_merges_to(
+    _assert_adds(
         read_lora(_write(tmp_path / "l.safetensors", tensors), PARAMS), {"double_blocks.0.img_attn.qkv.weight": change}
     )
 
@@ -230,7 +214,7 @@ def test_kernels_of_one_by_one_convolutions_are_matrices(tmp_path: Path) -> None
     tensors = {"lora_unet_double_blocks_0_img_attn_proj.lora_down.weight": a[:, :, None, None]}
     tensors["lora_unet_double_blocks_0_img_attn_proj.lora_up.weight"] = b[:, :, None, None]
     lora = read_lora(_write(tmp_path / "l.safetensors", tensors), PARAMS)
-    _assert_merges_to(lora, {"double_blocks.0.img_attn.proj.weight": b @ a})
+    _assert_adds(lora, {"double_blocks.0.img_attn.proj.weight": b @ a})
 
 
 def test_text_encoder_layers_are_left_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -261,7 +245,7 @@ def test_what_belongs_to_prompts_is_left_out(key: str, tmp_path: Path) -> None:
     good = "diffusion_model.double_blocks.0.img_attn.proj"
     tensors = {f"{good}.lora_A.weight": a, f"{good}.lora_B.weight": b, key: torch.ones(2, 3)}
     lora = read_lora(_write(tmp_path / "l.safetensors", tensors), PARAMS)
-    _assert_merges_to(lora, {"double_blocks.0.img_attn.proj.weight": b @ a})
+    _assert_adds(lora, {"double_blocks.0.img_attn.proj.weight": b @ a})
     assert lora.skipped_keys == 1
 
 
@@ -274,7 +258,7 @@ def test_numbered_parts_of_onetrainers_files(tmp_path: Path) -> None:
         tensors |= {f"{name}.lora_down.weight": a, f"{name}.lora_up.weight": b, f"{name}.alpha": torch.tensor(1.0)}
         change[part * C : part * C + rows] = b @ a / 2
     lora = read_lora(_write(tmp_path / "l.safetensors", tensors), PARAMS)
-    _assert_merges_to(lora, {"single_blocks.1.linear1.weight": change})
+    _assert_adds(lora, {"single_blocks.1.linear1.weight": change})
 
 
 def test_style_names_do_not_collide() -> None:

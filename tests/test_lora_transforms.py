@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from test_lora_adapters import LAYER, PROJ, QKV, SHAPES, C, _assert_merges_to, _low_rank, _parse, _pristine
+from lora_files import LAYER, PROJ, QKV, SHAPES, C, assert_merges_to, low_rank, parsed, pristine
 from torch import Tensor
 
 from uso_engine.errors import LoRAError
@@ -41,10 +41,10 @@ def rotation(blocks: Tensor, bound: float = 0.0) -> Tensor:
 def test_ia3_of_rows_and_of_columns(on_input: int, strength: float) -> None:
     tensors = ia3(LAYER, C, on_input)
     factors = 1 + tensors[f"{LAYER}.weight"].double()
-    expected = _pristine(WEIGHT) * (factors[None, :] if on_input else factors[:, None])
-    _assert_merges_to(_parse(tensors), {WEIGHT: expected}, strength)
+    expected = pristine(WEIGHT) * (factors[None, :] if on_input else factors[:, None])
+    assert_merges_to(parsed(tensors), {WEIGHT: expected}, strength)
     stored = factors.float().reshape((1, C) if on_input else (C, 1))
-    _assert_merges_to(_parse({f"base_model.model.{PROJ}.ia3_l": stored}), {WEIGHT: expected}, strength)
+    assert_merges_to(parsed({f"base_model.model.{PROJ}.ia3_l": stored}), {WEIGHT: expected}, strength)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.01])
@@ -54,27 +54,27 @@ def test_oft(rescaled: bool, alpha: float) -> None:
     tensors = {f"{LAYER}.oft_blocks": blocks, f"{LAYER}.alpha": torch.tensor(alpha)}
     turn = rotation(blocks, alpha * C)
     assert torch.allclose(turn @ turn.T, torch.eye(C, dtype=torch.float64))
-    expected = turn.T @ _pristine(WEIGHT)
+    expected = turn.T @ pristine(WEIGHT)
     if rescaled:
         rescale = 1 + draw("rescale", (C, 1)) * 0.1
         tensors[f"{LAYER}.rescale"] = rescale
         expected = rescale.double() * expected
-    _assert_merges_to(_parse(tensors), {WEIGHT: expected}, 0.7)
+    assert_merges_to(parsed(tensors), {WEIGHT: expected}, 0.7)
 
 
 @pytest.mark.parametrize("old_names", [False, True])
 def test_glora(old_names: bool) -> None:
     tensors = glora(LAYER)
     a1, a2, b1, b2 = (tensors[f"{LAYER}.{name}.weight"].double() for name in ("a1", "a2", "b1", "b2"))
-    expected = _pristine(WEIGHT) + (2 / 4) * (_pristine(WEIGHT) @ a1 @ a2 + b1 @ b2)
+    expected = pristine(WEIGHT) + (2 / 4) * (pristine(WEIGHT) @ a1 @ a2 + b1 @ b2)
     if old_names:
         swap = {"a1": "a2", "a2": "a1", "b1": "b2", "b2": "b1"}
         tensors = {f"{LAYER}.{swap[key.split('.')[-2]]}.weight": tensor for key, tensor in tensors.items()}
-    _assert_merges_to(_parse(tensors | {f"{LAYER}.alpha": torch.tensor(2.0)}), {WEIGHT: expected}, -0.6)
+    assert_merges_to(parsed(tensors | {f"{LAYER}.alpha": torch.tensor(2.0)}), {WEIGHT: expected}, -0.6)
 
 
 def test_the_layer_whose_halves_change_places() -> None:
-    shift, scale = _pristine(SWAPPED).chunk(2)
+    shift, scale = pristine(SWAPPED).chunk(2)
     in_file = torch.cat([scale, shift])
     blocks, halves = draw("blocks", (8, 8, 8)) * 0.3, ia3(HALVES, 2 * C, 0)
     turned = rotation(blocks).T @ in_file
@@ -82,25 +82,25 @@ def test_the_layer_whose_halves_change_places() -> None:
     files: list[tuple[dict[str, Tensor], Tensor]] = [({f"{HALVES}.oft_blocks": blocks}, turned), (halves, scaled)]
     for tensors, wanted in files:
         first, second = wanted.chunk(2)
-        _assert_merges_to(_parse(tensors), {SWAPPED: torch.cat([second, first])})
+        assert_merges_to(parsed(tensors), {SWAPPED: torch.cat([second, first])})
 
 
 def test_rows_of_a_fused_matrix() -> None:
     layer = "transformer.transformer_blocks.0.attn.to_k"
-    expected = _pristine(f"{QKV}.weight")
+    expected = pristine(f"{QKV}.weight")
     expected[C : 2 * C] = rotation(draw("blocks", (2, 16, 16)) * 0.3).T @ expected[C : 2 * C]
-    _assert_merges_to(_parse({f"{layer}.oft_blocks": draw("blocks", (2, 16, 16)) * 0.3}), {f"{QKV}.weight": expected})
+    assert_merges_to(parsed({f"{layer}.oft_blocks": draw("blocks", (2, 16, 16)) * 0.3}), {f"{QKV}.weight": expected})
 
 
 def test_several_adapters_give_the_same_bits_in_any_order() -> None:
     """Each changes the pristine weight, so none sees what another did."""
-    files = [_parse(tensors) for tensors in (ia3(LAYER, C, 1), {f"{LAYER}.oft_blocks": draw("b", (4, 8, 8))}, glora(LAYER))]
-    files.append(_parse(_low_rank(LAYER)))
+    files = [parsed(tensors) for tensors in (ia3(LAYER, C, 1), {f"{LAYER}.oft_blocks": draw("b", (4, 8, 8))}, glora(LAYER))]
+    files.append(parsed(low_rank(LAYER)))
     chosen = [(file, 0.3 + 0.2 * i) for i, file in enumerate(files)]
     sums = [merged_tensor(recipe_source(SHAPES), WEIGHT, order) for order in (chosen, chosen[::-1], chosen[2:] + chosen[:2])]
     assert all(torch.equal(one, sums[0]) for one in sums)
-    alone = [merged_tensor(recipe_source(SHAPES), WEIGHT, [one]).double() - _pristine(WEIGHT) for one in chosen]
-    assert torch.allclose(sums[0].double(), _pristine(WEIGHT) + sum(alone), atol=1e-4)
+    alone = [merged_tensor(recipe_source(SHAPES), WEIGHT, [one]).double() - pristine(WEIGHT) for one in chosen]
+    assert torch.allclose(sums[0].double(), pristine(WEIGHT) + sum(alone), atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -122,11 +122,11 @@ def test_several_adapters_give_the_same_bits_in_any_order() -> None:
         (glora(LAYER) | {f"{LAYER}.b1.weight": torch.ones(C, 3)}, r"GLoRA's a1, a2, b1, b2 of shapes \[32, 4\]"),
         (glora(LAYER, rank=C), "GLoRA's a1, a2, b1, b2 of shapes"),
         ({f"{LAYER}.a1.weight": torch.ones(C, 4)}, "the a2 matrix is missing"),
-        (glora(LAYER) | _low_rank(LAYER), "low-rank and GLoRA for one layer"),
+        (glora(LAYER) | low_rank(LAYER), "low-rank and GLoRA for one layer"),
         ({f"base_model.model.{PROJ}.oft_R.weight": torch.ones(4, 28)}, "OFT or BOFT of PEFT, whose meaning changed"),
         ({f"{LAYER}.weight": torch.ones(C)}, "not a key of a LoRA"),
     ],
 )
 def test_files_that_are_not_whole(tensors: Mapping[str, Tensor], message: str) -> None:
     with pytest.raises(LoRAError, match=message):
-        _parse(tensors)
+        parsed(tensors)

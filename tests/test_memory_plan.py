@@ -28,7 +28,9 @@ FLUX = TransformerParams()
 
 
 @pytest.mark.parametrize("sequences", [1, 3])
-def test_activations_are_what_a_run_keeps_alive(sequences: int) -> None:
+def test_activations_are_no_more_than_plans_reckon_with(sequences: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where products take bfloat16 as it is, as a GPU's do."""
+    monkeypatch.setattr("uso_kernels.cpu.multiplies_bfloat16", lambda: True)
     module = small_transformer(dtype=torch.bfloat16)
     conditions = drawn_conditions(SMALL, seed=1, text=64, contents=((16, 16),))
     batch = PackedBatch.form([drawn_sequence(module, (16, 16), conditions)] * sequences)
@@ -37,7 +39,7 @@ def test_activations_are_what_a_run_keeps_alive(sequences: int) -> None:
     with torch.no_grad(), LiveBytes() as counted:
         module(batch, latents, modulation)
     widths = counted.peak / (2 * batch.joint.rows * SMALL.hidden_size)
-    assert 0.7 * ROW_WIDTHS < widths <= 1.04 * ROW_WIDTHS
+    assert 0.5 * ROW_WIDTHS < widths <= ROW_WIDTHS
 
 
 def test_autoencoder_activations_per_pixel() -> None:

@@ -1,6 +1,6 @@
 """An operation goes straight to its launch, but through the operator where something has to see it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -144,3 +144,79 @@ def test_a_library_stands_in_for_a_launch(doubled: Operation) -> None:
         operation(writes=("out",))
     with pytest.raises(ValueError, match="either a launch or a library"):
         operation(writes=("out",), launch=launch, library=tripled_for_a_test)
+
+
+class _Compiled:
+    """Stands where a compiled kernel does: `compiled[grid](*arguments)`, and counts."""
+
+    def __init__(self) -> None:
+        self.arguments: list[tuple[object, ...]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        assert grid == (1, 1, 1)
+
+        def runner(*arguments: object) -> None:
+            self.arguments.append(arguments)
+            x, out, offset = arguments[0], arguments[1], arguments[2]
+            assert isinstance(x, Tensor) and isinstance(out, Tensor) and isinstance(offset, float)
+            out.copy_(x + offset)
+
+        return runner
+
+
+class _Jitted:
+    """Stands where a kernel does whose launch compiles it."""
+
+    arg_names = ("x_ptr", "out_ptr", "offset", "BLOCK")
+
+    def __call__(self) -> None:
+        raise AssertionError("launched without a grid")
+
+    def __init__(self, compiled: _Compiled) -> None:
+        self.compiled, self.launched = compiled, 0
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., _Compiled]:
+        def run(*, x_ptr: Tensor, out_ptr: Tensor, offset: float, **options: object) -> _Compiled:
+            self.launched += 1
+            out_ptr.copy_(x_ptr + offset)
+            return self.compiled
+
+        return run
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_a_launch_is_prepared_once_for_operands_of_a_kind() -> None:
+    """Other shapes, strides, types, alignments and numbers are launches of their own; other addresses are not."""
+    checked: list[int] = []
+    kernel = _Jitted(_Compiled())
+
+    def shifted_for_a_test(x: Tensor, out: Tensor, offset: float) -> None:
+        out.copy_(x + offset)
+
+    def describe(generation: Generation, x: Tensor, out: Tensor, offset: float) -> Launch:
+        return Launch("shifted", kernel, (1,), {"x_ptr": x, "out_ptr": out, "offset": offset}, Config(1, 1, {"BLOCK": 8}))
+
+    def check(x: Tensor, out: Tensor, offset: float) -> None:
+        checked.append(len(x))
+
+    shifted = operation(writes=("out",), launch=describe, check=check)(shifted_for_a_test)
+    try:
+        base = torch.arange(64.0)
+        first = base[:8]
+        kinds = [(first, 1.0), (first, 2.0), (base[:12], 1.0), (base[:16:2], 1.0), (base[1:9], 1.0), (first.int(), 1.0)]
+        for seen, (x, offset) in enumerate(kinds):
+            for again in range(3):
+                out = torch.zeros(len(x))
+                version = out._version
+                shifted(x.clone() if x.is_contiguous() and x.data_ptr() % 16 == 0 else x, out, offset)
+                assert torch.equal(out, x + offset)
+                assert out._version > version
+                assert (kernel.launched, len(checked)) == (seen + 1, seen + 1)
+                assert len(kernel.compiled.arguments) == 2 * seen + again
+        assert kernel.compiled.arguments[-1][3] == 8
+        assert all(argument is None for prepared in shifted.prepared.values() for argument in prepared.template[:2])
+        with Watching() as watching:
+            shifted(base[:8], torch.zeros(8), 1.0)
+        assert (len(checked), watching.found != []) == (len(kinds) + 1, True)
+    finally:
+        del OPERATIONS[shifted.name]

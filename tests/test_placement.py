@@ -10,25 +10,17 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from streamed_engines import everything_streamed, plain_and_streamed
 
 from uso_engine import ResearchOptions, USOEngine, load_config
-from uso_engine.config import EngineConfig, PrecisionConfig
 from uso_engine.errors import MemoryBudgetError
 from uso_engine.generation import Generation
 from uso_engine.offload.budget import find_budget
 from uso_engine.offload.phases import GIB, MODULATION, Choice, moved_bytes_of
 from uso_engine.offload.placement import Placement
-from uso_engine.offload.plan import MemoryPlan, plan_memory
-from uso_engine.offload.sizes import EngineSizes, RequestSize
 
 REQUEST: dict[str, Any] = {"prompt": "the object in the hills", "num_inference_steps": 3, "seed": 5}
 CPU = torch.device("cpu")
-
-
-def config_of(tier: str) -> EngineConfig:
-    loaded = load_config("uso-tiny")
-    precision = PrecisionConfig.model_validate({**loaded.precision.model_dump(), "tier": tier})
-    return loaded.model_copy(update={"precision": precision})
 
 
 def placement_of(engine: USOEngine) -> Placement:
@@ -37,35 +29,16 @@ def placement_of(engine: USOEngine) -> Placement:
     return placement
 
 
-def everything_streamed(budget_bytes: int, sizes: EngineSizes, work: RequestSize) -> MemoryPlan:
-    """A plan such as a tiny budget would need for a large model: uso-tiny's own parts are smaller than what they compute."""
-    parts = {name: part.weight_bytes for name, part in sizes.components.items()}
-    blocks = range(len(sizes.transformer.single_blocks) - 1)
-    choice = Choice(frozenset({MODULATION, *parts}), (0, 1), tuple(blocks))
-    return replace(
-        plan_memory(budget_bytes, sizes, work),
-        streamed={**parts, MODULATION: sum(sizes.transformer.modulation)},
-        streamed_double_blocks=choice.double_blocks,
-        streamed_single_blocks=choice.single_blocks,
-        moved_bytes=moved_bytes_of(choice, sizes, work),
-    )
-
-
 @pytest.fixture(scope="module")
-def pictures() -> dict[str, Any]:
-    content = Image.linear_gradient("L").convert("RGB").resize((96, 64))
-    return {"images": [content, Image.radial_gradient("L").convert("RGB").resize((80, 80))]}
+def pictures(content: Image.Image, style: Image.Image) -> dict[str, Any]:
+    return {"images": [content, style]}
 
 
 @pytest.fixture(scope="module", params=["float32", "bf16", "int8"])
 def engines(request: pytest.FixtureRequest) -> Iterator[tuple[USOEngine, USOEngine]]:
     """The same configuration without a plan and with everything streamed."""
-    config = config_of(request.param)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("uso_engine.offload.placement.plan_memory", everything_streamed)
-        planned = USOEngine.from_config(config, device="cpu", memory_budget_gib=4)
-    with planned, USOEngine.from_config(config, device="cpu") as plain:
-        yield plain, planned
+    with plain_and_streamed(request.param, "cpu") as both:
+        yield both
 
 
 def test_pictures_are_the_same_however_the_weights_travel(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_placement import config_of, everything_streamed
+from streamed_engines import plain_and_streamed
 from torch import Tensor, nn
 
 from uso_engine import USOEngine
@@ -25,12 +25,8 @@ REQUEST: dict[str, Any] = {"prompt": "the object in the hills", "num_inference_s
 @pytest.fixture(scope="module", params=["bf16", "int8", "int4"])
 def engines(request: pytest.FixtureRequest) -> Iterator[tuple[USOEngine, USOEngine]]:
     """The same configuration on the GPU without a plan and with everything streamed."""
-    config = config_of(request.param)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("uso_engine.offload.placement.plan_memory", everything_streamed)
-        planned = USOEngine.from_config(config, device="cuda", memory_budget_gib=4)
-    with planned, USOEngine.from_config(config, device="cuda") as plain:
-        yield plain, planned
+    with plain_and_streamed(request.param, "cuda") as both:
+        yield both
 
 
 def pictures() -> dict[str, Any]:

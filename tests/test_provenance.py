@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,6 @@ OWN_LORA = {
     ).hexdigest(),
 }
 SMALL: dict[str, Any] = {"image_size": {"width": 64, "height": 64}, "num_inference_steps": 2}
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[USOEngine]:
-    with USOEngine.from_config("uso-tiny", device="cpu", dtype=torch.float32) as loaded:
-        yield loaded
-
-
-@pytest.fixture(scope="module")
-def content() -> Image.Image:
-    return Image.linear_gradient("L").convert("RGB").resize((96, 64))
 
 
 def test_every_legal_seed_is_a_picture_of_its_own(engine: USOEngine) -> None:

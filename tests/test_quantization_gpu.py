@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 from random_models import drawn_conditions, drawn_sequence
-from torch import Tensor
 
 from uso_engine.model.packing import PackedBatch
 from uso_engine.model.params import TransformerParams
@@ -15,6 +14,7 @@ from uso_engine.offload.plan import plan_memory
 from uso_engine.offload.sizes import ROW_WIDTHS, public_engine_sizes, transformer_sizes
 from uso_engine.precision.tiers import Format, linear_classes, tiers_of_gpu
 from uso_engine.precision.transformer import layer_formats
+from uso_engine.verification.measure import relative_error
 from uso_engine.weights.model_shapes import transformer_shapes
 from uso_engine.weights.quantizing import quantize
 from uso_engine.weights.recipe import recipe_source
@@ -22,10 +22,6 @@ from uso_engine.weights.recipe import recipe_source
 pytestmark = pytest.mark.gpu
 
 WIDE = TransformerParams(depth=2, depth_single_blocks=4)
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    return float((actual.double() - expected.double()).norm() / expected.double().norm())
 
 
 @pytest.mark.parametrize("kind", list(linear_classes()))

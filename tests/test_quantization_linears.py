@@ -13,6 +13,7 @@ from uso_engine.precision.fp8_linear import Fp8Linear, Fp8WeightLinear
 from uso_engine.precision.int4_linear import Int4Linear, group_size
 from uso_engine.precision.int8_linear import Int8Linear, Int8WeightLinear
 from uso_engine.precision.quantized_linear import QuantizedLinear
+from uso_engine.verification.measure import relative_error
 from uso_kernels.quantize_rows import quantize_rows
 from uso_kernels.rows import QuantizedRows
 
@@ -29,10 +30,6 @@ def layer_of(kind: type[QuantizedLinear], weight: Tensor, bias: Tensor | None, d
 
 def drawn(rows: int, columns: int, seed: int = 0) -> Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    return float((actual.double() - expected.double()).norm() / expected.double().norm())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

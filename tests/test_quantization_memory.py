@@ -1,10 +1,9 @@
-"""Host memory while quantising gigabytes, measured in a fresh process; and the benchmarks behind the documentation."""
+"""Host memory while quantising gigabytes, measured in a fresh process, and how sensitive each group of layers is."""
 
 import pytest
 import torch
 
 from benchmarks.memory.quantizing import measure
-from benchmarks.tiers import report
 from benchmarks.tiers.errors import drawn_case
 from benchmarks.tiers.sensitivity import groups_of, sensitivities
 from uso_engine.precision.transformer import linears
@@ -17,13 +16,6 @@ def test_quantising_two_gigabytes_takes_little_memory(tier: str) -> None:
     (entry,) = measure([tier], double=2, single=3)  # type: ignore[list-item]
     assert float(str(entry["checkpoint_bytes"])) >= 2e9
     assert float(str(entry["peak_above_start_bytes"])) <= 2 * 2**30
-
-
-def test_documentation_shows_the_recorded_results() -> None:
-    text = report.DOCUMENT.read_text()
-    assert report.written(text, report.read_records()) == text
-    for name in report.SECTIONS:
-        assert f"tiers/report.py: {name} -->\n\n| " in text
 
 
 def test_groups_hold_every_quantisable_layer() -> None:

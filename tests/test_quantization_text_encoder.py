@@ -11,6 +11,7 @@ from transformers import T5Config, T5EncoderModel
 from uso_engine.errors import CheckpointError
 from uso_engine.precision.int8_linear import Int8WeightLinear
 from uso_engine.precision.text_encoder import quantize_text_encoder
+from uso_engine.verification.measure import relative_error
 
 Precision = Literal["int8", "fp8"]
 
@@ -42,7 +43,7 @@ def test_error_of_an_encoded_prompt(
     quantized = quantize_text_encoder(nn.Module.to(copy.deepcopy(encoder), dtype), precision)
     answer = encode(quantized)
     assert answer.dtype == dtype
-    assert least < float((answer.double() - truth).norm() / truth.norm()) < most
+    assert least < relative_error(answer, truth) < most
 
 
 def test_every_matrix_is_replaced_and_nothing_else(encoder: T5EncoderModel) -> None:

@@ -16,7 +16,7 @@ from uso_engine.sampling.job import ImageJob
 from uso_engine.sampling.latents import draw_noise, token_grid
 from uso_engine.sampling.run import DenoisingRun
 from uso_engine.sampling.schedule import schedule
-from uso_engine.verification.measure import bound_for
+from uso_engine.verification.measure import bound_for, relative_error
 from uso_engine.verification.small_model import small_params
 from uso_engine.weights.files.tensor_source import MemorySource, TensorSource
 from uso_engine.weights.loaded_quantized import LoadedQuantizedTransformer
@@ -66,10 +66,6 @@ def run(
     first = steps[0].velocities[0].float().clone()
     denoiser.run()
     return [first, denoiser.latents()[0]]
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    return float((actual.double() - expected.double()).norm() / expected.double().norm())
 
 
 @pytest.mark.parametrize(

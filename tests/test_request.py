@@ -13,27 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 from pydantic import ValidationError
+from request_bodies import URL, body, refusals
 
-from uso_engine.api.messages import validation_messages
 from uso_engine.api.request import GenerationRequest, RequestDefaults, request_model
 from uso_engine.errors import ImageError
 from uso_engine.imaging.sizes import ImageSize, SizeLimits
 from uso_engine.imaging.source import EXPECTED_SOURCE
 
 Wire = request_model(wire=True)
-URL = "https://host.example/a.png"
 TINY = request_model(SizeLimits(64, 512, 300 * 512), RequestDefaults(128, 96, 4, 3.0, 128))
-
-
-def body(**changes: object) -> dict[str, object]:
-    """A valid request as it comes over HTTP, with changes."""
-    return {"model": "bytedance/uso", "prompt": "a T-rex", "image_urls": [URL]} | changes
-
-
-def refusals(kind: type[GenerationRequest], data: object) -> list[str]:
-    with pytest.raises(ValidationError) as caught:
-        kind.model_validate(data)
-    return validation_messages(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -4,24 +4,13 @@ from __future__ import annotations
 
 import pytest
 from pydantic import ValidationError
+from request_bodies import URL, body, refusals
 
 from uso_engine.api.messages import validation_messages
-from uso_engine.api.request import GenerationRequest, request_model
+from uso_engine.api.request import request_model
 from uso_engine.imaging.sizes import PRESETS
 
 Wire = request_model(wire=True)
-URL = "https://host.example/a.png"
-
-
-def body(**changes: object) -> dict[str, object]:
-    """A valid request as it comes over HTTP, with changes."""
-    return {"model": "bytedance/uso", "prompt": "a T-rex", "image_urls": [URL]} | changes
-
-
-def refusals(kind: type[GenerationRequest], data: object) -> list[str]:
-    with pytest.raises(ValidationError) as caught:
-        kind.model_validate(data)
-    return validation_messages(caught.value)
 
 
 @pytest.mark.parametrize(

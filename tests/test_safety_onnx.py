@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from uso_engine import USOEngine
 from uso_engine.cli.app import app
 from uso_engine.config import EngineConfig, load_config, parse_config
 from uso_engine.embedded.safety_classifier import FOLDER, flagged_pattern
@@ -80,6 +81,16 @@ def test_a_configuration_chooses_the_runtime(exported: Path) -> None:
     assert images[1].getextrema() == ((0, 0), (0, 0), (0, 0))
     with pytest.raises(MissingFileError, match=r"safety checker's ONNX file.*nowhere\.onnx"):
         require_parts(config_with(runtime="onnx", onnx_file="/nowhere.onnx"))
+
+
+def test_an_engine_screens_with_it_and_plans_without_it(exported: Path) -> None:
+    config = config_with(runtime="onnx", onnx_file=str(exported), forbid_disabling=True)
+    with USOEngine.from_config(config, device="cpu", memory_budget_gib=1.2) as engine:
+        assert "safety classifier" not in str(engine.memory_plan)
+        result = engine.generate(prompt="a house", num_inference_steps=1, seed=1)
+        assert result.has_nsfw_concepts == (False,)
+        with pytest.raises(ValueError, match="configuration forbids switching it off"):
+            engine.generate(prompt="a house", num_inference_steps=1, enable_safety_checker=False)
 
 
 @pytest.mark.parametrize(

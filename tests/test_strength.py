@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,12 +19,6 @@ from uso_engine.sampling.schedule import schedule
 from uso_engine.sampling.strength import last_steps, noised
 
 FIELDS: dict[str, Any] = {"image_size": {"width": 96, "height": 64}, "num_inference_steps": 10, "seed": 7}
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[USOEngine]:
-    with USOEngine.from_config("uso-tiny", device="cpu", dtype=torch.float32) as loaded:
-        yield loaded
 
 
 @pytest.fixture(scope="module")

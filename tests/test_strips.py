@@ -18,6 +18,7 @@ from uso_engine.conditioning.plane import Keeper, Plane
 from uso_engine.conditioning.strips import Strips, decode_in_strips, encode_in_strips
 from uso_engine.loading.assembly import load_autoencoder as load_own_autoencoder
 from uso_engine.offload.autoencoder_sizes import FLUX_DECODER, FLUX_ENCODER, STRIP_PIXELS, Cut
+from uso_engine.verification.measure import relative_error
 
 CUTS = [1, 100, 333, 1000, 10**6]
 """Pixels of a strip: single rows, several heights, all rows at once."""
@@ -106,13 +107,10 @@ def test_bfloat16_is_as_near_to_the_truth_as_the_whole() -> None:
     z = latent().bfloat16().contiguous(memory_format=CHANNELS_LAST)
     truth, whole = wide.decoder(z.double()), half.decoder(z)
 
-    def error(found: Tensor) -> float:
-        return float((found.double() - truth).norm() / truth.norm())
-
     for pixels in CUTS:
         found = decoded(half, z, pixels, layout=CHANNELS_LAST)
         assert found.dtype == torch.bfloat16
-        assert error(found) < 1.1 * error(whole) < 0.05
+        assert relative_error(found, truth) < 1.1 * relative_error(whole, truth) < 0.05
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

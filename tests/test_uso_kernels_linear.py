@@ -6,7 +6,7 @@ from recorded_shapes import Shapes
 from torch import Tensor
 from torch.nn import functional as F
 
-from uso_kernels.matmul.linear import linear
+from uso_kernels.matmul.linear import linear, linear_of_parts
 from uso_kernels.ragged import Ragged
 
 # Rows of a tile, of some and of many; widths of the small test model, and one that is no power of two.
@@ -85,3 +85,40 @@ def test_gradients_flow_through_packed_products() -> None:
     linear(x, weight, sequences=Ragged.pack([16, 16])).sum().backward()
     assert weight.grad is not None
     assert torch.allclose(weight.grad, x.sum(0).expand(8, -1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gelu_in_the_product_and_products_of_parts(dtype: torch.dtype, native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both against float64, at most twice as far off as PyTorch's own operations in turn, with the same bits in company."""
+    monkeypatch.setattr("uso_kernels.cpu.multiplies_bfloat16", lambda: native)
+    layout = Ragged.pack([33, 16, 100])
+    x, weight, bias = (drawn(*shape, dtype=dtype, seed=i) / 8 for i, shape in enumerate(((layout.rows, 640), (96, 640), (96,))))
+    parts, place = (x[:, :128], x[:, 128:]), drawn(layout.rows, 144, dtype=dtype, seed=9)[:, :96]
+    exact = F.linear(x.double(), weight.double(), bias.double())
+    plain = F.linear(x, weight, bias)
+    for result, expected, eager in (
+        (linear(x, weight, bias, layout, gelu=True), F.gelu(exact, approximate="tanh"), F.gelu(plain, approximate="tanh")),
+        (linear_of_parts(parts, weight, bias, layout), exact, plain),
+        (linear(x, weight, bias, layout, out=place), exact, plain),
+    ):
+        assert float((result.double() - expected).norm()) <= 2 * float((eager.double() - expected).norm())
+    assert torch.equal(linear(x, weight, bias, layout), place)
+    for rows in layout.row_slices:
+        alone = tuple(part[rows] for part in parts)
+        assert torch.equal(linear_of_parts(alone, weight, bias), linear_of_parts(parts, weight, bias, layout)[rows])
+        assert torch.equal(linear(x[rows], weight, bias, gelu=True), linear(x, weight, bias, layout, gelu=True)[rows])
+    with pytest.raises(ValueError, match="the parts have 600 columns together, the weight has 640"):
+        linear_of_parts((x[:, :88], x[:, 128:]), weight, bias, layout)
+    with pytest.raises(ValueError, match="out must be"):
+        linear(x, weight, bias, layout, out=x)
+
+
+def test_gradients_flow_through_parts_gelu_and_a_place() -> None:
+    x, weight = drawn(32, 32, dtype=torch.float32, seed=1), drawn(8, 32, dtype=torch.float32, seed=2).requires_grad_()
+    place = torch.empty(32, 8)
+    sums = (linear_of_parts((x[:, :16], x[:, 16:]), weight), linear(x, weight, gelu=True), linear(x, weight, out=place))
+    assert sums[2] is place
+    for result, expected in zip(sums, (F.linear(x, weight), F.gelu(F.linear(x, weight), approximate="tanh")) * 2, strict=False):
+        (gradient,) = torch.autograd.grad(result.sum(), weight, retain_graph=True)
+        assert torch.allclose(gradient, torch.autograd.grad(expected.sum(), weight, retain_graph=True)[0], rtol=1e-4, atol=1e-4)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import random
 import struct
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from gguf_blocks import BLOCK_BYTES, FORMULAS, HALVES_AT
+from narrow_model import NARROW
 from torch import Tensor
 
 from uso_engine.errors import BackendError, CheckpointError
-from uso_engine.model.params import TransformerParams
 from uso_engine.weights.files.gguf_file import TYPES, GGUFSource
 from uso_engine.weights.loading import load_parameters
 from uso_engine.weights.model_shapes import transformer_shapes
@@ -23,16 +24,7 @@ from uso_engine.weights.transformer_checkpoint import open_transformer_checkpoin
 
 gguf = pytest.importorskip("gguf", reason="needs the gguf library: pip install 'uso-engine[gguf]'")
 
-PARAMS = TransformerParams(
-    in_channels=32,
-    vec_in_dim=32,
-    context_in_dim=32,
-    hidden_size=32,
-    num_heads=2,
-    depth=1,
-    depth_single_blocks=1,
-    axes_dim=(4, 6, 6),
-)
+PARAMS = replace(NARROW, in_channels=32, vec_in_dim=32, context_in_dim=32)
 SHAPES = transformer_shapes(PARAMS)
 
 

@@ -10,10 +10,10 @@ from itertools import permutations
 
 import pytest
 import torch
+from narrow_model import NARROW
 from torch import Tensor, nn
 
 from uso_engine.errors import CheckpointError, LoRAError
-from uso_engine.model.params import TransformerParams
 from uso_engine.model.transformer import Transformer
 from uso_engine.weights.files.tensor_source import MemorySource
 from uso_engine.weights.loading import load_parameters, merged_tensor, remerge
@@ -21,16 +21,7 @@ from uso_engine.weights.lora import LoRA, LowRankUpdate
 from uso_engine.weights.model_shapes import transformer_shapes
 from uso_engine.weights.recipe import draw, recipe_source
 
-PARAMS = TransformerParams(
-    in_channels=8,
-    vec_in_dim=12,
-    context_in_dim=20,
-    hidden_size=32,
-    num_heads=2,
-    depth=1,
-    depth_single_blocks=2,
-    axes_dim=(4, 6, 6),
-)
+PARAMS = replace(NARROW, depth_single_blocks=2)
 SHAPES = transformer_shapes(PARAMS)
 QKV, LINEAR1, PROJ = (
     "double_blocks.0.img_attn.qkv.weight",

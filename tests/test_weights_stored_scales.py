@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from narrow_model import NARROW, drawn_weights
 from torch import Tensor
 
 from uso_engine.errors import CheckpointError
@@ -20,18 +21,9 @@ from uso_engine.weights.model_shapes import transformer_shapes
 from uso_engine.weights.recipe import draw
 from uso_engine.weights.transformer_checkpoint import _canonical, open_transformer_checkpoint
 
-PARAMS = TransformerParams(
-    in_channels=8,
-    vec_in_dim=12,
-    context_in_dim=20,
-    hidden_size=32,
-    num_heads=2,
-    depth=1,
-    depth_single_blocks=1,
-    axes_dim=(4, 6, 6),
-)
+PARAMS = NARROW
 SHAPES = transformer_shapes(PARAMS)
-WEIGHTS = {key: draw(key, shape) for key, shape in SHAPES.items()}
+WEIGHTS = drawn_weights(PARAMS)
 QKV = "double_blocks.0.img_attn.qkv"
 Stored = tuple[dict[str, Tensor], dict[str, Tensor]]
 """A file's tensors, and the weights that they mean in float64."""

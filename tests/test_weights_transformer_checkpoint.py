@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
+from narrow_model import NARROW, drawn_weights
 from torch import Tensor
 
 from uso_engine.errors import CheckpointError, MissingFileError
@@ -19,30 +20,15 @@ from uso_engine.weights.diffusers_keys import diffusers_shapes
 from uso_engine.weights.files.checkpoint_files import open_checkpoint
 from uso_engine.weights.files.safetensors_file import write_safetensors
 from uso_engine.weights.files.tensor_source import TensorSource
-from uso_engine.weights.model_shapes import transformer_shapes
-from uso_engine.weights.recipe import draw
 from uso_engine.weights.transformer_checkpoint import open_transformer_checkpoint
 
-DEV = TransformerParams(
-    in_channels=8,
-    vec_in_dim=12,
-    context_in_dim=20,
-    hidden_size=32,
-    num_heads=2,
-    depth=2,
-    depth_single_blocks=3,
-    axes_dim=(4, 6, 6),
-)
+DEV = replace(NARROW, depth=2, depth_single_blocks=3)
 SCHNELL = replace(DEV, guidance_embed=False)
-
-
-def _weights(params: TransformerParams) -> dict[str, Tensor]:
-    return {key: draw(key, shape) for key, shape in transformer_shapes(params).items()}
 
 
 def _diffusers_weights(params: TransformerParams) -> dict[str, Tensor]:
     """The weights under diffusers' keys, cut by hand rather than by the map under test."""
-    c, weights = params.hidden_size, _weights(params)
+    c, weights = params.hidden_size, drawn_weights(params)
     result: dict[str, Tensor] = {}
 
     def take(ours: str, *theirs: str, sizes: tuple[int, ...] = ()) -> None:
@@ -103,7 +89,7 @@ def _diffusers_model(params: TransformerParams) -> FluxTransformer2DModel:
 
 
 def _assert_canonical(source: TensorSource, params: TransformerParams, dtype: torch.dtype = torch.float32) -> None:
-    expected = _weights(params)
+    expected = drawn_weights(params)
     assert set(source.keys()) == set(expected)
     for key, tensor in expected.items():
         assert source.shape(key) == tuple(tensor.shape)
@@ -115,12 +101,12 @@ def _assert_canonical(source: TensorSource, params: TransformerParams, dtype: to
 @pytest.mark.parametrize("params", [DEV, SCHNELL], ids=["dev", "schnell"])
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusion_model."])
 def test_single_files_of_black_forest_labs_and_comfyui(params: TransformerParams, prefix: str, tmp_path: Path) -> None:
-    write_safetensors(tmp_path / "f.safetensors", {prefix + key: tensor for key, tensor in _weights(params).items()})
+    write_safetensors(tmp_path / "f.safetensors", {prefix + key: tensor for key, tensor in drawn_weights(params).items()})
     _assert_canonical(open_transformer_checkpoint(tmp_path / "f.safetensors", params), params)
 
 
 def test_a_comfyui_file_with_all_components_in_plain_fp8(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    tensors = {f"model.diffusion_model.{key}": tensor.to(torch.float8_e4m3fn) for key, tensor in _weights(DEV).items()}
+    tensors = {f"model.diffusion_model.{key}": tensor.to(torch.float8_e4m3fn) for key, tensor in drawn_weights(DEV).items()}
     tensors |= {"vae.decoder.conv_in.bias": torch.ones(1), "text_encoders.clip_l.logit_scale": torch.ones(1)}
     write_safetensors(tmp_path / "f.safetensors", tensors)
     with caplog.at_level(logging.INFO):
@@ -158,7 +144,7 @@ def test_pieces_stored_in_different_types_meet_in_float32(tmp_path: Path) -> Non
     weights["transformer_blocks.0.attn.to_k.weight"] = weights["transformer_blocks.0.attn.to_k.weight"].bfloat16()
     write_safetensors(tmp_path / "f.safetensors", weights)
     fused = open_transformer_checkpoint(tmp_path / "f.safetensors", DEV).read("double_blocks.0.img_attn.qkv.weight")
-    expected = _weights(DEV)["double_blocks.0.img_attn.qkv.weight"]
+    expected = drawn_weights(DEV)["double_blocks.0.img_attn.qkv.weight"]
     expected[32:64] = expected[32:64].bfloat16().float()
     assert torch.equal(fused, expected)
 
@@ -176,7 +162,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_every_key_at_fault_is_listed_at_once(file: Path) -> None:
-    weights = _weights(DEV)
+    weights = drawn_weights(DEV)
     del weights["txt_in.bias"], weights["single_blocks.1.linear2.weight"]
     weights["extra.weight"] = torch.ones(1)
     weights["img_in.bias"] = torch.ones(5)
@@ -193,7 +179,7 @@ def test_a_missing_diffusers_key_is_named_as_the_file_would_name_it(file: Path) 
 
 
 def test_many_keys_are_summed_up_by_pattern(file: Path) -> None:
-    message = _refusal(file, replace(DEV, depth=19, depth_single_blocks=38), _weights(DEV))
+    message = _refusal(file, replace(DEV, depth=19, depth_single_blocks=38), drawn_weights(DEV))
     assert "double_blocks.{2-18}.img_attn.qkv.weight (17)" in message
     assert "the checkpoint has 2 double blocks (depth), the configuration says 19" in message
     assert "the checkpoint has 3 single blocks (depth_single_blocks), the configuration says 38" in message
@@ -201,17 +187,19 @@ def test_many_keys_are_summed_up_by_pattern(file: Path) -> None:
 
 
 def test_another_variant_is_explained(file: Path) -> None:
-    assert "has a guidance embedding (like FLUX.1-dev, Krea-dev), the configuration" in _refusal(file, SCHNELL, _weights(DEV))
-    assert "has no guidance embedding (like FLUX.1-schnell), the configuration" in _refusal(file, DEV, _weights(SCHNELL))
+    assert "has a guidance embedding (like FLUX.1-dev, Krea-dev), the configuration" in _refusal(
+        file, SCHNELL, drawn_weights(DEV)
+    )
+    assert "has no guidance embedding (like FLUX.1-schnell), the configuration" in _refusal(file, DEV, drawn_weights(SCHNELL))
     assert "has a guidance embedding" in _refusal(file, SCHNELL, _diffusers_weights(DEV))
-    fill = _weights(replace(DEV, in_channels=48))
+    fill = drawn_weights(replace(DEV, in_channels=48))
     assert "has 48 input channels (in_channels), the configuration says 8" in _refusal(file, DEV, fill)
-    wide = _weights(replace(DEV, hidden_size=64, axes_dim=(8, 12, 12)))
+    wide = drawn_weights(replace(DEV, hidden_size=64, axes_dim=(8, 12, 12)))
     assert "has 64 rows in the input layer (hidden_size), the configuration says 32" in _refusal(file, DEV, wide)
 
 
 def test_quantised_checkpoints_are_recognised(file: Path) -> None:
-    weights = _weights(DEV)
+    weights = drawn_weights(DEV)
     packed = {"img_in.weight": torch.ones(128, 1, dtype=torch.uint8), "img_in.weight.absmax": torch.ones(2)}
     assert "bitsandbytes" in _refusal(file, DEV, weights | packed)
     integers = {"img_in.weight": torch.ones(32, 8, dtype=torch.uint8)}
@@ -223,12 +211,12 @@ def test_other_files_are_recognised(file: Path) -> None:
     assert "looks like a LoRA" in _refusal(file, DEV, {"lora_unet_x.lora_down.weight": torch.ones(1)})
     assert "looks like an autoencoder" in _refusal(file, DEV, {"encoder.down.0.block.0.conv1.bias": torch.ones(1)})
     assert "found 0 keys: none" in _refusal(file, DEV, {})
-    prefixed = {f"model.diffusion_model.{key}": tensor for key, tensor in _weights(DEV).items()}
+    prefixed = {f"model.diffusion_model.{key}": tensor for key, tensor in drawn_weights(DEV).items()}
     assert "1 key left over beside" in _refusal(file, DEV, prefixed | {"strange": torch.ones(1)})
 
 
 def _shards(folder: Path, count: int = 3) -> list[Path]:
-    weights = list(_weights(DEV).items())
+    weights = list(drawn_weights(DEV).items())
     files = [folder / f"model-{n + 1:05d}-of-{count:05d}.safetensors" for n in range(count)]
     for n, path in enumerate(files):
         write_safetensors(path, dict(weights[n::count]))

@@ -1,6 +1,6 @@
 """Measure what each deliberate difference from the authors' code does to the answer, on the small reference model.
 
-    python -m benchmarks.fidelity.faithfulness [--out benchmarks/results/faithfulness.jsonl]
+    python -m benchmarks.fidelity.faithfulness
 
 Every record is a relative error ||a - b|| / ||b||: of the last latent, of the autoencoder's latent for the posterior, of
 attention's output, or the largest over all tensors of the cases in tests/reference. Weights are random, except where a
@@ -9,11 +9,9 @@ record says uso-tiny, so the figures are those of the arithmetic, not of picture
 
 from __future__ import annotations
 
-import argparse
-import json
 import platform
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +19,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.arguments import BenchmarkParser
+from benchmarks.measure import write_record
 from uso_engine import USOEngine
 from uso_engine.imaging.pixels import to_pixels
 from uso_engine.imaging.resize import resize_content
@@ -157,21 +157,16 @@ def posterior() -> tuple[Tensor, Tensor]:
 
 
 def record(difference: str, compared: str, error: float) -> dict[str, object]:
-    """One line of the results."""
+    """One record."""
     machine = f"{platform.machine()}, torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}"
-    return {"benchmark": "faithfulness", "difference": difference, "compared": compared, "relative_error": error, "on": machine}
+    return {"difference": difference, "compared": compared, "relative_error": error, "on": machine}
 
 
-def main() -> None:
-    """Print the records and write them where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="write the records to this file")
-    arguments = parser.parse_args()
-    lines = [json.dumps(entry) for entry in measure()]
-    print("\n".join(lines))
-    if arguments.out is not None:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = BenchmarkParser(__doc__, "out").read(arguments)
+    for entry in measure():
+        print(entry, flush=True)
+        write_record("faithfulness", entry, options.out)
 
 
 if __name__ == "__main__":

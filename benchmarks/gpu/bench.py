@@ -21,9 +21,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import interleave, time_once, write_record
-from benchmarks.step.authors_way import Inputs
 from benchmarks.step.roofline import Tokens
-from benchmarks.workload import WORKLOADS, Workload, random_inputs, random_transformer
+from benchmarks.workload import WORKLOADS, Inputs, Workload, random_inputs, random_transformer
 from uso_engine.model.transformer import Transformer
 from uso_engine.process_state import clean_process_state
 from uso_kernels.attention import available_backends

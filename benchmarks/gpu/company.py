@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from benchmarks.measure import output_hash, relative_difference
+from benchmarks.measure import output_hash
 from benchmarks.workload import Workload, conditions, random_inputs, random_transformer
 from uso_engine.model.transformer import Transformer
 from uso_engine.sampling.admission import admit
 from uso_engine.sampling.job import ImageJob
 from uso_engine.sampling.run import DenoisingRun
 from uso_engine.sampling.schedule import schedule
+from uso_engine.verification.measure import relative_error
 
 from .bench import Bench
 
@@ -64,4 +65,4 @@ def verdict(result: Tensor, alone: Tensor) -> str:
     """Whether the bits are the same, and how far apart they are where not."""
     if torch.equal(result, alone):
         return "same bits"
-    return f"differs by {relative_difference(result, alone):.2g}"
+    return f"differs by {relative_error(result, alone):.2g}"

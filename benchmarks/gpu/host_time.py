@@ -6,7 +6,7 @@ import statistics
 import time
 
 from benchmarks.step.against_diffusers import TIME
-from benchmarks.step.ladder import engine_step
+from benchmarks.step.engine_way import engine_step
 from benchmarks.workload import Workload
 
 from .bench import Bench

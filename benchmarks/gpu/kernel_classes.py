@@ -8,7 +8,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.step.against_diffusers import TIME
-from benchmarks.step.ladder import engine_step
+from benchmarks.step.engine_way import engine_step
 from benchmarks.step.prediction import kernel_class
 from benchmarks.step.roofline import GPU, GPUS, step_operations
 
@@ -18,7 +18,7 @@ from .bench import Bench
 CLASSES = (
     ("gated residual, norm", r"gated_residual|layer_norm_modulate|LayerNorm"),
     ("q/k norm, rotation", r"qk_norm_rope"),
-    ("gelu", r"gelu"),
+    ("gelu", r"gelu_concat|aten::gelu|GeluCUDA|GeluType"),
     ("quantising", r"quantize_rows|dequantize"),
     ("attention", r"_attention_kernel|flash|fmha|sdpa|cudnn.*attn|cudnn_generated.*fort"),
     ("products", r"gemm|nvjet|cutlass|splitk|addmm|mm_kernel|matmul|ampere_|sm90_|sm80_|mkl|bmm"),

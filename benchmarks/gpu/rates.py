@@ -85,7 +85,9 @@ def product(bench: Bench, m: int, n: int, k: int) -> dict[str, object]:
 
 
 def attentions(bench: Bench) -> dict[str, object]:
-    """Every backend that runs here, into memory of its own and into rows of a wider buffer; torch's own calls beside them."""
+    """Every backend that runs here: into memory of its own, into rows of a wider buffer, and with values where the projection
+    writes them; torch's own calls beside them.
+    """
     length, params = bench.tokens.all, bench.workload.params
     heads, width = params.num_heads, params.hidden_size
     q, k, v = (normal(bench, length, heads, params.head_dim) for _ in range(3))
@@ -94,12 +96,15 @@ def attentions(bench: Bench) -> dict[str, object]:
     target = strided[:, :width].unflatten(1, (heads, params.head_dim))
     found: dict[str, object] = {}
 
-    def backend(name: str, out: Tensor | None = None) -> Callable[[], object]:
-        return lambda: attention(q, k, v, layout, layout, backend=name, out=out)
+    projected = normal(bench, length, 3 * width)[:, 2 * width :].unflatten(1, (heads, -1))
+
+    def backend(name: str, values: Tensor, out: Tensor | None = None) -> Callable[[], object]:
+        return lambda: attention(q, k, values, layout, layout, backend=name, out=out)
 
     for name, reason in bench.backends().items():
         if reason is None:
-            ways = {"own memory": backend(name), "strided rows": backend(name, target)}
+            ways = {"own memory": backend(name, v), "strided rows": backend(name, v, target)}
+            ways["values in place"] = backend(name, projected)
             found[name] = {way: rate(bench, flops, compute) for way, compute in ways.items()}
         else:
             found[name] = reason[:80]

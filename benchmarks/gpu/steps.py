@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from benchmarks.measure import count_allocations, output_hash, relative_difference
+from benchmarks.measure import count_allocations, output_hash
 from benchmarks.step.against_diffusers import TIME, TOLERANCE, diffusers_step, diffusers_twin
-from benchmarks.step.authors_way import Inputs
-from benchmarks.step.ladder import Evaluate, engine_step
+from benchmarks.step.engine_way import Evaluate, engine_step
 from benchmarks.step.roofline import step_flops
-from benchmarks.workload import conditions
+from benchmarks.workload import Inputs, conditions
 from uso_engine.model.transformer import Transformer
 from uso_engine.sampling.admission import admit
 from uso_engine.sampling.job import ImageJob
 from uso_engine.sampling.run import DenoisingRun
 from uso_engine.sampling.schedule import schedule
+from uso_engine.verification.measure import relative_error
 
 from .bench import Bench
 
@@ -86,7 +86,7 @@ def described(bench: Bench, evaluate: Evaluate, truth: Tensor) -> dict[str, obje
     result = evaluate()
     bench.synchronize()
     seconds = time.perf_counter() - start
-    difference = relative_difference(result, truth)
+    difference = relative_error(result, truth)
     if not difference <= TOLERANCE[bench.dtype]:
         raise ValueError(f"another velocity than diffusers': relative difference {difference:.3g}")
     return {"difference": difference, "hash": output_hash(result), "first_call_s": seconds}

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from benchmarks.records import Record, hardware, latest, table
+from benchmarks.documents import Table, markdown
+from benchmarks.records import Record, hardware, latest
 from benchmarks.step.prediction import predicted_step_ms
 from benchmarks.step.roofline import Tokens
 from uso_engine.model.params import TransformerParams
-
-PENDING = "Pending: no GPU has been measured."
 
 
 def spread(timing: Record) -> str:
@@ -28,16 +25,16 @@ def step_variants(records: list[Record]) -> str:
             f"{r['difference']:.1e}",
             r["hash"],
         ]
-        for r in latest(records, "gpu_step", "workload", "variant")
+        for r in latest(records, "workload", "variant")
     ]
-    return filled(["machine", "workload", "variant", "ms (median)", "p20 to p80", "TFLOP/s", "difference", "hash"], rows)
+    return markdown(["machine", "workload", "variant", "ms (median)", "p20 to p80", "TFLOP/s", "difference", "hash"], rows)
 
 
 def kernel_classes(records: list[Record]) -> str:
     """Predicted for an H100, beside every machine's measurement."""
     params, tokens = TransformerParams(), Tokens(style=192, content=1024)
     predicted = predicted_step_ms(params, tokens)
-    measured = [r for r in latest(records, "gpu_profile", "workload") if r["tokens"] == tokens.all]
+    measured = [r for r in latest(records, "workload") if r["tokens"] == tokens.all]
     rows = []
     for name in {**predicted, **{name: 0 for r in measured for name in r["classes"]}}:
         classes = [r["classes"].get(name) for r in measured]
@@ -46,7 +43,7 @@ def kernel_classes(records: list[Record]) -> str:
     sums = [f"{sum(found['ms'] for found in r['classes'].values()):.1f}" for r in measured] or ["pending"]
     rows.append(["all", f"{sum(predicted.values()):.0f}", *sums])
     header = ["kernels, L = 5824, bf16", "predicted for an H100, ms a step"]
-    return table([*header, *([f"{hardware(r)}, ms (floor; launches)" for r in measured] or ["measured"])], rows)
+    return markdown([*header, *([f"{hardware(r)}, ms (floor; launches)" for r in measured] or ["measured"])], rows)
 
 
 def measured_class(found: Record | None) -> str:
@@ -55,14 +52,14 @@ def measured_class(found: Record | None) -> str:
 
 def rates(records: list[Record]) -> str:
     rows: list[list[str]] = []
-    for r in latest(records, "rates", "workload"):
+    for r in latest(records, "workload"):
         ceilings = r["ceilings"] if isinstance(r["ceilings"], dict) else {}
         rows += [[hardware(r), name, "", plain(value)] for name, value in ceilings.items()]
         for group in ("products, TFLOP/s", "attention, TFLOP/s"):
             for name, ways in r[group].items() if isinstance(r[group], dict) else ():
                 entries = ways.items() if isinstance(ways, dict) else [("", ways)]
                 rows += [[hardware(r), name, way, plain(value)] for way, value in entries if isinstance(value, float)]
-    return filled(["machine", "what", "how", "rate"], rows)
+    return markdown(["machine", "what", "how", "rate"], rows)
 
 
 def plain(value: object) -> str:
@@ -75,10 +72,10 @@ def plain(value: object) -> str:
 def requests(records: list[Record]) -> str:
     rows = [
         [hardware(r), stage, f"{1e3 * seconds:.0f}"]
-        for r in latest(records, "gpu_request", "workload")
+        for r in latest(records, "workload")
         for stage, seconds in r["seconds"].items()
     ]
-    return filled(["machine", "stage", "ms"], rows)
+    return markdown(["machine", "stage", "ms"], rows)
 
 
 def variants(records: list[Record]) -> str:
@@ -92,18 +89,15 @@ def variants(records: list[Record]) -> str:
             f"{r['difference']:.1e}",
             r["hash"],
         ]
-        for r in latest(records, "gpu_variant", "workload", "grid", "variant")
+        for r in latest(records, "workload", "grid", "variant")
     ]
-    return filled(["machine", "picture", "variant", "ms (median)", "p20 to p80", "difference", "hash"], rows)
+    return markdown(["machine", "picture", "variant", "ms (median)", "p20 to p80", "difference", "hash"], rows)
 
 
 def company(records: list[Record]) -> str:
     columns = ("again", "twice", "beside a small one")
-    rows = [
-        [hardware(r), r["backend"], *(r[name] for name in columns)]
-        for r in latest(records, "gpu_company", "workload", "backend")
-    ]
-    return filled(["machine", "attention", "alone again", "with another of its size", "with a smaller one"], rows)
+    rows = [[hardware(r), r["backend"], *(r[name] for name in columns)] for r in latest(records, "workload", "backend")]
+    return markdown(["machine", "attention", "alone again", "with another of its size", "with a smaller one"], rows)
 
 
 def host_time(records: list[Record]) -> str:
@@ -113,9 +107,9 @@ def host_time(records: list[Record]) -> str:
             f"{16 * r['grid'][1]} x {16 * r['grid'][0]}",
             *(f"{r[name]:.1f}" for name in ("queued_ms", "least_queued_ms", "finished_ms")),
         ]
-        for r in latest(records, "gpu_host_time", "workload", "grid")
+        for r in latest(records, "workload", "grid")
     ]
-    return filled(["machine", "picture", "queued after, ms", "at the least, ms", "finished after, ms"], rows)
+    return markdown(["machine", "picture", "queued after, ms", "at the least, ms", "finished after, ms"], rows)
 
 
 def memory(records: list[Record]) -> str:
@@ -128,23 +122,22 @@ def memory(records: list[Record]) -> str:
             f"{r['peak_gib']:.2f}",
             f"{r['formula_gib']:.2f}",
         ]
-        for r in latest(records, "cold_start", "workload")
+        for r in latest(records, "workload")
         if "peak_gib" in r
     ]
-    return filled(["machine", "workload", "first step, s", "second step, s", "peak, GiB", "formula, GiB"], rows)
+    return markdown(["machine", "workload", "first step, s", "second step, s", "peak, GiB", "formula, GiB"], rows)
 
 
-def filled(header: list[str], rows: list[list[str]]) -> str:
-    return table(header, rows) if rows else PENDING
-
-
-TABLES: dict[str, Callable[[list[Record]], str]] = {
-    "gpu steps": step_variants,
-    "gpu classes": kernel_classes,
-    "gpu rates": rates,
-    "gpu request": requests,
-    "gpu variants": variants,
-    "gpu company": company,
-    "gpu host time": host_time,
-    "gpu memory": memory,
-}
+TABLES = tuple(
+    Table("docs/performance.md", marker, benchmarks, make)
+    for marker, benchmarks, make in (
+        ("gpu steps", ("gpu_step",), step_variants),
+        ("gpu classes", ("gpu_profile",), kernel_classes),
+        ("gpu rates", ("rates",), rates),
+        ("gpu request", ("gpu_request",), requests),
+        ("gpu variants", ("gpu_variant",), variants),
+        ("gpu company", ("gpu_company",), company),
+        ("gpu host time", ("gpu_host_time",), host_time),
+        ("gpu memory", ("cold_start",), memory),
+    )
+)

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 from unittest.mock import patch
 
+import torch
 from torch import Tensor
 
-from benchmarks.measure import output_hash, relative_difference
+from benchmarks.measure import output_hash
 from benchmarks.step.against_diffusers import TIME
-from benchmarks.step.authors_way import Inputs
-from benchmarks.step.ladder import Evaluate, engine_step
+from benchmarks.step.engine_way import Evaluate, engine_step
 from benchmarks.tiers.steps import formats_by_name, quantized_copy, with_8_bit_activations
-from benchmarks.workload import Workload
+from benchmarks.workload import Inputs, Workload
+from uso_engine.model.run import Fusion
 from uso_engine.model.transformer import Transformer
+from uso_engine.verification.measure import relative_error
 from uso_kernels import operation
 
 from .bench import Bench
@@ -52,6 +54,25 @@ def by_attention(backend: str) -> Variant:
         lambda made, workload: engine_step(*made, (TIME,), backend),
         lambda bench: bench.backends()[backend],
     )
+
+
+def without(name: str) -> Variant:
+    """The step with one of its fusions switched off."""
+
+    def make(made: Made, workload: Workload) -> Evaluate:
+        transformer, inputs, latents = made
+        copy = unfused_copy(transformer, Fusion(**{name: False}))
+        return engine_step(copy, inputs, latents, (TIME,), "auto")
+
+    return Variant(f"without fused {name}", make)
+
+
+def unfused_copy(transformer: Transformer, fusion: Fusion) -> Transformer:
+    """A second module of the same weights, in the same memory, that fuses other passes."""
+    with torch.device("meta"):
+        copy = Transformer(transformer.params, fusion=fusion)
+    copy.load_state_dict(transformer.state_dict(), assign=True)
+    return copy
 
 
 def in_tier(name: str) -> Variant:
@@ -90,6 +111,7 @@ VARIANTS = (
     by_attention("triton"),
     by_attention("xformers"),
     by_attention("chunked"),
+    *(without(field.name) for field in fields(Fusion)),
     Variant("kernels reference", with_references),
     *map(in_tier, with_8_bit_activations()),
 )
@@ -126,7 +148,7 @@ def checked(variant: Variant, made: Made, workload: Workload, steps: dict[str, E
     """
     step = variant.make(made, workload)
     result = step()
-    difference = relative_difference(result, truth)
+    difference = relative_error(result, truth)
     if not difference <= variant.largest_difference:
         raise ValueError(f"differs from the base by {difference:.3g}, at most {variant.largest_difference:g} is rounding")
     steps[variant.name] = step

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.step.encode_decode import autoencoder_module, filled, text_modules, vision_module
+from benchmarks.encoders import autoencoder_module, filled, text_modules, vision_module
 from benchmarks.workload import conditions, random_inputs, random_transformer
 from uso_engine import USOEngine
 from uso_engine.conditioning.content import Autoencoder
@@ -79,7 +79,7 @@ class Request:
         )
         self.transformer = random_transformer(workload.params, device, bench.dtype)
         self.inputs = random_inputs(workload, device, bench.dtype)
-        side = 384 if workload.name == "full" else 56
+        side = 384 if workload.is_full_size else 56
         self.style = torch.randn(1, 3, side, side, device=device)
         self.content = torch.rand(1, 3, 16 * workload.content[0], 16 * workload.content[1], device=device) * 2 - 1
         self.t5_ids = torch.randint(0, 99, (1, workload.text), device=device)

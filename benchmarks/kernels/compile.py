@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
-from typing import cast
 
+from benchmarks.arguments import BenchmarkParser
 from uso_kernels.ahead_of_time import Compiled, compile_launch, standard_launches
 from uso_kernels.launch import COMPUTE_CAPABILITIES, SHARED_MEMORY_LIMIT_BYTES, Generation
 
@@ -22,15 +22,17 @@ def compile_share(generation: Generation, share: int, shares: int) -> list[Compi
     return [compile_launch(name, launch, generation) for name, launch in cases]
 
 
-def main() -> None:
-    wanted = sys.argv[1:] or list(COMPUTE_CAPABILITIES)
-    generations = [cast("Generation", name) for name in wanted]
-    unknown = set(generations) - set(COMPUTE_CAPABILITIES)
-    if unknown:
-        raise SystemExit(f"unknown generations {sorted(unknown)}, known are {list(COMPUTE_CAPABILITIES)}")
-    workers = 2
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(compile_share, g, share, 4) for g in generations for share in range(4)]
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = BenchmarkParser(__doc__)
+    parser.add_argument(
+        "generations", nargs="*", metavar="GENERATION", help=f"of {', '.join(COMPUTE_CAPABILITIES)}; by default all"
+    )
+    options = parser.read(arguments)
+    generations = options.generations or list(COMPUTE_CAPABILITIES)
+    if unknown := [name for name in generations if name not in COMPUTE_CAPABILITIES]:
+        parser.error(f"unknown generations {unknown}: expected some of {list(COMPUTE_CAPABILITIES)}")
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(compile_share, generation, share, 4) for generation in generations for share in range(4)]
         for future in futures:
             for compiled in future.result():
                 line = {**asdict(compiled), "shared_limit_bytes": SHARED_MEMORY_LIMIT_BYTES[compiled.generation]}

@@ -8,14 +8,14 @@ FLUX's decoder in float32 with random weights. One round by default: on a CPU a 
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from benchmarks.measure import RESULTS, Clock, summarise, time_once, write_record
-from benchmarks.step.encode_decode import autoencoder_module, filled
+from benchmarks.arguments import BenchmarkParser, side
+from benchmarks.encoders import autoencoder_module, filled
+from benchmarks.measure import Clock, summarise, time_once, write_record
 from benchmarks.workload import WORKLOADS
 from uso_engine.conditioning.content import Autoencoder
 from uso_engine.conditioning.strips import Strips
@@ -72,23 +72,19 @@ def measure_cuts(
     ]
 
 
-def main() -> None:
-    """Measure and write records."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", type=int, action="append", required=True, help="pixels of a side; may be repeated")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--clock", choices=("wall", "process"), default="wall", help="of a CPU")
-    parser.add_argument("--out", type=Path, default=RESULTS / "quantization.jsonl")
-    arguments = parser.parse_args()
-    device = torch.device(arguments.device)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = BenchmarkParser(__doc__, "device", "rounds", "clock", "threads", "out", rounds="1")
+    parser.add_argument(
+        "--side", type=side, action="append", required=True, metavar="PIXELS", help="of a square picture; repeat"
+    )
+    options = parser.read(arguments)
     module = autoencoder_module(WORKLOADS["full"])
-    filled(module, device, torch.float32)
-    autoencoder = Autoencoder(module, scale_factor=0.3611, shift_factor=0.1159, device=device)
-    for side in arguments.side:
-        for record in measure_cuts(autoencoder, side, device, rounds=arguments.rounds, clock=arguments.clock):
+    filled(module, options.device, torch.float32)
+    autoencoder = Autoencoder(module, scale_factor=0.3611, shift_factor=0.1159, device=options.device)
+    for pixels in options.side:
+        for record in measure_cuts(autoencoder, pixels, options.device, rounds=options.rounds, clock=options.clock):
             print(record)
-            write_record("decoding in strips", {"clock": arguments.clock, **record}, arguments.out)
+            write_record("decoding in strips", {"clock": options.clock, **record}, options.out)
 
 
 if __name__ == "__main__":

@@ -9,18 +9,17 @@ classifier. On a CPU it rehearses a tiny model, without a cap.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
+from benchmarks.arguments import BenchmarkParser, amount
+from benchmarks.encoders import autoencoder_module, text_modules, vision_module
 from benchmarks.measure import write_record
-from benchmarks.step.encode_decode import autoencoder_module, text_modules, vision_module
-from benchmarks.workload import WORKLOADS, Workload, conditions, random_inputs
+from benchmarks.workload import Workload, conditions, random_inputs
 from uso_engine.conditioning.content import Autoencoder
 from uso_engine.conditioning.offloadable_part import OffloadablePart, attention_working_bytes
 from uso_engine.conditioning.style import StyleEncoder
@@ -184,23 +183,18 @@ def _capped(budget_gib: float, device: torch.device) -> Callable[[], float | Non
     return read
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = BenchmarkParser(__doc__, "workload", "device", "out")
     parser.add_argument("--config", action="append", help="repeat; by default uso-flux-dev and its quantised tiers")
-    parser.add_argument("--budget", action="append", type=float, help="GiB; repeat; by default 24, 16, 12 and 8")
-    parser.add_argument("--workload", choices=WORKLOADS, default="full")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, default=None, help="file of JSON lines; by default this machine's")
-    options = parser.parse_args()
+    parser.add_argument("--budget", action="append", type=amount, metavar="GIB", help="repeat; by default 24, 16, 12 and 8")
+    options = parser.read(arguments)
     names = options.config or TIER_CONFIGS
-    workload, device = WORKLOADS[options.workload], torch.device(options.device)
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
     over = []
     for name in names:
         for budget in options.budget or [24.0, 16.0, 12.0, 8.0]:
-            record = measure_within(settings_for(name, workload), workload, budget, device)
-            write_record("memory_plan", {"workload": workload.name, "device": device.type, **record}, options.out)
+            record = measure_within(settings_for(name, options.workload), options.workload, budget, options.device)
+            named = {"workload": options.workload.name, "device": options.device.type, **record}
+            write_record("memory_plan", named, options.out)
             print(name, record)
             peak = record["peak_gib"]
             if isinstance(peak, float) and peak > budget:

@@ -1,6 +1,6 @@
 """Measure the peak host memory of quantising a checkpoint of several gigabytes into a file, one process per tier.
 
-    python -m benchmarks.memory.quantizing [--double 2] [--single 3] [--out benchmarks/results/quantization.jsonl]
+    python -m benchmarks.memory.quantizing [--double 2] [--single 3]
 
 The checkpoint has the real model's widths and fewer blocks, so its largest layers are the real ones. What is reported is the
 highest resident memory (ru_maxrss) above that after all imports, while `save_quantized` runs; the result itself is a file, not
@@ -16,13 +16,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks.arguments import BenchmarkParser, whole_number
 from benchmarks.measure import write_record
-from benchmarks.tiers.errors import DEFAULT_OUT
 from uso_engine.model.params import TransformerParams
 from uso_engine.precision.tiers import QUANTIZED_TIERS, TierName, linear_classes
 from uso_engine.precision.transformer import layer_formats
@@ -91,22 +92,22 @@ def measure(tiers: list[TierName], double: int, single: int) -> list[dict[str, o
     return records
 
 
-def main() -> None:
-    """Print the records and append them to the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--double", type=int, default=2, help="double blocks of the checkpoint")
-    parser.add_argument("--single", type=int, default=3, help="single blocks")
-    parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = BenchmarkParser(__doc__, "out")
+    parser.add_argument(
+        "--double", type=whole_number, default=2, metavar="N", help="double blocks of the checkpoint; by default 2"
+    )
+    parser.add_argument("--single", type=whole_number, default=3, metavar="N", help="single blocks; by default 3")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.child is not None:
-        tier, checkpoint, target = arguments.child
-        params = TransformerParams(depth=arguments.double, depth_single_blocks=arguments.single)
+    options = parser.read(arguments)
+    if options.child is not None:
+        tier, checkpoint, target = options.child
+        params = TransformerParams(depth=options.double, depth_single_blocks=options.single)
         print(json.dumps(quantise_here(Path(checkpoint), Path(target), tier, params)))
         return
-    for entry in measure(list(QUANTIZED_TIERS), arguments.double, arguments.single):
+    for entry in measure(list(QUANTIZED_TIERS), options.double, options.single):
         print(entry, flush=True)
-        write_record("quantising memory", entry, arguments.out)
+        write_record("quantising memory", entry, options.out)
 
 
 if __name__ == "__main__":

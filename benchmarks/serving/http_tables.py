@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache
 from pathlib import Path
@@ -13,7 +13,9 @@ from typing import Any
 import typer
 
 import uso_engine.cli.serve  # noqa: F401  adds its commands
-from benchmarks.records import Record, table
+from benchmarks.documents import Table, markdown
+from benchmarks.measure import RESULTS
+from benchmarks.records import Record, hardware, latest
 from uso_engine.cli.app import app as command_line
 from uso_engine.config import load_config
 from uso_engine.serving.app import make_application
@@ -46,7 +48,7 @@ def fields_table(name: str) -> str:
         [f"`{field}`", _type(found), "required" if field in required else _default(found), _line(found.get("description", ""))]
         for field, found in schema["properties"].items()
     ]
-    return table(["field", "type", "default", "meaning"], rows)
+    return markdown(["field", "type", "default", "meaning"], rows)
 
 
 def hosted_table(records: list[Record]) -> str:
@@ -65,7 +67,7 @@ def edit_table(records: list[Record]) -> str:
         for field, found in schema["OpenAIEditRequest"]["properties"].items()
         if field not in known
     ]
-    return table(["field", "type", "meaning"], rows)
+    return markdown(["field", "type", "meaning"], rows)
 
 
 def answer_table(records: list[Record]) -> str:
@@ -74,7 +76,7 @@ def answer_table(records: list[Record]) -> str:
     for name in ("GenerationResponse", "ImageObject", "DataObject", "OpenAIImages", "FalTicket", "FalStatus", "ErrorBody"):
         for field, found in schemas[name]["properties"].items():
             rows.append([name, f"`{field}`", _type(found), _line(found.get("description", ""))])
-    return table(["schema", "field", "type", "meaning"], rows)
+    return markdown(["schema", "field", "type", "meaning"], rows)
 
 
 def routes_table(records: list[Record]) -> str:
@@ -83,13 +85,13 @@ def routes_table(records: list[Record]) -> str:
         for path, operations in document()["paths"].items()
         for method, operation in operations.items()
     ]
-    return table(["route", "what it does"], rows)
+    return markdown(["route", "what it does"], rows)
 
 
 def errors_table(records: list[Record]) -> str:
     from uso_engine.serving.openapi import ERRORS
 
-    return table(["status", "when"], [[str(status), found["description"]] for status, found in ERRORS.items()])
+    return markdown(["status", "when"], [[str(status), found["description"]] for status, found in ERRORS.items()])
 
 
 def options_table(records: list[Record]) -> str:
@@ -99,7 +101,27 @@ def options_table(records: list[Record]) -> str:
         given = parameter.default
         shown = f"{given:g}" if isinstance(given, int | float) and not isinstance(given, bool) else str(given or "")
         rows.append([f"`{parameter.opts[0]}`", shown, _line(getattr(parameter, "help", "") or "")])
-    return table(["option", "default", "meaning"], [row for row in rows if row[0] != "`--help`"])
+    return markdown(["option", "default", "meaning"], [row for row in rows if row[0] != "`--help`"])
+
+
+def overhead_table(records: list[Record]) -> str:
+    rows = [
+        [hardware(one), *(f"{one['sides'][side]['median_ms']:.1f}" for side in ("engine", "HTTP")), f"{one['overhead_ms']:.1f}"]
+        for one in latest(records)
+    ]
+    return markdown(["machine", "engine, ms", "over HTTP, client included, ms", "difference, ms"], rows)
+
+
+def soak_table(records: list[Record]) -> str:
+    rows = []
+    for path in sorted((RESULTS / "soak").glob("*.json")):
+        found = json.loads(path.read_text())
+        # The first tenth is when caches and pools fill.
+        settled = [one["resident_mib"] for one in found["samples"][len(found["samples"]) // 10 :]]
+        answers = ", ".join(f"{status}: {count}" for status, count in found["statuses"].items())
+        memory = f"{min(settled):.0f} to {max(settled):.0f}"
+        rows.append([str(found["clients"]), f"{found['seconds'] / 60:g}", answers, memory, hardware(found)])
+    return markdown(["clients", "minutes", "answers by status", "resident MiB", "machine"], rows)
 
 
 def _type(schema: Schema) -> str:
@@ -135,13 +157,17 @@ def _line(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-HTTP_TABLES: dict[str, Callable[[list[Record]], str]] = {
-    "http routes": routes_table,
-    "http hosted": hosted_table,
-    "http openai": openai_table,
-    "http edit": edit_table,
-    "http answers": answer_table,
-    "http errors": errors_table,
-    "http options": options_table,
-}
-"""The tables by the names that their places in the document have."""
+HTTP_TABLES = tuple(
+    Table("docs/http-api.md", marker, benchmarks, make)
+    for marker, benchmarks, make in (
+        ("http routes", (), routes_table),
+        ("http hosted", (), hosted_table),
+        ("http openai", (), openai_table),
+        ("http edit", (), edit_table),
+        ("http answers", (), answer_table),
+        ("http errors", (), errors_table),
+        ("http options", (), options_table),
+        ("http overhead", ("serving overhead",), overhead_table),
+        ("http soak", (), soak_table),
+    )
+)

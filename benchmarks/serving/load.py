@@ -9,12 +9,13 @@ other policies: a policy that changes one is not reported.
 
 from __future__ import annotations
 
-import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from benchmarks.arguments import BenchmarkParser, amount, whole_number
 from benchmarks.measure import write_record
 from uso_engine import USOEngine
 
@@ -69,16 +70,16 @@ def compare(engine: USOEngine, trace: list[Arrival]) -> dict[Policy, Replay]:
     return replays
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = BenchmarkParser(__doc__, "out")
     parser.add_argument("--config", default="uso-tiny")
-    parser.add_argument("--requests", type=int, default=160, help="in each trace")
-    parser.add_argument("--load", type=float, default=0.8, help="share of what one request at a time achieves")
-    parser.add_argument("--burst", type=int, nargs="+", default=[1, 8], help="requests that come at once, one trace each")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--plot", type=Path, help="a PNG file")
-    parser.add_argument("--output", type=Path, help="of the records, instead of this machine's file")
-    options = parser.parse_args()
+    parser.add_argument("--requests", type=whole_number, default=160, metavar="N", help="in each trace")
+    parser.add_argument("--load", type=amount, default=0.8, metavar="SHARE", help="of what one request at a time achieves")
+    shown = "requests that come at once, one trace each"
+    parser.add_argument("--burst", type=whole_number, nargs="+", default=[1, 8], metavar="N", help=shown)
+    parser.add_argument("--seed", type=whole_number, default=1, metavar="N")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="a PNG file")
+    options = parser.read(arguments)
     torch.set_num_threads(1)
     with USOEngine.from_config(options.config, device="cpu") as engine:
         service_s = mean_service_s(engine)
@@ -88,7 +89,7 @@ def main() -> None:
             replays = compare(engine, trace)
             summaries = {policy: summary(replay) for policy, replay in replays.items()}
             record = {"burst": burst, "load": options.load, "service_s": service_s, "seed": options.seed, "clock": "process"}
-            write_record("serving", {**record, "policies": summaries}, options.output)
+            write_record("serving", {**record, "policies": summaries}, options.out)
             print(f"bursts of {burst}, {time.time() - started:.0f} s")
             for policy, found in summaries.items():
                 print(f"  {policy}: {found}")

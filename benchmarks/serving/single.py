@@ -5,13 +5,13 @@ python -m benchmarks.serving.single
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from benchmarks.arguments import BenchmarkParser, side
 from benchmarks.measure import interleave, write_record
 from uso_engine import USOEngine
 from uso_engine.api.research import ResearchOptions
@@ -58,13 +58,11 @@ def shares(engine: USOEngine, fields: dict[str, Any]) -> dict[str, float]:
     return {"form": times["form"] / times["step"]}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = BenchmarkParser(__doc__, "rounds", "out", rounds="10")
     parser.add_argument("--config", default="uso-tiny")
-    parser.add_argument("--side", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--output", type=Path)
-    options = parser.parse_args()
+    parser.add_argument("--side", type=side, default=256, metavar="PIXELS", help="of a square picture; by default 256")
+    options = parser.read(arguments)
     torch.set_num_threads(1)
     fields = {**FIELDS, "image_size": {"width": options.side, "height": options.side}}
     with USOEngine.from_config(options.config, device="cpu") as engine:
@@ -74,7 +72,7 @@ def main() -> None:
         times = interleave(variants, rounds=options.rounds, device=engine.device, clock="process")
         ratio = times["loop"]["median_ms"] / times["straight"]["median_ms"]
         record = {"times": times, "ratio": ratio, "shares": shares(engine, fields), "side": options.side, "clock": "process"}
-    write_record("serving_single", record, options.output)
+    write_record("serving_single", record, options.out)
     print(record)
 
 

@@ -9,8 +9,8 @@ computation of a step alone. diffusers computes modulation, rotary tables and pr
 
 from __future__ import annotations
 
-import argparse
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,14 +20,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.arguments import BenchmarkParser
 from benchmarks.measure import Clock, count_allocations, interleave, write_record
-from benchmarks.workload import WORKLOADS, Workload, random_inputs, random_transformer
+from benchmarks.workload import Inputs, Workload, random_inputs, random_transformer
 from uso_engine.model.rope import content_positions, grid_positions
 from uso_engine.model.transformer import Transformer
+from uso_engine.verification.measure import relative_error
 from uso_engine.weights.diffusers_keys import diffusers_pieces, diffusers_shapes
 
-from .authors_way import Inputs
-from .ladder import Evaluate, engine_step
+from .engine_way import Evaluate, engine_step
 from .roofline import Tokens, step_flops
 
 if TYPE_CHECKING:
@@ -120,8 +121,7 @@ def run(
         "diffusers": diffusers_step(diffusers_twin(transformer), inputs, latents),
         "ours": engine_step(transformer, inputs, latents, (TIME,), "auto"),
     }
-    theirs, ours = (evaluate().double() for evaluate in variants.values())
-    difference = float((ours - theirs).norm() / theirs.norm())
+    difference = relative_error(variants["ours"](), variants["diffusers"]())
     if not difference <= TOLERANCE[dtype]:
         raise SystemExit(f"diffusers and the engine do not compute the same velocity: relative difference {difference:.1e}")
     times = interleave(variants, rounds=rounds, device=device, clock=clock)
@@ -148,21 +148,10 @@ def run(
     return record
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workload", choices=WORKLOADS, default="small")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=None, help="file of JSON lines; by default this machine's")
-    parser.add_argument("--clock", choices=("wall", "process"), default="wall", help="of a CPU")
-    parser.add_argument("--threads", type=int, default=None, help="of a CPU")
-    options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    dtype = getattr(torch, options.dtype)
-    workload, device = WORKLOADS[options.workload], torch.device(options.device)
-    record = run(workload, device, dtype, options.rounds, options.out, options.clock)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = BenchmarkParser(__doc__, "workload", "device", "dtype", "rounds", "clock", "threads", "out", workload="small")
+    options = parser.read(arguments)
+    record = run(options.workload, options.device, options.dtype, options.rounds, options.out, options.clock)
     for name, value in record.items():
         print(f"{name:24s} {value}")
 

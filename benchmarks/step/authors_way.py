@@ -8,55 +8,15 @@ switched off to see what each costs. Written from what the authors' modules comp
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.workload import Inputs, LowRank
+from uso_engine.model.linear import Linear
 from uso_engine.model.modulation import sinusoidal_embedding
-from uso_engine.model.rope import Grid, content_positions, grid_positions
+from uso_engine.model.rope import content_positions, grid_positions
 from uso_engine.model.transformer import Transformer
-
-LowRank = tuple[Tensor, Tensor]
-"""down [r, K] and up [N, r]; N may be fewer rows than the matrix has: then they are its first."""
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a request brings, before any projection.
-
-    Args:
-        text: [L_txt, context_in_dim].
-        style: [L_style, C].
-        pooled: [vec_in_dim].
-        contents: packed latents of each content image, [L_ref, 64].
-        grid: of the image being made.
-        content_grids: of each content image.
-        guidance: guidance scale.
-    """
-
-    text: Tensor
-    style: Tensor
-    pooled: Tensor
-    contents: tuple[Tensor, ...]
-    grid: Grid
-    content_grids: tuple[Grid, ...]
-    guidance: float
-
-
-def lora_targets(transformer: Transformer) -> dict[str, tuple[int, int]]:
-    """Rows N and columns K that USO's LoRA changes, by canonical weight key."""
-    width, mlp = transformer.params.hidden_size, transformer.params.mlp_width
-    targets: dict[str, tuple[int, int]] = {}
-    for block in range(transformer.params.depth):
-        for stream in ("img", "txt"):
-            targets[f"double_blocks.{block}.{stream}_attn.qkv"] = (3 * width, width)
-            targets[f"double_blocks.{block}.{stream}_attn.proj"] = (width, width)
-    for block in range(transformer.params.depth_single_blocks):
-        targets[f"single_blocks.{block}.linear1"] = (3 * width, width)
-        targets[f"single_blocks.{block}.linear2"] = (width, width + mlp)
-    return targets
 
 
 class AuthorsWay:
@@ -135,7 +95,9 @@ class AuthorsWay:
         return vectors
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
-        y: Tensor = self._model.get_submodule(name)(x)
+        layer = self._model.get_submodule(name)
+        assert isinstance(layer, Linear)
+        y = F.linear(x, layer.weight, layer.bias)  # PyTorch's own, whatever the engine's layers make of their product.
         if name not in self._lora:
             return y
         down, up = self._lora[name]

@@ -7,15 +7,16 @@ Compiles what a first request compiles: run it with an empty Triton cache. Weigh
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from benchmarks.arguments import BenchmarkParser
 from benchmarks.measure import write_record
-from benchmarks.workload import WORKLOADS, Workload, conditions, random_inputs, random_transformer
+from benchmarks.workload import Workload, conditions, random_inputs, random_transformer
 from uso_engine.precision.transformer import TIER_OF_DTYPE
 from uso_engine.sampling.admission import admit
 from uso_engine.sampling.job import ImageJob
@@ -59,13 +60,10 @@ def run(workload: Workload, device: torch.device, dtype: torch.dtype, out: Path 
     return record
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workload", choices=WORKLOADS, default="full")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, default=None, help="file of JSON lines; by default this machine's")
-    options = parser.parse_args()
-    print(run(WORKLOADS[options.workload], torch.device(options.device), torch.bfloat16, options.out))
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = BenchmarkParser(__doc__, "workload", "device", "out")
+    options = parser.read(arguments)
+    print(run(options.workload, options.device, torch.bfloat16, options.out))
 
 
 if __name__ == "__main__":

@@ -10,45 +10,24 @@ something else is not timed. Rungs are timed in turn. Encoding and decoding are 
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from benchmarks.arguments import BenchmarkParser
 from benchmarks.measure import Clock, count_allocations, interleave, write_record
-from benchmarks.workload import WORKLOADS, Workload, conditions, merge, random_inputs, random_lora, random_transformer
-from uso_engine.model.packing import PackedBatch
-from uso_engine.model.transformer import Transformer
-from uso_engine.sampling.admission import admit
+from benchmarks.workload import Workload, merge, random_inputs, random_lora, random_transformer
+from uso_engine.verification.measure import relative_error
 from uso_kernels.attention import available_backends
 
-from .authors_way import AuthorsWay, Inputs
+from .authors_way import AuthorsWay
 from .encode_decode import time_stages
+from .engine_way import Evaluate, engine_step
 from .roofline import GPUS, Tokens, floor_ms, step_flops
 
-Evaluate = Callable[[], Tensor]
 # Relative difference of a rung's velocity from the first rung's: rounding of the type, and LoRA rounded into the weights.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-2}
-
-
-def engine_step(
-    transformer: Transformer, inputs: Inputs, latents: Tensor, times: tuple[float, ...], attention: str
-) -> Evaluate:
-    """The engine's step on a batch that is formed and admitted."""
-    sequence = admit(transformer, conditions(inputs), inputs.grid, (*times, 0.0), inputs.guidance)
-    batch = PackedBatch.form([sequence])
-    rows = latents.new_zeros(batch.output.rows, latents.shape[1])
-    rows[: len(latents)] = latents
-    modulation = sequence.modulation[:1]
-
-    def evaluate() -> Tensor:
-        transformer.attention_backend = attention
-        velocity: Tensor = transformer(batch, rows, modulation)
-        return velocity[: len(latents)]
-
-    return evaluate
 
 
 def rungs(workload: Workload, device: torch.device, dtype: torch.dtype) -> dict[str, Evaluate]:
@@ -85,8 +64,8 @@ def check(ladder: dict[str, Evaluate], dtype: torch.dtype) -> dict[str, float]:
         SystemExit: one computes something else.
     """
     first, *others = ladder
-    truth = ladder[first]().double()
-    differences = {name: float((ladder[name]().double() - truth).norm() / truth.norm()) for name in others}
+    truth = ladder[first]()
+    differences = {name: relative_error(ladder[name](), truth) for name in others}
     wrong = {name: difference for name, difference in differences.items() if not difference <= TOLERANCE[dtype]}
     if wrong:
         raise SystemExit(f"these rungs do not compute the first one's velocity: {wrong}")
@@ -131,25 +110,15 @@ def run(
     return records
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workload", choices=WORKLOADS, default="small")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--clock", choices=("wall", "process"), default="wall", help="of a CPU")
-    parser.add_argument("--threads", type=int, default=None, help="of a CPU")
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = BenchmarkParser(__doc__, "workload", "device", "dtype", "rounds", "clock", "threads", "out", workload="small")
     parser.add_argument("--stages", action="store_true", help="also time encoding, the whole denoising and decoding")
-    parser.add_argument("--out", type=Path, default=None, help="file of JSON lines; by default this machine's")
-    options = parser.parse_args()
-    workload, device, dtype = WORKLOADS[options.workload], torch.device(options.device), getattr(torch, options.dtype)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    run(workload, device, dtype, options.rounds, options.out, options.clock)
+    options = parser.read(arguments)
+    run(options.workload, options.device, options.dtype, options.rounds, options.out, options.clock)
     if options.stages:
-        record = {"workload": workload.name, "device": device.type, **time_stages(workload, device, dtype)}
-        write_record("stages", record, options.out)
-        print(record)
+        for record in time_stages(options.workload, options.device, options.dtype):
+            write_record("stage", record, options.out)
+            print(record)
 
 
 if __name__ == "__main__":

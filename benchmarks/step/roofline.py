@@ -8,10 +8,10 @@ queries, MLP and output for the image rows alone.
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from benchmarks.arguments import BenchmarkParser, count
 from uso_engine.model.params import TransformerParams
 from uso_engine.offload.sizes import transformer_sizes
 from uso_engine.precision.tiers import TIERS, TierName
@@ -41,7 +41,7 @@ class Operation:
 
     Args:
         name: which.
-        kind: "gemm", "attention", "elementwise", or "copy" of what could have been written in place.
+        kind: "gemm", "attention" or "elementwise".
         flops: multiplications and additions.
         bytes: read and written, each operand once, in bfloat16.
     """
@@ -112,16 +112,12 @@ def _elementwise(name: str, elements: float, flops_per_element: float, moved: fl
     return Operation(name, "elementwise", elements * flops_per_element * times, BF16 * elements * moved * times)
 
 
-def _copy(name: str, elements: float, times: int = 1) -> Operation:
-    return Operation(name, "copy", 0.0, float(BF16 * 2 * elements * times))
-
-
 def _attention(name: str, queries: float, keys: float, width: int, times: int) -> Operation:
     return Operation(name, "attention", 4.0 * queries * keys * width * times, BF16 * width * 2 * (queries + keys) * times)
 
 
 def step_operations(params: TransformerParams, tokens: Tokens) -> Iterator[Operation]:
-    """Every operation of one step."""
+    """Every operation of one step where products read floats: GELU is part of products, and values stay where they are."""
     width, mlp, depth, singles = params.hidden_size, params.mlp_width, params.depth, params.depth_single_blocks
     everything, image = tokens.all, tokens.image
     text_rows, image_rows = tokens.text + tokens.style, tokens.image + tokens.content
@@ -131,25 +127,24 @@ def step_operations(params: TransformerParams, tokens: Tokens) -> Iterator[Opera
         yield _gemm(f"double {stream} proj", rows, width, width, depth)
         yield _gemm(f"double {stream} mlp.0", rows, mlp, width, depth)
         yield _gemm(f"double {stream} mlp.2", rows, width, mlp, depth)
-    yield _elementwise("double gelu", everything * mlp, 10, 2, depth)
     yield _elementwise("double gated residual, LayerNorm, modulation", everything * width, 12, 4, 2 * depth)
-    yield _elementwise("double q/k norm, rotation, scatter", 3 * everything * width, 6, 2, depth)
+    yield _elementwise("double q/k norm, rotation, scatter", 2 * everything * width, 9, 2, depth)
     yield _attention("double attention", everything, everything, width, depth)
-    # scaled_dot_product_attention takes no memory of the caller's: its result is copied to where the next product reads it.
-    yield _copy("attention result to its place", everything * width, depth + singles - 1)
-    yield _copy("last single attention result to its place", image * width)
     yield _elementwise("merge and first norm", everything * width, 8, 4)
-    yield _gemm("single linear1", everything, 3 * width + mlp, width, singles - 1)
-    yield _gemm("single linear2", everything, width, width + mlp, singles - 1)
-    yield _elementwise("single gelu", everything * mlp, 10, 2, singles - 1)
+    yield _gemm("single linear1 qkv", everything, 3 * width, width, singles - 1)
+    yield _gemm("single linear1 mlp", everything, mlp, width, singles - 1)
+    yield _gemm("single linear2 attention", everything, width, width, singles - 1)
+    yield _gemm("single linear2 mlp", everything, width, mlp, singles - 1)
+    # The second product reads what the first one wrote.
+    yield _elementwise("single sum of both outputs", everything * width, 1, 1, singles - 1)
     yield _elementwise("single gated residual, LayerNorm, modulation", everything * width, 12, 4, singles - 1)
-    yield _elementwise("single q/k norm, rotation", 3 * everything * width, 6, 2, singles)
+    yield _elementwise("single q/k norm, rotation", 2 * everything * width, 9, 2, singles)
     yield _attention("single attention", everything, everything, width, singles - 1)
     yield _gemm("last single qkv", everything, 3 * width, width)
     yield _gemm("last single mlp", image, mlp, width)
     yield _gemm("last single linear2", image, width, width + mlp)
     yield _attention("last single attention", image, everything, width, 1)
-    yield _elementwise("last single gelu, gated residual, LayerNorm", image * (mlp + width), 11, 3)
+    yield _elementwise("last single rows, gated residual, LayerNorm", image * width, 12, 10)
     yield _gemm("final linear", image, params.in_channels, width)
     yield _elementwise("Euler step", image * params.in_channels, 2, 6)
 
@@ -163,10 +158,10 @@ def floor_ms(params: TransformerParams, tokens: Tokens, gpu: GPU, *, fp8: bool =
     """The least time of a step, by kind of operation, in milliseconds.
 
     Matrix products and attention at the best rates on record (fp8 products 1.8 times bf16's, as FACTS measured), elementwise
-    operations and copies at the memory's bandwidth. "floor" counts the first two alone: it could be reached only with every
+    operations at the memory's bandwidth. "floor" counts the first two alone: it could be reached only with every
     elementwise operation inside a product or attention. "separate kernels" adds elementwise kernels, fused as they are here.
     """
-    sums = {"gemm": 0.0, "attention": 0.0, "elementwise": 0.0, "copy": 0.0}
+    sums = {"gemm": 0.0, "attention": 0.0, "elementwise": 0.0}
     for operation in step_operations(params, tokens):
         sums[operation.kind] += operation.floor_ms(gpu, gemm_speedup=1.8 if fp8 else 1.0)
     floor = sums["gemm"] + sums["attention"]
@@ -190,7 +185,13 @@ def weight_count(params: TransformerParams) -> dict[str, int]:
 
 
 def memory_bytes(
-    params: TransformerParams, tokens: Tokens, *, tier: TierName = "bf16", steps: int = 28, keeps_modulation: bool = True
+    params: TransformerParams,
+    tokens: Tokens,
+    *,
+    tier: TierName = "bf16",
+    steps: int = 28,
+    keeps_modulation: bool = True,
+    reads_floats: bool = True,
 ) -> dict[str, float]:
     """Memory of the transformer during denoising, as docs/performance.md writes it out.
 
@@ -200,12 +201,18 @@ def memory_bytes(
         tier: of the weights; in float32 activations take twice what is said here.
         steps: rows of the modulation table.
         keeps_modulation: whether the modulation linears stay on the GPU.
+        reads_floats: whether products read floats, not 8-bit rows.
     """
     sizes = transformer_sizes(params, layer_formats(params, tier), dtype=DTYPES[TIERS[tier].dtype])
     width, mlp = params.hidden_size, params.mlp_width
-    # The most that is alive at once, in a single block's attention: x and its normed form (2 C), the first matrix's product
-    # (3 C + E), whose columns the second matrix reads in the end, q, k, v (3 C), and dense attention's own result (C).
-    per_token = 2 * width + (3 * width + mlp) + 3 * width + width
+    if reads_floats:
+        # The most that is alive at once, in a double block's MLP: x, its normed form, attention's result, its sum with x, the
+        # hidden layer and what the second product gives. In a single block it is 8 C or 4 C + E.
+        per_token = 5.0 * width + mlp
+    else:
+        # In the second product: x, its normed form in 8 bits, the first product, attention's result, both beside each other in
+        # 8 bits, and what they give.
+        per_token = 1.5 * width + (3 * width + mlp) + width + 0.5 * (width + mlp) + width
     vectors = 12 * params.depth + 3 * params.depth_single_blocks + 2
     return {
         "weights": float(sizes.total if keeps_modulation else sizes.without_modulation),
@@ -215,18 +222,18 @@ def memory_bytes(
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = BenchmarkParser(__doc__)
     for name, default in (("text", 512), ("style", 192), ("image", 4096), ("content", 1024)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    tokens = replace(Tokens(), **vars(parser.parse_args()))
+        parser.add_argument(f"--{name}", type=count, default=default, metavar="N", help=f"{name} tokens; by default {default}")
+    tokens = replace(Tokens(), **vars(parser.read(arguments)))
     params = TransformerParams()
     print(f"L = {tokens.all}: {step_flops(params, tokens) / 1e12:.1f} TFLOP per step")
     for operation in step_operations(params, tokens):
         print(f"  {operation.name:48s} {operation.flops / 1e12:8.3f} TFLOP {operation.bytes / 1e9:8.2f} GB")
     for name, gpu in GPUS.items():
         bf16, fp8 = (floor_ms(params, tokens, gpu, fp8=flag) for flag in (False, True))
-        parts = f"{bf16['separate kernels']:.1f} with elementwise kernels, + {bf16['copy']:.1f} for copies"
+        parts = f"{bf16['separate kernels']:.1f} with elementwise kernels"
         print(f"{name:9s} bf16 {bf16['floor']:6.1f} ms ({parts}), fp8 {fp8['floor']:6.1f} ms")
     memory = memory_bytes(params, tokens)
     print("memory in bf16: " + ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in memory.items()))

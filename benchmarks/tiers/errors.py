@@ -1,6 +1,6 @@
 """Measure each precision tier's error on the reference cases' small model, and that of one product at the real width.
 
-    python -m benchmarks.tiers.errors [--cases 10] [--out benchmarks/results/quantization.jsonl]
+    python -m benchmarks.tiers.errors [--cases 10]
 
 Errors are ||a - b|| / ||b|| against float32 (products: against float64) with the same unrounded weights. Weights are the
 recipe's random ones, another salt for every case, so the figures are those of the arithmetic, not of pictures. Also the bytes
@@ -9,18 +9,17 @@ of the real model in each tier, from the meta device.
 
 from __future__ import annotations
 
-import argparse
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.measure import RESULTS, write_record
+from benchmarks.arguments import BenchmarkParser
+from benchmarks.measure import write_record
 from uso_engine.model.params import TransformerParams
 from uso_engine.model.transformer import Transformer
 from uso_engine.offload.sizes import transformer_sizes
@@ -40,7 +39,6 @@ from uso_engine.weights.quantizing import quantize
 from uso_engine.weights.recipe import recipe_source
 from uso_kernels.quantize_rows import quantize_rows
 
-DEFAULT_OUT = RESULTS / "quantization.jsonl"
 STEPS = 4
 OUTPUTS = 768
 BF16 = FLOAT_TIERS["bfloat16"]
@@ -178,18 +176,15 @@ def _finer_scales(name: str, inputs: Tensor, weight: Tensor) -> Iterator[dict[st
         yield {"kind": f"{kind}, scales per 128 columns", "width": weight.shape[1], "input": name, "error": error}
 
 
-def main() -> None:
-    """Print the records and append them to the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=10)
-    parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
-    arguments = parser.parse_args()
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = BenchmarkParser(__doc__, "cases", "out")
+    options = parser.read(arguments)
     for entry in product_errors():
         print(entry, flush=True)
-        write_record("quantised product", entry, arguments.out)
-    for entry in tier_errors(arguments.cases):
+        write_record("quantised product", entry, options.out)
+    for entry in tier_errors(options.cases):
         print(entry, flush=True)
-        write_record("tier error", entry, arguments.out)
+        write_record("tier error", entry, options.out)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Measure how much each layer's quantisation alone moves the latent: what the tiers' keep-lists are chosen by.
 
-    python -m benchmarks.tiers.sensitivity [--config uso-tiny] [--kind fp8] [--cases 4] [--out FILE]
+    python -m benchmarks.tiers.sensitivity [--config uso-tiny] [--kind fp8] [--cases 4]
 
 Everything is computed in float32 but for one group of layers, which is quantised; the error is that of the last latent against
 the unquantised model. Without --config the model is the reference cases' small one with the recipe's random weights; with it,
@@ -11,14 +11,13 @@ errors of independent layers add like variances.
 
 from __future__ import annotations
 
-import argparse
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
+from benchmarks.arguments import BenchmarkParser
 from benchmarks.measure import write_record
 from uso_engine.config import load_config
 from uso_engine.loading.transformer import read_loras, resolve
@@ -32,7 +31,7 @@ from uso_engine.weights.lora import LoRASet
 from uso_engine.weights.quantizing import quantize
 from uso_engine.weights.transformer_checkpoint import open_transformer_checkpoint
 
-from .errors import DEFAULT_OUT, DrawnCase, drawn_case
+from .errors import DrawnCase, drawn_case
 
 
 def groups_of(params: TransformerParams) -> dict[str, list[str]]:
@@ -90,33 +89,30 @@ def fitted(case: DrawnCase, params: TransformerParams) -> DrawnCase:
     return replace(case, params=params, conditions=conditions)
 
 
-def main() -> None:
-    """Print a table and append the records to the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = BenchmarkParser(__doc__, "cases", "out", cases="4")
     parser.add_argument("--config", help="a configuration whose checkpoint to measure")
-    parser.add_argument("--kind", choices=list(linear_classes()), default="fp8")
-    parser.add_argument("--cases", type=int, default=4)
-    parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
-    arguments = parser.parse_args()
-    cases = [drawn_case(number) for number in range(100, 100 + arguments.cases)]
+    parser.add_argument("--kind", choices=list(linear_classes()), default="fp8", help="how a group is kept; by default fp8")
+    options = parser.read(arguments)
+    cases = [drawn_case(number) for number in range(100, 100 + options.cases)]
     loras: LoRASet = ()
-    if arguments.config is None:
+    if options.config is None:
         params = replace(cases[0].params, guidance_embed=True)
         cases = [replace(case, params=params) for case in cases]
         sources: list[TensorSource] = [case.source for case in cases]
     else:
-        config = load_config(arguments.config)
+        config = load_config(options.config)
         params = config.transformer.params
         source = open_transformer_checkpoint(resolve(config.transformer.checkpoint, "transformer checkpoint", config), params)
         loras = read_loras([(entry.path, entry.weight) for entry in config.loras], config)
         cases = [fitted(case, params) for case in cases]
         sources = [source] * len(cases)
-    model = arguments.config or "small model, random weights"
+    model = options.config or "small model, random weights"
     print(f"{'group':36} {'share':>7} {'error':>8} {'per share':>10}")
-    for entry in sensitivities(params, cases, sources, loras, arguments.kind):
+    for entry in sensitivities(params, cases, sources, loras, options.kind):
         shown = f"{entry['share']:7.1%} {entry['latent_error']:8.3%} {entry['per_share']:10.2%}"
         print(f"{entry['group']:36} {shown}", flush=True)
-        write_record("sensitivity", {"model": model, "cases": len(cases), **entry}, arguments.out)
+        write_record("sensitivity", {"model": model, "cases": len(cases), **entry}, options.out)
 
 
 if __name__ == "__main__":

@@ -9,21 +9,23 @@ that is no measure of pictures, but a wrong scale would show in it. int8 is meas
 
 from __future__ import annotations
 
-import argparse
 import gc
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from benchmarks.arguments import BenchmarkParser
 from benchmarks.measure import Clock, interleave, write_record
-from benchmarks.step.ladder import engine_step
-from benchmarks.workload import WORKLOADS, Workload, random_inputs, random_transformer
+from benchmarks.step.engine_way import engine_step
+from benchmarks.workload import Workload, random_inputs, random_transformer
 from uso_engine.model.linear import Linear
 from uso_engine.model.transformer import Transformer
 from uso_engine.offload.sizes import transformer_sizes
 from uso_engine.precision.quantized_linear import QuantizedLinear
 from uso_engine.precision.tiers import QUANTIZED_TIERS, TIERS, Format, linear_classes, tiers_of_gpu
 from uso_engine.precision.transformer import layer_formats, quantized_transformer
+from uso_engine.verification.measure import relative_error
 
 LARGEST_DIFFERENCE = 0.5
 """A step that differs more is broken, not rounded."""
@@ -87,13 +89,13 @@ def run(
     tokens = inputs.grid[0] * inputs.grid[1]
     latents = torch.randn(tokens, workload.params.in_channels, generator=generator).to(device, torch.bfloat16)
     plain = engine_step(transformer, inputs, latents, (0.75,), "auto")
-    truth = plain().double()
+    truth = plain()
     records: list[dict[str, object]] = []
     for name, formats in formats_by_name(workload, device).items():
         if only is not None and name not in only:
             continue
         step = engine_step(quantized_copy(transformer, formats), inputs, latents, (0.75,), "auto")
-        difference = float((step().double() - truth).norm() / truth.norm())
+        difference = relative_error(step(), truth)
         if not difference <= LARGEST_DIFFERENCE:
             raise SystemExit(f"{name} does not compute bf16's velocity: relative difference {difference:.3g}")
         times = interleave({"bf16": plain, name: step}, rounds=rounds, device=device, clock=clock)
@@ -119,18 +121,10 @@ def run(
     return records
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workload", choices=WORKLOADS, default="full")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--clock", choices=("wall", "process"), default="wall")
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--out", type=Path, default=None, help="file of JSON lines; by default this machine's")
-    options = parser.parse_args()
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    run(WORKLOADS[options.workload], torch.device(options.device), options.rounds, options.out, options.clock)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = BenchmarkParser(__doc__, "workload", "device", "rounds", "clock", "threads", "out", rounds="10")
+    options = parser.read(arguments)
+    run(options.workload, options.device, options.rounds, options.out, options.clock)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 
 @lru_cache
@@ -17,6 +18,6 @@ def multiplies_bfloat16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def widens(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether products of a type are best computed in float32 on a device."""
-    return device.type == "cpu" and dtype == torch.bfloat16 and not multiplies_bfloat16()
+def widens(x: Tensor) -> bool:
+    """Whether products of a tensor's type are best computed in float32 where it is."""
+    return x.is_cpu and x.dtype == torch.bfloat16 and not multiplies_bfloat16()

@@ -101,7 +101,30 @@ def _launch(
     return Launch("gated_residual", _gated_residual_kernel, (x.shape[0] // config.blocks["ROWS"],), arguments, config)
 
 
-@operation(writes=("total", "out", "row_scales"), launch=_launch)
+def _check_operands(
+    x: Tensor,
+    y: Tensor,
+    gate: Tensor,
+    shift: Tensor | None,
+    scale: Tensor | None,
+    tile_sequence: Tensor,
+    eps: float,
+    total: Tensor,
+    out: Tensor | None,
+    row_scales: Tensor | None,
+) -> None:
+    check_matrix("x", x)
+    check_row_width(x.shape[1])
+    check_matrix("y", y, width=x.shape[1], like=x)
+    check_matrix("gate", gate, width=x.shape[1], like=x)
+    if y.shape != x.shape:
+        raise ValueError(f"y must be {tuple(x.shape)} like x, got {tuple(y.shape)}")
+    check_tiles(tile_sequence, x.shape[0], x.device)
+    if shift is not None and scale is not None:
+        check_norm_operands(x, shift, scale, tile_sequence)
+
+
+@operation(writes=("total", "out", "row_scales"), launch=_launch, check=_check_operands)
 def gated_residual_into(
     x: Tensor,
     y: Tensor,
@@ -137,7 +160,6 @@ def gated_residual(x: Tensor, y: Tensor, gate: Tensor, tile_sequence: Tensor) ->
     """
     if needs_gradient(x, y, gate):
         return summed(x, y, gate, tile_sequence).to(x.dtype)
-    _check_operands(x, y, gate, tile_sequence)
     total = x.new_empty(x.shape)
     gated_residual_into(x, y, gate, None, None, tile_sequence, 0.0, total, None, None)
     return total
@@ -174,21 +196,9 @@ def gated_residual_layer_norm_modulate(
     if dtype is None and needs_gradient(x, y, gate, shift, scale):
         total = summed(x, y, gate, tile_sequence).to(x.dtype)
         return total, normalized(total, shift, scale, tile_sequence, eps).to(x.dtype)
-    _check_operands(x, y, gate, tile_sequence)
-    check_norm_operands(x, shift, scale, tile_sequence)
-    total, out = x.new_empty(x.shape), new_rows(x.shape[0], x.shape[1], x, dtype)
+    total, out = x.new_empty(x.shape), new_rows(x.shape[0], x.shape[-1], x, dtype)
     gated_residual_into(x, y, gate, shift, scale, tile_sequence, eps, total, *parts(out))
     return total, out
-
-
-def _check_operands(x: Tensor, y: Tensor, gate: Tensor, tile_sequence: Tensor) -> None:
-    check_matrix("x", x)
-    check_row_width(x.shape[1])
-    check_matrix("y", y, width=x.shape[1], like=x)
-    check_matrix("gate", gate, width=x.shape[1], like=x)
-    if y.shape != x.shape:
-        raise ValueError(f"y must be {tuple(x.shape)} like x, got {tuple(y.shape)}")
-    check_tiles(tile_sequence, x.shape[0], x.device)
 
 
 def examples(generation: Generation, size: Size) -> Iterator[Example]:

@@ -36,8 +36,10 @@ __all__ = [
     "Config",
     "Generation",
     "Launch",
+    "PreparedLaunch",
     "TensorDescriptor",
     "TritonUnavailable",
+    "current_device",
     "generation_of",
     "head_strided",
     "is_interpreting",
@@ -83,6 +85,11 @@ def jit(function: Function) -> Function:
 def is_interpreting() -> bool:
     """Whether Triton was imported with its interpreter switched on, so that kernels run on CPU tensors."""
     return HAS_TRITON and type(tl.sum).__name__ == "InterpretedFunction"
+
+
+def current_device() -> int | None:
+    """Index of the GPU that a launch goes to; None where there is none."""
+    return torch.cuda.current_device() if torch.cuda.is_initialized() else None
 
 
 @lru_cache
@@ -147,13 +154,17 @@ class Launch:
     arguments: Mapping[str, object]
     config: Config
 
-    def run(self) -> None:
-        """Launch on the current stream of the tensors' device."""
+    def run(self) -> Any:
+        """Launch on the current stream of the tensors' device.
+
+        Returns:
+            Triton's compiled kernel; None where there was nothing to launch or the interpreter ran it.
+        """
         if 0 in self.grid:
-            return
+            return None
         # Triton launches on the current device, whatever the tensors' is; on a CPU this does nothing.
         with torch.cuda.device_of(next(value for value in self.arguments.values() if isinstance(value, Tensor))):
-            self.kernel[self.grid](  # type: ignore[index]
+            return self.kernel[self.grid](  # type: ignore[index]
                 **self.arguments,
                 **self.config.blocks,
                 num_warps=self.config.num_warps,
@@ -161,6 +172,55 @@ class Launch:
                 # Triton 3.10 changes the default; the checks were made with fused multiply-adds.
                 enable_fp_fusion=True,
             )
+
+    def prepared(self, compiled: Any, operands: tuple[object, ...]) -> PreparedLaunch | None:
+        """The same launch for other operands of the same shapes, strides, types and alignments.
+
+        Args:
+            compiled: what `run` gave back.
+            operands: those that this launch was described for.
+
+        Returns:
+            None where an argument is made from an operand's address, as a tensor descriptor is, or nothing was compiled.
+        """
+        if compiled is None:
+            return None
+        given = {**self.arguments, **self.config.blocks}
+        template = [given[name] for name in self.kernel.arg_names]  # type: ignore[attr-defined]
+        places = {id(operand): i for i, operand in enumerate(operands) if isinstance(operand, Tensor)}
+        positions = []
+        for i, value in enumerate(template):
+            if isinstance(value, Tensor):
+                if id(value) not in places:
+                    return None
+                positions.append((i, places[id(value)]))
+                template[i] = None  # Keeps no memory alive.
+            elif value is not None and not isinstance(value, (bool, int, float, str)):
+                return None
+        grid = (*self.grid, 1, 1)[:3]
+        return PreparedLaunch(compiled[grid], template, tuple(positions))
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedLaunch:
+    """A compiled kernel, its grid and its arguments but for the operands: what is left of a launch is filling these in.
+
+    Args:
+        launch: takes all arguments in the kernel's order.
+        template: the arguments, None where an operand goes.
+        positions: where in the template, and which operand.
+    """
+
+    launch: Callable[..., object]
+    template: list[object]
+    positions: tuple[tuple[int, int], ...]
+
+    def run(self, operands: tuple[object, ...]) -> None:
+        """Launch on the current stream of the current device, which must be the operands'."""
+        arguments = self.template.copy()
+        for place, operand in self.positions:
+            arguments[place] = operands[operand]
+        self.launch(*arguments)
 
 
 def strided(**tensors: Tensor | None) -> dict[str, object]:
@@ -171,12 +231,13 @@ def strided(**tensors: Tensor | None) -> dict[str, object]:
     return arguments
 
 
-def head_strided(**tensors: Tensor) -> dict[str, object]:
-    """A kernel's arguments NAME_ptr, NAME_stride and NAME_head_stride of [T, H, D] tensors."""
+def head_strided(**tensors: Tensor | None) -> dict[str, object]:
+    """A kernel's arguments NAME_ptr, NAME_stride and NAME_head_stride of [T, H, D] tensors; of a missing one None, 0 and 0."""
     arguments: dict[str, object] = {}
     for name, tensor in tensors.items():
         arguments[f"{name}_ptr"] = tensor
-        arguments[f"{name}_stride"], arguments[f"{name}_head_stride"] = tensor.stride()[:2]
+        strides = (0, 0) if tensor is None else tensor.stride()[:2]
+        arguments[f"{name}_stride"], arguments[f"{name}_head_stride"] = strides
     return arguments
 
 

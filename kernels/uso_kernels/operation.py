@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch.autograd.graph import increment_version
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from .launch import Generation, Launch, generation_of
+from .launch import Generation, Launch, PreparedLaunch, current_device, generation_of
 
 OPERATIONS: dict[str, Operation] = {}
 """Every operation whose module was imported, by name."""
@@ -27,6 +27,11 @@ NATIVE_DEVICE = "cuda"
 """Type of the devices on whose tensors a call goes straight to the launch."""
 
 Fill = Callable[..., None]
+
+
+Signature = tuple[object, ...]
+MOST_PREPARED = 256
+"""Launches that an operation keeps prepared. A step of one batch needs a handful of each; when full, it starts anew."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +44,8 @@ class Operation:
         writes: positions of the operands that it fills or changes.
         native: computes it on a GPU.
         describe: the Triton launch for a generation and operands; None where a library computes it.
+        check: raises where operands do not fit together; called before anything that was not called with their like before.
+        prepared: launches by what they depend on of their operands.
     """
 
     reference: Fill
@@ -46,6 +53,8 @@ class Operation:
     writes: tuple[int, ...]
     native: Fill
     describe: Callable[..., Launch] | None
+    check: Fill | None = None
+    prepared: dict[Signature, PreparedLaunch] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -55,19 +64,40 @@ class Operation:
     def __call__(self, *operands: object) -> None:
         """Fill the operands that it writes.
 
-        An operator with a Triton kernel costs 57 us of a CPU's time and the launch alone 24, 270 times a step. So a call on
-        CUDA tensors goes to the launch, unless something has to see the operator: autograd, a compiler, a mode that watches
-        operations.
+        An operator with a Triton kernel costs 57 us of a CPU's time and Triton's launch 24 of them, 190 times a step. So a call
+        on CUDA tensors goes to the launch, which is prepared where operands like these were launched before, unless something
+        has to see the operator: autograd, a compiler, a mode that watches operations.
         """
-        if not _is_plain(operands):
+        signature = _signature(operands)
+        if signature is None:
+            if self.check is not None:
+                self.check(*operands)
             self.op(*operands)
             return
-        self.native(*operands)
+        prepared = self.prepared.get(signature)
+        if prepared is not None and signature[0] == current_device():
+            prepared.run(operands)
+        else:
+            self._prepare(signature, operands)
         for position in self.writes:
             written = operands[position]
-            # As the operator would: autograd sees that a tensor saved for backward has changed.
+            # As the operator would: whoever kept the tensor for a backward pass learns that it changed.
             if isinstance(written, Tensor) and not written.is_inference():
                 increment_version(written)
+
+    def _prepare(self, signature: Signature, operands: tuple[object, ...]) -> None:
+        """Check, compute, and keep the launch for operands like these."""
+        if self.check is not None:
+            self.check(*operands)
+        if self.describe is None:
+            self.native(*operands)
+            return
+        launch = self.launch(_generation(operands), *operands)
+        prepared = launch.prepared(launch.run(), operands)
+        if prepared is not None:
+            if len(self.prepared) >= MOST_PREPARED:
+                self.prepared.clear()
+            self.prepared[signature] = prepared
 
     def launch(self, generation: Generation, *operands: object) -> Launch:
         """The Triton launch for a generation of GPUs; the operands may lie anywhere.
@@ -81,7 +111,11 @@ class Operation:
 
 
 def operation(
-    *, writes: tuple[str, ...], launch: Callable[..., Launch] | None = None, library: Fill | None = None
+    *,
+    writes: tuple[str, ...],
+    launch: Callable[..., Launch] | None = None,
+    library: Fill | None = None,
+    check: Fill | None = None,
 ) -> Callable[[Fill], Operation]:
     """Make a reference an operation.
 
@@ -89,6 +123,7 @@ def operation(
         writes: names of the operands that it fills or changes.
         launch: describes the Triton launch: takes the generation, then the reference's operands.
         library: in place of a launch, what computes it on a GPU: takes the reference's operands.
+        check: raises ValueError where the reference's operands do not fit together, by their shapes, strides and types alone.
 
     Returns:
         A decorator: the operation is called as its reference is, and gives back nothing.
@@ -101,10 +136,7 @@ def operation(
 
     def run(*operands: object) -> None:
         assert launch is not None
-        tensors = [operand for operand in operands if isinstance(operand, Tensor)]
-        # Of a type without a kernel, so that the error names it.
-        wide = next((tensor for tensor in tensors if tensor.dtype == torch.float64), tensors[0])
-        launch(generation_of(wide), *operands).run()
+        launch(_generation(operands), *operands).run()
 
     def register(reference: Fill) -> Operation:
         op = torch.library.custom_op(f"uso_kernels::{reference.__name__}", reference, mutates_args=writes)
@@ -112,23 +144,40 @@ def operation(
         op.register_kernel("cuda")(native)
         op.register_fake(lambda *operands: None)  # It only writes, so tracing has nothing to make.
         names = list(inspect.signature(reference).parameters)
-        made = Operation(reference, op, tuple(map(names.index, writes)), native, launch)
+        made = Operation(reference, op, tuple(map(names.index, writes)), native, launch, check)
         OPERATIONS[made.name] = made
         return made
 
     return register
 
 
-def _is_plain(operands: tuple[object, ...]) -> bool:
-    """Whether operands are ordinary tensors of a GPU in eager mode, and nothing has to see the operator that works on them."""
+def _generation(operands: tuple[object, ...]) -> Generation:
+    tensors = [operand for operand in operands if isinstance(operand, Tensor)]
+    # Of a type without a kernel, so that the error names it.
+    return generation_of(next((tensor for tensor in tensors if tensor.dtype == torch.float64), tensors[0]))
+
+
+def _signature(operands: tuple[object, ...]) -> Signature | None:
+    """All that a launch depends on but its operands' addresses: the device's index, then each operand's layout.
+
+    None unless all are ordinary tensors of one GPU in eager mode and nothing has to see the operator that works on them.
+    """
     if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
-        return False
-    records = torch.is_grad_enabled()
+        return None
+    records, index = torch.is_grad_enabled(), None
+    found: list[object] = [None]
     for operand in operands:
-        if isinstance(operand, Tensor) and (
-            operand.device.type != NATIVE_DEVICE
-            or type(operand) not in (Tensor, Parameter)
-            or (records and operand.requires_grad)
-        ):
-            return False
-    return True
+        if not isinstance(operand, Tensor):
+            found.append(operand)
+            continue
+        device = operand.device
+        if device.type != NATIVE_DEVICE or type(operand) not in (Tensor, Parameter) or (records and operand.requires_grad):
+            return None
+        if index is None:
+            index = device.index
+        elif index != device.index:
+            return None
+        # Triton compiles for addresses that are multiples of 16 apart from others.
+        found += (operand.dtype, operand.shape, operand.stride(), operand.data_ptr() % 16)
+    found[0] = index
+    return tuple(found)

@@ -34,13 +34,12 @@ def _norm_rope(x: Tensor, scale: Tensor, turn: Tensor, eps: float) -> Tensor:
 
 
 @jit
-def _norm_and_turn(values, even_scale, odd_scale, cos, sin, eps, HEADS: tl.constexpr, D: tl.constexpr):
-    """RMSNorm and rotation of float32 [HEADS, D]; scales, cos and sin are [1, D / 2]."""
+def _norm_and_turn(values, scale, cos, sin, eps, HEADS: tl.constexpr, D: tl.constexpr):
+    """RMSNorm and rotation of float32 [HEADS, D]; scale is [1, D], cos and sin are [1, D / 2]."""
+    mean_square = tl.sum(values * values, axis=1) / D
+    # Scaled before pairs are taken apart: a thread then reads its columns' scales at once, as it reads the values.
+    values = values * (1.0 / tl.sqrt_rn(mean_square + eps))[:, None] * scale
     even, odd = tl.split(tl.reshape(values, (HEADS, D // 2, 2)))
-    mean_square = (tl.sum(even * even, axis=1) + tl.sum(odd * odd, axis=1)) / D
-    factor = (1.0 / tl.sqrt_rn(mean_square + eps))[:, None]
-    even = even * factor * even_scale
-    odd = odd * factor * odd_scale
     return tl.reshape(tl.join(even * cos - odd * sin, even * sin + odd * cos), (HEADS, D))
 
 
@@ -60,12 +59,13 @@ def _qk_norm_rope_kernel(
     k_ptr,  # [T, heads, D]
     k_stride,
     k_head_stride,
-    v_ptr,  # [T, heads, D]
+    v_ptr,  # [T, heads, D], or None
     v_stride,
     v_head_stride,
     heads,
     eps,
     HAS_ROWS: tl.constexpr,
+    HAS_V: tl.constexpr,
     D: tl.constexpr,
     HEADS: tl.constexpr,
 ):
@@ -79,20 +79,19 @@ def _qk_norm_rope_kernel(
     sin = tl.load(sin_ptr + target * turn_stride + half)
 
     source = qkv_ptr + row * qkv_stride + head * D + column
-    even_scale = tl.load(q_scale_ptr + 2 * half).to(tl.float32)
-    odd_scale = tl.load(q_scale_ptr + 2 * half + 1).to(tl.float32)
+    scale = tl.load(q_scale_ptr + column).to(tl.float32)
     values = tl.load(source, mask=mask, other=0.0).to(tl.float32)
-    values = _norm_and_turn(values, even_scale, odd_scale, cos, sin, eps, HEADS, D)
+    values = _norm_and_turn(values, scale, cos, sin, eps, HEADS, D)
     tl.store(q_ptr + target * q_stride + head * q_head_stride + column, values.to(q_ptr.dtype.element_ty), mask=mask)
 
-    even_scale = tl.load(k_scale_ptr + 2 * half).to(tl.float32)
-    odd_scale = tl.load(k_scale_ptr + 2 * half + 1).to(tl.float32)
+    scale = tl.load(k_scale_ptr + column).to(tl.float32)
     values = tl.load(source + heads * D, mask=mask, other=0.0).to(tl.float32)
-    values = _norm_and_turn(values, even_scale, odd_scale, cos, sin, eps, HEADS, D)
+    values = _norm_and_turn(values, scale, cos, sin, eps, HEADS, D)
     tl.store(k_ptr + target * k_stride + head * k_head_stride + column, values.to(k_ptr.dtype.element_ty), mask=mask)
 
-    values = tl.load(source + 2 * heads * D, mask=mask, other=0.0)
-    tl.store(v_ptr + target * v_stride + head * v_head_stride + column, values, mask=mask)
+    if HAS_V:
+        values = tl.load(source + 2 * heads * D, mask=mask, other=0.0)
+        tl.store(v_ptr + target * v_stride + head * v_head_stride + column, values, mask=mask)
 
 
 CONFIGS = {64: Config(4, 1, {"HEADS": 16}), 128: Config(4, 1, {"HEADS": 8})}
@@ -110,7 +109,7 @@ def _launch(
     rows: Tensor | None,
     q: Tensor,
     k: Tensor,
-    v: Tensor,
+    v: Tensor | None,
     eps: float,
 ) -> Launch:
     heads, head_dim = q.shape[1:]
@@ -130,71 +129,11 @@ def _launch(
         "heads": heads,
         "eps": eps,
         "HAS_ROWS": rows is not None,
+        "HAS_V": v is not None,
         "D": head_dim,
     }
     grid = (qkv.shape[0], -(-heads // config.blocks["HEADS"]))
     return Launch("qk_norm_rope", _qk_norm_rope_kernel, grid, arguments, config)
-
-
-@operation(writes=("q", "k", "v"), launch=_launch)
-def qk_norm_rope_into(
-    qkv: Tensor,
-    q_scale: Tensor,
-    k_scale: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    rows: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    eps: float,
-) -> None:
-    """Write one stream's rows of q, k and v."""
-    heads, width = q.shape[1:]
-    pieces = qkv.view(qkv.shape[0], 3, heads, width)
-    row_cos, row_sin = (cos, sin) if rows is None else (cos.index_select(0, rows), sin.index_select(0, rows))
-    wide = torch.promote_types(qkv.dtype, torch.float32)
-    turn = torch.complex(row_cos.to(wide), row_sin.to(wide))[:, None]
-    new = (_norm_rope(pieces[:, 0], q_scale, turn, eps), _norm_rope(pieces[:, 1], k_scale, turn, eps))
-    for target, source in zip((q, k, v), (*new, pieces[:, 2]), strict=True):
-        if rows is None:
-            target.copy_(source)
-        else:
-            target.index_copy_(0, rows, source.to(target.dtype))
-
-
-def qk_norm_rope(
-    qkv: Tensor,
-    q_scale: Tensor,
-    k_scale: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    rows: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    eps: float = 1e-6,
-) -> None:
-    """Write one stream's queries, keys and values into the joint attention layout.
-
-    Args:
-        qkv: [R, 3C], the stream's projection: q, k and v side by side, each H heads of D columns; rows may be strided.
-        q_scale: [D], RMSNorm weight of the queries.
-        k_scale: [D], RMSNorm weight of the keys.
-        cos: float32 [T, D/2], by joint row.
-        sin: float32 [T, D/2], by joint row.
-        rows: int64 [R], the joint row of each row of the stream, no row twice; None where the stream is in joint order (R = T).
-        q: [T, H, D], written at `rows`; D is 64 or 128 on a GPU.
-        k: [T, H, D], written at `rows`.
-        v: [T, H, D], written at `rows`.
-        eps: added to the mean square.
-
-    Raises:
-        ValueError: operands that do not fit together.
-    """
-    _check_operands(qkv, q_scale, k_scale, cos, sin, rows, q, k, v)
-    fill = qk_norm_rope_into.reference if needs_gradient(qkv, q_scale, k_scale) else qk_norm_rope_into
-    fill(qkv, q_scale, k_scale, cos, sin, rows, q, k, v, eps)
 
 
 def _check_operands(
@@ -206,16 +145,18 @@ def _check_operands(
     rows: Tensor | None,
     q: Tensor,
     k: Tensor,
-    v: Tensor,
+    v: Tensor | None,
+    eps: float,
 ) -> None:
-    if q.ndim != 3 or q.shape != k.shape or q.shape != v.shape:
-        raise ValueError(f"q, k and v must be [T, H, D] of one shape, got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}")
+    if q.ndim != 3 or q.shape != k.shape or (v is not None and q.shape != v.shape):
+        shapes = [None if x is None else tuple(x.shape) for x in (q, k, v)]
+        raise ValueError(f"q, k and v must be [T, H, D] of one shape, got {shapes}")
     joint_rows, heads, width = q.shape
     if width % 2:
         raise ValueError(f"rotary embeddings turn pairs: the head dimension must be even, got {width}")
     check_matrix("qkv", qkv, width=3 * heads * width)
     for name, target in (("q", q), ("k", k), ("v", v)):
-        if target.dtype != qkv.dtype or target.device != qkv.device or target.stride(2) != 1:
+        if target is not None and (target.dtype != qkv.dtype or target.device != qkv.device or target.stride(2) != 1):
             raise ValueError(
                 f"{name} must be {qkv.dtype} on {qkv.device} with contiguous heads, got {target.dtype} on {target.device}"
             )
@@ -234,6 +175,71 @@ def _check_operands(
         raise ValueError(f"without a row index the stream is the joint order: expected {joint_rows} rows, got {qkv.shape[0]}")
 
 
+@operation(writes=("q", "k", "v"), launch=_launch, check=_check_operands)
+def qk_norm_rope_into(
+    qkv: Tensor,
+    q_scale: Tensor,
+    k_scale: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    rows: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    eps: float,
+) -> None:
+    """Write one stream's rows of q and k, and of v where there is one."""
+    heads, width = q.shape[1:]
+    pieces = qkv.view(qkv.shape[0], 3, heads, width)
+    row_cos, row_sin = (cos, sin) if rows is None else (cos.index_select(0, rows), sin.index_select(0, rows))
+    wide = torch.promote_types(qkv.dtype, torch.float32)
+    turn = torch.complex(row_cos.to(wide), row_sin.to(wide))[:, None]
+    new = (_norm_rope(pieces[:, 0], q_scale, turn, eps), _norm_rope(pieces[:, 1], k_scale, turn, eps))
+    for target, source in zip((q, k, v), (*new, pieces[:, 2]), strict=True):
+        if target is None:
+            continue
+        if rows is None:
+            target.copy_(source)
+        else:
+            target.index_copy_(0, rows, source.to(target.dtype))
+
+
+def qk_norm_rope(
+    qkv: Tensor,
+    q_scale: Tensor,
+    k_scale: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    rows: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor | None,
+    eps: float = 1e-6,
+) -> None:
+    """Write one stream's queries and keys into the joint attention layout, and its values where they have to move.
+
+    Args:
+        qkv: [R, 3C], the stream's projection: q, k and v side by side, each H heads of D columns; rows may be strided.
+        q_scale: [D], RMSNorm weight of the queries.
+        k_scale: [D], RMSNorm weight of the keys.
+        cos: float32 [T, D/2], by joint row.
+        sin: float32 [T, D/2], by joint row.
+        rows: int64 [R], the joint row of each row of the stream, no row twice; None where the stream is in joint order (R = T).
+        q: [T, H, D], written at `rows`; D is 64 or 128 on a GPU.
+        k: [T, H, D], written at `rows`.
+        v: [T, H, D], written at `rows`; None where attention reads the values in qkv, where they are.
+        eps: added to the mean square.
+
+    Raises:
+        ValueError: operands that do not fit together.
+    """
+    if needs_gradient(qkv, q_scale, k_scale):
+        _check_operands(qkv, q_scale, k_scale, cos, sin, rows, q, k, v, eps)
+        qk_norm_rope_into.reference(qkv, q_scale, k_scale, cos, sin, rows, q, k, v, eps)
+    else:
+        qk_norm_rope_into(qkv, q_scale, k_scale, cos, sin, rows, q, k, v, eps)
+
+
 def examples(generation: Generation, size: Size) -> Iterator[Example]:
     """Heads of 128 in joint order and scattered into it, as blocks have them, and heads of 64."""
     order = torch.arange(size.rows, device=size.device)
@@ -241,6 +247,7 @@ def examples(generation: Generation, size: Size) -> Iterator[Example]:
         heads = size.width // head_dim
         q, k, v = size.unwritten(3, size.rows, heads, head_dim)
         angles = size.normal(size.rows, head_dim // 2, dtype=torch.float32)
-        weights = size.normal(2, head_dim)
-        operands = (size.normal(size.rows, 3 * size.width), *weights, angles.cos(), angles.sin(), rows, q, k, v, 1e-6)
-        yield Example(f"qk_norm_rope {head_dim} {kind}", qk_norm_rope_into, operands, is_hot=head_dim == 128)
+        weights, qkv = size.normal(2, head_dim), size.normal(size.rows, 3 * size.width)
+        for moved, name in ((v, ""), (None, ", v left")) if rows is None else ((v, ""),):
+            operands = (qkv, *weights, angles.cos(), angles.sin(), rows, q, k, moved, 1e-6)
+            yield Example(f"qk_norm_rope {head_dim} {kind}{name}", qk_norm_rope_into, operands, is_hot=head_dim == 128)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -176,6 +178,8 @@ def _engine_opener(
 
     @asynccontextmanager
     async def opened() -> AsyncIterator[ServedEngine]:
+        # In a thread: importing PyTorch takes seconds, and the server answers meanwhile.
+        await asyncio.to_thread(import_module, "uso_engine.async_engine")
         from uso_engine.async_engine import AsyncUSOEngine
         from uso_engine.imaging.decode_pool import DecodePool
         from uso_engine.imaging.open import ImageLimits

@@ -11,9 +11,9 @@ import math
 from dataclasses import dataclass, field
 
 from PIL import Image
-from torch import Tensor
 
 from uso_engine.api.fields import image_seeds
+from uso_engine.verification.measure import relative_error
 
 from .image_metrics import psnr, ssim
 from .recording import RecordedRequest, Recording
@@ -116,16 +116,10 @@ def _compare_request(number: int, a: RecordedRequest, b: RecordedRequest) -> lis
             image=j,
             prompt=a.prompt,
             seed=seeds[j],
-            latent_errors=tuple(_relative_error(x[j], y[j]) for x, y in zip(a.latents, b.latents, strict=True)),
+            latent_errors=tuple(relative_error(x[j], y[j]) for x, y in zip(a.latents, b.latents, strict=True)),
             psnr_db=psnr(a.images[j], b.images[j]),
             ssim=ssim(a.images[j], b.images[j]),
             pictures=(a.images[j], b.images[j]),
         )
         for j in range(len(a.images))
     ]
-
-
-def _relative_error(a: Tensor, b: Tensor) -> float:
-    norm = float(b.double().norm())
-    difference = float((a.double() - b.double()).norm())
-    return difference / norm if norm > 0 else difference

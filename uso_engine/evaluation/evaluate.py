@@ -17,6 +17,7 @@ from PIL import Image
 from uso_engine.evaluation.captions import PLACE_WORDS, STYLE_WORDS
 from uso_engine.evaluation.classifiers import Classifiers, load_classifiers, read_picture
 from uso_engine.evaluation.drawings import KINDS, PLACE_NAMES, STYLE_NAMES, Triplet, draw_triplet, render
+from uso_engine.evaluation.report_table import ASPECTS, report_table
 from uso_engine.imaging.pixels import from_pixels, to_pixels
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 GIVEN, DROPPED, SWAPPED = "given", "dropped", "swapped"
-ASPECTS = ("content", "style", "prompt")
 CHANCE = {"content": 1 / len(KINDS), "style": 1 / len(STYLE_NAMES), "prompt": 1 / len(PLACE_NAMES)}
 STEPS = 28
 FEWER_STEPS = (14, 7, 4)
@@ -104,29 +104,18 @@ class Report:
                 "tier": row.tier,
                 "steps": row.variation.steps,
                 **{aspect: round(row.accuracy[aspect], 4) for aspect in ASPECTS},
-                "psnr_db": None if row.psnr_db is None else round(row.psnr_db, 2),
+                "psnr_db": None if row.psnr_db is None else round(row.psnr_db, 4),
             }
             for row in self.rows
         ]
         chance = {aspect: round(share, 4) for aspect, share in CHANCE.items()}
-        autoencoder = {name: round(value, 2) for name, value in self.autoencoder_psnr_db.items()}
+        autoencoder = {name: round(value, 4) for name, value in self.autoencoder_psnr_db.items()}
         head = {"triplets": len(self.triplets), "chance": chance, "true_drawings": self.drawn}
         return {**head, "autoencoder_psnr_db": autoencoder, "rows": rows}
 
     def to_table(self) -> str:
         """A Markdown table."""
-        lines = ["| run | tier | steps | content | style | prompt | PSNR to the first row |", "|---|---|---|---|---|---|---|"]
-        for row in self.rows:
-            shares = " | ".join(f"{100 * row.accuracy[aspect]:.0f} %" for aspect in ASPECTS)
-            psnr = "" if row.psnr_db is None else f"{row.psnr_db:.1f} dB"
-            lines.append(f"| {row.variation.name} | {row.tier} | {row.variation.steps} | {shares} | {psnr} |")
-        drawn = " | ".join(f"{100 * self.drawn[aspect]:.0f} %" for aspect in ASPECTS)
-        chance = " | ".join(f"{100 * CHANCE[aspect]:.0f} %" for aspect in ASPECTS)
-        lines += [f"| the true drawings | | | {drawn} | |", f"| chance | | | {chance} | |"]
-        if self.autoencoder_psnr_db:
-            values = ", ".join(f"{value:.1f} dB on {name} drawings" for name, value in self.autoencoder_psnr_db.items())
-            lines += ["", f"Autoencoder, encoding and decoding: {values}."]
-        return "\n".join(lines)
+        return report_table(self.to_json())
 
     def to_grid(self, columns: int = 10) -> Image.Image:
         """Content, style and target drawings over every row's pictures, one triplet a column."""

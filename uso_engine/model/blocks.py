@@ -6,60 +6,22 @@ that form for the block that follows: gated addition and the next LayerNorm are 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from uso_kernels.attention import attention
-from uso_kernels.gated_residual import gated_residual, gated_residual_layer_norm_modulate
 from uso_kernels.gelu_concat import gelu_concat
-from uso_kernels.layer_norm_modulate import layer_norm_modulate
 from uso_kernels.qk_norm_rope import qk_norm_rope
 from uso_kernels.ragged import Ragged
 from uso_kernels.rows import Rows
 
 from .linear import Linear
 from .modulation import DOUBLE_VECTORS, SINGLE_VECTORS, ModulationLinear
-from .packing import PackedBatch
 from .params import TransformerParams
-
-
-@dataclass(frozen=True)
-class Run:
-    """What every block of one evaluation shares: the batch, and the attention backend (see `uso_kernels.attention`)."""
-
-    batch: PackedBatch
-    attention: str = "auto"
-
-
-class NextNorm(NamedTuple):
-    """The LayerNorm that follows: shift and scale [S, C], and the 8-bit type that its reader takes, None for floats."""
-
-    shift: Tensor
-    scale: Tensor
-    dtype: torch.dtype | None
-
-
-class Residual(NamedTuple):
-    """A residual stream [T, C], and its normalised, modulated form for the layer that reads it next (x itself: none does)."""
-
-    x: Tensor
-    normed: Rows
-
-
-def begin(x: Tensor, norm: NextNorm, tiles: Tensor) -> Residual:
-    """A residual stream from its tokens."""
-    return Residual(x, layer_norm_modulate(x, norm.shift, norm.scale, tiles, norm.dtype))
-
-
-def proceed(x: Tensor, y: Tensor, gate: Tensor, tiles: Tensor, norm: NextNorm | None) -> Residual:
-    """A residual stream after the gated addition of y, with the LayerNorm that follows where one does."""
-    if norm is None:
-        total = gated_residual(x, y, gate, tiles)
-        return Residual(total, total)
-    return Residual(*gated_residual_layer_norm_modulate(x, y, gate, norm.shift, norm.scale, tiles, norm.dtype))
+from .residual import NextNorm, Residual, proceed
+from .run import Run
 
 
 class HeadScale(nn.Module):
@@ -143,36 +105,67 @@ class DoubleBlock(nn.Module):
         batch = run.batch
         text_attended, image_attended = self._attend(text.normed, image.normed, run)
         text_next, image_next = following if following is not None else (None, None)
-        image = _finish(image.x, image_attended, modulation[:, :6], self.img_attn.proj, self.img_mlp, batch.image, image_next)
-        text = _finish(text.x, text_attended, modulation[:, 6:], self.txt_attn.proj, self.txt_mlp, batch.text, text_next)
+        image = _finish(
+            image.x, image_attended, modulation[:, :6], self.img_attn.proj, self.img_mlp, batch.image, run, image_next
+        )
+        text = _finish(text.x, text_attended, modulation[:, 6:], self.txt_attn.proj, self.txt_mlp, batch.text, run, text_next)
         return text, image
 
     def _attend(self, text: Rows, image: Rows, run: Run) -> tuple[Rows, Rows]:
         """Attention of both streams to both, from their normalised forms, as their output projections take it."""
-        batch = run.batch
-        q, k, v = batch.new_heads(self.txt_attn.qkv.dtype, self.heads, self.head_dim)
+        batch, width = run.batch, self.heads * self.head_dim
+        q, k = batch.new_heads(self.txt_attn.qkv.dtype, self.heads, self.head_dim, 2)
+        # Both streams' projections in one matrix, if its rows are in joint order then; else values are moved like q and k.
+        projected = q.new_empty(len(q), 3 * width) if run.fusion.values and batch.is_in_order else None
+        (v,) = batch.new_heads(q.dtype, self.heads, self.head_dim, 1) if projected is None else (None,)
         for normed, attn, layout, joint in (
             (text, self.txt_attn, batch.text, batch.text_in_joint),
             (image, self.img_attn, batch.image, batch.image_in_joint),
         ):
             scales = attn.norm.query_norm.scale, attn.norm.key_norm.scale
-            cos, sin, joint_q, joint_k, joint_v = (x[joint.span] for x in (batch.cos, batch.sin, q, k, v))
-            qk_norm_rope(attn.qkv(normed, layout), *scales, cos, sin, joint.rows, joint_q, joint_k, joint_v)
-        attended = attention(q, k, v, batch.joint, batch.joint, backend=run.attention).flatten(1)
+            cos, sin, joint_q, joint_k = (x[joint.span] for x in (batch.cos, batch.sin, q, k))
+            qkv = attn.qkv(normed, layout, out=None if projected is None else projected[joint.span])
+            joint_v = None if v is None else v[joint.span]
+            qk_norm_rope(qkv, *scales, cos, sin, joint.rows, joint_q, joint_k, joint_v)
+        values = _values(projected, self.heads) if projected is not None else v
+        assert values is not None
+        attended = attention(q, k, values, batch.joint, batch.joint, backend=run.attention).flatten(1)
         # Both streams in one launch: as 8-bit rows where both matrices take them.
         takes = self.txt_attn.proj.takes if self.txt_attn.proj.takes == self.img_attn.proj.takes else None
         return batch.split(attended, takes)
 
 
+def _values(qkv: Tensor, heads: int) -> Tensor:
+    """The values [T, H, D] in a projection [T, 3C]."""
+    return qkv.chunk(3, dim=1)[2].unflatten(1, (heads, -1))
+
+
+def _hidden(layer: Linear, x: Rows, layout: Ragged, run: Run, reader: Linear, outputs: slice = slice(None)) -> Rows:
+    """The activated hidden layer of an MLP, as the matrix that reads it takes it."""
+    if run.fusion.gelu and layer.takes is None and reader.takes is None:
+        return layer.activated(x, layout, outputs)
+    hidden = layer(x, layout, outputs)
+    return gelu_concat(None, hidden, reader.takes, out=hidden)
+
+
 def _finish(
-    x: Tensor, attended: Rows, modulation: Tensor, proj: Linear, mlp: FeedForward, layout: Ragged, following: NextNorm | None
+    x: Tensor,
+    attended: Rows,
+    modulation: Tensor,
+    proj: Linear,
+    mlp: FeedForward,
+    layout: Ragged,
+    run: Run,
+    following: NextNorm | None,
 ) -> Residual:
     """Output projection, MLP and the two gated additions of one stream; modulation is its [S, 6, C]."""
     tiles, (widen, narrow) = layout.tile_sequence, mlp.layers
     _, _, attention_gate, mlp_shift, mlp_scale, mlp_gate = modulation.unbind(1)
     x, normed = proceed(x, proj(attended, layout), attention_gate, tiles, NextNorm(mlp_shift, mlp_scale, widen.takes))
-    hidden = widen(normed, layout)
-    y = narrow(gelu_concat(None, hidden, narrow.takes, out=hidden), layout)
+    hidden = _hidden(widen, normed, layout, run, narrow)
+    del normed
+    y = narrow(hidden, layout)
+    del hidden  # The new residual and its normed form may have its memory.
     return proceed(x, y, mlp_gate, tiles, following)
 
 
@@ -219,30 +212,60 @@ class SingleBlock(nn.Module):
         """
         assert isinstance(residual.normed, Tensor)
         rows, layout = run.batch.output_joint_rows, run.batch.output
-        y = self._attention_and_mlp_of_rows(residual.normed, rows, run)
+        y = self._attention_and_mlp(residual.normed, run, rows)
         return proceed(residual.x.index_select(0, rows), y, modulation[:, 2], layout.tile_sequence, following)
 
-    def _attention_and_mlp(self, normed: Rows, run: Run) -> Tensor:
+    def _attention_and_mlp(self, normed: Rows, run: Run, rows: Tensor | None = None) -> Tensor:
+        """The block's output for every row, or for some."""
+        if run.fusion.parts and self.linear2.takes is None:
+            return self._by_parts(normed, run, rows)
+        if rows is None:
+            return self._joined(normed, run)
+        assert isinstance(normed, Tensor)
+        return self._joined_of_rows(normed, rows, run)
+
+    def _by_parts(self, normed: Rows, run: Run, rows: Tensor | None) -> Tensor:
+        batch, width = run.batch, self.width
+        q, k, v = self._queries_keys_values(self.linear1(normed, batch.joint, slice(0, 3 * width)), run, run.fusion.values)
+        layout = batch.joint
+        if rows is not None:
+            layout, q = batch.output, q.index_select(0, rows)
+        attended = attention(q, k, v, layout, batch.joint, backend=run.attention).flatten(1)
+        del q, k, v  # The MLP's hidden layer may have their memory.
+        if rows is not None:
+            assert isinstance(normed, Tensor)
+            normed = normed.index_select(0, rows)
+        hidden = _hidden(self.linear1, normed, layout, run, self.linear2, slice(3 * width, None))
+        del normed
+        assert isinstance(hidden, Tensor)
+        return self.linear2.of_parts((attended, hidden), layout)
+
+    def _joined(self, normed: Rows, run: Run) -> Tensor:
+        """One product for q, k, v and the hidden layer, one for attention's result beside the activated hidden layer."""
         layout, width = run.batch.joint, self.width
         projected = self.linear1(normed, layout)
-        # Values are copied into joint order, so attention's result may take their columns: beside the MLP, where linear2 reads.
+        # Where values are copied, attention's result may take their columns: beside the MLP, where linear2 reads.
         operand = projected[:, 2 * width :] if self.linear2.takes is None else None
-        attended = self._attend(*self._queries_keys_values(projected[:, : 3 * width], run), layout, run, operand)
+        in_place = run.fusion.values and operand is None
+        attended = self._attend(*self._queries_keys_values(projected[:, : 3 * width], run, in_place), layout, run, operand)
         return self.linear2(gelu_concat(attended, projected[:, 3 * width :], self.linear2.takes, out=operand), layout)
 
-    def _attention_and_mlp_of_rows(self, normed: Tensor, rows: Tensor, run: Run) -> Tensor:
+    def _joined_of_rows(self, normed: Tensor, rows: Tensor, run: Run) -> Tensor:
         layout, width = run.batch.output, self.width
-        q, k, v = self._queries_keys_values(self.linear1(normed, run.batch.joint, slice(0, 3 * width)), run)
+        qkv = self.linear1(normed, run.batch.joint, slice(0, 3 * width))
+        q, k, v = self._queries_keys_values(qkv, run, run.fusion.values)
         operand = q.new_empty(len(rows), self.linear2.in_features) if self.linear2.takes is None else None
         attended = self._attend(q.index_select(0, rows), k, v, layout, run, operand)
-        del q, k, v  # The MLP's hidden layer may have their memory.
+        del qkv, q, k, v
         hidden = self.linear1(normed.index_select(0, rows), layout, slice(3 * width, None))
         return self.linear2(gelu_concat(attended, hidden, self.linear2.takes, out=operand), layout)
 
-    def _queries_keys_values(self, qkv: Tensor, run: Run) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = run.batch.new_heads(qkv.dtype, self.heads, self.head_dim)
+    def _queries_keys_values(self, qkv: Tensor, run: Run, in_place: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """What attention takes from a projection [T, 3C], its values where they are or in memory of their own."""
+        q, k = run.batch.new_heads(qkv.dtype, self.heads, self.head_dim, 2)
+        v = None if in_place else torch.empty_like(q)
         qk_norm_rope(qkv, self.norm.query_norm.scale, self.norm.key_norm.scale, run.batch.cos, run.batch.sin, None, q, k, v)
-        return q, k, v
+        return q, k, _values(qkv, self.heads) if v is None else v
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, queries: Ragged, run: Run, operand: Tensor | None) -> Tensor:
         """Attention's result [T_q, C], in the first columns of linear2's operand where there is one."""

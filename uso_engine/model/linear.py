@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from uso_kernels.matmul.linear import linear
+from uso_kernels.matmul.linear import linear, linear_of_parts
 from uso_kernels.ragged import Ragged
 from uso_kernels.rows import Rows
 
@@ -45,7 +47,9 @@ class Linear(nn.Module):
         """Of the results."""
         return self.weight.dtype
 
-    def forward(self, x: Rows, sequences: Ragged | None = None, outputs: slice = slice(None)) -> Tensor:
+    def forward(
+        self, x: Rows, sequences: Ragged | None = None, outputs: slice = slice(None), *, out: Tensor | None = None
+    ) -> Tensor:
         """Apply the layer.
 
         Args:
@@ -53,9 +57,22 @@ class Linear(nn.Module):
             sequences: where the sequences of a packed x lie: each is then a product of its own, so that its bits do not change
                 with its company (see `uso_kernels.matmul.linear`). None where x is no packed batch.
             outputs: which output columns to compute; all by default.
+            out: where the result goes, in this layer's dtype.
 
         Returns:
             [..., selected out_features].
         """
         assert isinstance(x, Tensor)
-        return linear(x, self.weight[outputs], None if self.bias is None else self.bias[outputs], sequences)
+        return linear(x, self.weight[outputs], self._bias(outputs), sequences, out=out)
+
+    def activated(self, x: Rows, sequences: Ragged | None = None, outputs: slice = slice(None)) -> Tensor:
+        """Apply the layer and GELU; arguments as for `forward`. Only where the layer takes floats."""
+        assert isinstance(x, Tensor)
+        return linear(x, self.weight[outputs], self._bias(outputs), sequences, gelu=True)
+
+    def of_parts(self, parts: Sequence[Tensor], sequences: Ragged | None = None) -> Tensor:
+        """Apply the layer to columns that lie in several tensors, see `uso_kernels.matmul.linear`. Only for floats."""
+        return linear_of_parts(parts, self.weight, self.bias, sequences)
+
+    def _bias(self, outputs: slice) -> Tensor | None:
+        return None if self.bias is None else self.bias[outputs]

@@ -76,6 +76,11 @@ class PackedBatch:
     joint_sources: Tensor | None
 
     @property
+    def is_in_order(self) -> bool:
+        """Whether the text stream's rows and then the image stream's are the joint order."""
+        return self.joint_sources is None
+
+    @property
     def text_in_joint(self) -> JointRows:
         """Where the text stream's rows lie in joint order."""
         if self.joint_sources is None:
@@ -143,10 +148,9 @@ class PackedBatch:
             return joint[: self.text.rows], joint[self.text.rows :]
         return split_streams(joint, self.text_joint_rows, self.image_joint_rows, dtype)
 
-    def new_heads(self, dtype: torch.dtype, heads: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Memory for queries, keys and values of the joint order, each [T, H, D]."""
-        q, k, v = (self.text_tokens.new_empty(self.joint.rows, heads, head_dim, dtype=dtype) for _ in range(3))
-        return q, k, v
+    def new_heads(self, dtype: torch.dtype, heads: int, head_dim: int, count: int) -> tuple[Tensor, ...]:
+        """Memory for so many of queries, keys and values of the joint order, each [T, H, D]."""
+        return tuple(self.text_tokens.new_empty(self.joint.rows, heads, head_dim, dtype=dtype) for _ in range(count))
 
 
 def _index_rows(sequences: Sequences[Sequence], text: Ragged, image: Ragged, joint: Ragged, output: Ragged) -> _IndexTables:

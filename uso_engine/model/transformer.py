@@ -13,14 +13,16 @@ from typing import TypeVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from uso_kernels.attention import resolve_backend
+from uso_kernels.attention import dense_preference, resolve_backend
 from uso_kernels.ragged import Ragged
 
-from .blocks import DoubleBlock, NextNorm, Run, SingleBlock, begin
+from .blocks import DoubleBlock, SingleBlock
 from .linear import Linear
 from .modulation import DOUBLE_VECTORS, FINAL_VECTORS, SINGLE_VECTORS, Embedder, sinusoidal_embedding
 from .packing import PackedBatch
 from .params import TransformerParams
+from .residual import NextNorm, begin
+from .run import ALL_FUSED, Fusion, Run
 
 Observer = Callable[[str, Tensor, Ragged], None]
 """Called with a name (``double.0.img``, ``double.0.txt``, ``single.0``, ``velocity``), a packed tensor and its layout."""
@@ -54,11 +56,13 @@ class Transformer(nn.Module):
     Args:
         params: its sizes.
         attention_backend: a backend of `uso_kernels.attention` for every block, or "auto": the default of each batch.
+        fusion: which passes over the data are left out.
     """
 
-    def __init__(self, params: TransformerParams, *, attention_backend: str = "auto") -> None:
+    def __init__(self, params: TransformerParams, *, attention_backend: str = "auto", fusion: Fusion = ALL_FUSED) -> None:
         super().__init__()
         self.params = params
+        self.fusion = fusion
         self.attention_backend = attention_backend
         width = params.hidden_size
         self.img_in = Linear(params.in_channels, width)
@@ -130,7 +134,11 @@ class Transformer(nn.Module):
         Returns:
             [T_out, in_channels], velocity in output order.
         """
-        run = Run(batch, self.attention_backend)
+        with dense_preference(latents.device):  # Once for all blocks.
+            return self._velocity(Run(batch, self.attention_backend, self.fusion), latents, modulation, observer)
+
+    def _velocity(self, run: Run, latents: Tensor, modulation: Tensor, observer: Observer | None) -> Tensor:
+        batch = run.batch
         double, single, final = self._split_modulation(modulation)
         # The last block computes fewer rows than it is given and takes floats, to pick them.
         singles = _blocks(self.single_blocks, SingleBlock)

@@ -16,10 +16,10 @@ from uso_kernels.ragged import round_up_to_tile
 from .autoencoder_sizes import CUTS, FLUX_DECODER, FLUX_ENCODER, CoderSizes, Cut
 
 ROW_WIDTHS = 16
-"""Activations alive at once in a block, in units of [T, C], for a model whose MLP is four times as wide: in a single block's
-attention x, its normed form, the [T, 7C] product, q, k and v are 12, and a backend makes up to 4 more: its result, and q, k, v
-without their padding rows. With dense attention it is 13, as docs/performance.md writes it out; tests/test_memory_plan.py and
-tests/test_hot_loop.py count every live tensor."""
+"""Activations alive at once in a block, in units of [T, C], for a model whose MLP is four times as wide, at the most: where
+products read 8-bit rows 13, as docs/performance.md writes it out, and 3 more where an attention backend copies q, k and v
+without their padding rows. Where they read floats it is 9 to 12; tests/test_memory_plan.py and tests/test_hot_loop.py count
+every live tensor."""
 
 
 @dataclass(frozen=True)

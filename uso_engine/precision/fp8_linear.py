@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from uso_kernels.matmul.fp8 import scaled_matmul
-from uso_kernels.matmul.linear import linear
 from uso_kernels.quantize_rows import quantize_rows
 from uso_kernels.ragged import Ragged
 from uso_kernels.rows import Rows
 
-from .quantized_linear import QuantizedLinear, TensorLayout
+from .quantized_linear import QuantizedLinear, TensorLayout, WeightOnlyLinear
 
 FP8 = torch.float8_e4m3fn
 
@@ -41,22 +40,18 @@ class Fp8Linear(QuantizedLinear):
     def dequantized_weight(self) -> Tensor:
         return self.values.float() * self.scale[:, None]
 
-    def forward(self, x: Rows, sequences: Ragged | None = None, outputs: slice = slice(None)) -> Tensor:
+    def forward(
+        self, x: Rows, sequences: Ragged | None = None, outputs: slice = slice(None), *, out: Tensor | None = None
+    ) -> Tensor:
         rows, dtype = self._rows(x, FP8)
         values, scale, bias = self.values[outputs], self.scale[outputs], self._bias(outputs)
-        y = scaled_matmul(*rows, values, scale, bias, dtype=dtype, sequences=sequences)
+        y = scaled_matmul(*rows, values, scale, bias, dtype=dtype, sequences=sequences, out=out)
         return y.view(*x.shape[:-1], -1) if isinstance(x, Tensor) else y
 
 
-class Fp8WeightLinear(Fp8Linear):
+class Fp8WeightLinear(WeightOnlyLinear, Fp8Linear):
     """Weight-only: the weight is turned back into x's type for each product; activations keep theirs."""
 
-    takes = None
-    restores_weight = True
-
-    def forward(self, x: Rows, sequences: Ragged | None = None, outputs: slice = slice(None)) -> Tensor:
-        if not isinstance(x, Tensor):
-            raise TypeError("a weight-only layer takes activations as floats")
+    def weight_like(self, x: Tensor, outputs: slice) -> Tensor:
         values, scale = self.values[outputs], self.scale[outputs]
-        weight = values.to(x.dtype).mul_(scale.to(x.dtype)[:, None])
-        return linear(x, weight, self._bias(outputs), sequences)
+        return values.to(x.dtype).mul_(scale.to(x.dtype)[:, None])

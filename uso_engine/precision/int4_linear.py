@@ -5,12 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from uso_kernels.matmul.int4 import int4_dequantize, int4_matmul, pack_int4
-from uso_kernels.ragged import Ragged
-from uso_kernels.rows import Rows
+from uso_kernels.matmul.int4 import int4_dequantize, pack_int4
 
 from . import quanto_values
-from .quantized_linear import QuantizedLinear, TensorLayout
+from .quantized_linear import TensorLayout, WeightOnlyLinear
 
 GROUP = 128
 
@@ -27,10 +25,9 @@ def group_size(in_features: int) -> int:
     raise ValueError(f"int4 needs a width that is a multiple of 16, got {in_features}")
 
 
-class Int4Linear(QuantizedLinear):
+class Int4Linear(WeightOnlyLinear):
     """Weight-only: our kernel turns the weight back into x's type for each product; activations keep theirs."""
 
-    restores_weight = True
     packed: Tensor
     scale: Tensor
     shift: Tensor
@@ -53,8 +50,5 @@ class Int4Linear(QuantizedLinear):
     def dequantized_weight(self) -> Tensor:
         return int4_dequantize(self.packed, self.scale, self.shift, dtype=torch.float32)
 
-    def forward(self, x: Rows, sequences: Ragged | None = None, outputs: slice = slice(None)) -> Tensor:
-        if not isinstance(x, Tensor):
-            raise TypeError("a weight-only layer takes activations as floats")
-        weight = self.packed[outputs], self.scale[outputs], self.shift[outputs]
-        return int4_matmul(x, *weight, self._bias(outputs), sequences=sequences)
+    def weight_like(self, x: Tensor, outputs: slice) -> Tensor:
+        return int4_dequantize(self.packed[outputs], self.scale[outputs], self.shift[outputs], dtype=x.dtype)

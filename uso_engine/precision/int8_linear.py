@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from uso_kernels.matmul.int8 import int8_matmul
-from uso_kernels.matmul.linear import linear
 from uso_kernels.ragged import Ragged
 from uso_kernels.rows import Rows
 
 from . import quanto_values
-from .quantized_linear import QuantizedLinear, TensorLayout
+from .quantized_linear import QuantizedLinear, TensorLayout, WeightOnlyLinear
 
 
 class Int8Linear(QuantizedLinear):
@@ -36,28 +35,23 @@ class Int8Linear(QuantizedLinear):
     def dequantized_weight(self) -> Tensor:
         return self.values.float() * self.scale[:, None]
 
-    def forward(self, x: Rows, sequences: Ragged | None = None, outputs: slice = slice(None)) -> Tensor:
+    def forward(
+        self, x: Rows, sequences: Ragged | None = None, outputs: slice = slice(None), *, out: Tensor | None = None
+    ) -> Tensor:
         # Sums of integers are exact: no row depends on the rows beside it, so all sequences are one product.
         rows, dtype = self._rows(x, torch.int8)
-        y = int8_matmul(*rows, self.values[outputs], self.scale[outputs], self._bias(outputs), dtype=dtype)
+        y = int8_matmul(*rows, self.values[outputs], self.scale[outputs], self._bias(outputs), dtype=dtype, out=out)
         return y.view(*x.shape[:-1], -1) if isinstance(x, Tensor) else y
 
 
-class Int8WeightLinear(Int8Linear):
+class Int8WeightLinear(WeightOnlyLinear, Int8Linear):
     """Weight-only: the weight is turned back into x's type for each product; activations keep theirs.
 
     An ordinary product of x's type, never ``torch._weight_int8pack_mm``: on a CPU that crashes the process when the int8 values
     do not lie at a multiple of 16 bytes, which values mapped from a file may not.
     """
 
-    takes = None
-    restores_weight = True
-
-    def forward(self, x: Rows, sequences: Ragged | None = None, outputs: slice = slice(None)) -> Tensor:
-        if not isinstance(x, Tensor):
-            raise TypeError("a weight-only layer takes activations as floats")
+    def weight_like(self, x: Tensor, outputs: slice) -> Tensor:
         values = self.values[outputs]
-        weight = x.new_empty(values.shape)
         # One pass: the product is formed in float32 and rounded once when it is written.
-        torch.mul(values, self.scale[outputs, None], out=weight)
-        return linear(x, weight, self._bias(outputs), sequences)
+        return torch.mul(values, self.scale[outputs, None], out=x.new_empty(values.shape))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from uso_kernels.matmul.linear import linear, linear_of_parts
 from uso_kernels.quantize_rows import quantize_rows
 from uso_kernels.ragged import Ragged
 from uso_kernels.rows import QuantizedRows, Rows
@@ -77,7 +78,9 @@ class QuantizedLinear(nn.Module, abc.ABC):
         """Choose the values for a finite float32 weight [N, K]; the result follows `layout`."""
 
     @abc.abstractmethod
-    def forward(self, x: Rows, sequences: Ragged | None = None, outputs: slice = slice(None)) -> Tensor:
+    def forward(
+        self, x: Rows, sequences: Ragged | None = None, outputs: slice = slice(None), *, out: Tensor | None = None
+    ) -> Tensor:
         """Apply the layer, as `uso_engine.model.linear.Linear.forward` does."""
 
     def dequantized_weight(self) -> Tensor:
@@ -115,3 +118,35 @@ class QuantizedLinear(nn.Module, abc.ABC):
 
     def _bias(self, outputs: slice) -> Tensor | None:
         return None if self.bias is None else self.bias[outputs]
+
+
+class WeightOnlyLinear(QuantizedLinear):
+    """A layer that turns its weight back into its activations' type for each product; activations keep theirs."""
+
+    takes: torch.dtype | None = None
+    restores_weight = True
+
+    @abc.abstractmethod
+    def weight_like(self, x: Tensor, outputs: slice) -> Tensor:
+        """The weight of some output columns, [N, K] in x's type."""
+
+    def forward(
+        self, x: Rows, sequences: Ragged | None = None, outputs: slice = slice(None), *, out: Tensor | None = None
+    ) -> Tensor:
+        x = _floats(x)
+        return linear(x, self.weight_like(x, outputs), self._bias(outputs), sequences, out=out)
+
+    def activated(self, x: Rows, sequences: Ragged | None = None, outputs: slice = slice(None)) -> Tensor:
+        """Apply the layer and GELU, as `uso_engine.model.linear.Linear.activated` does."""
+        x = _floats(x)
+        return linear(x, self.weight_like(x, outputs), self._bias(outputs), sequences, gelu=True)
+
+    def of_parts(self, parts: Sequence[Tensor], sequences: Ragged | None = None) -> Tensor:
+        """Apply the layer to columns in several tensors, as `uso_engine.model.linear.Linear.of_parts` does."""
+        return linear_of_parts(parts, self.weight_like(parts[0], slice(None)), self.bias, sequences)
+
+
+def _floats(x: Rows) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise TypeError("a weight-only layer takes activations as floats")
+    return x

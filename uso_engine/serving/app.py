@@ -104,6 +104,7 @@ def make_application(
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST", "PUT"],
             allow_headers=["Authorization", "Content-Type"],
+            expose_headers=["X-Request-ID", "Retry-After"],
         )
     limited = BodyLimit(HostCheck(inner, settings), settings.transport)
     return Application(RequestLog(limited, metrics.observe_request), state, runner, app.openapi)

@@ -117,8 +117,6 @@ class QueueUpkeep:
         self._runner.take_up(request)
 
     async def _has_ended(self, owner: str) -> bool:
-        if owner == self._owner:
-            return True
         return self._clock() - await asyncio.to_thread(self._records.renewed, owner) >= self._lease_s
 
 

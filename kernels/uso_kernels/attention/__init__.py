@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from uso_kernels.cpu import widens
+from uso_kernels import cpu
 from uso_kernels.launch import TRITON_MISSING, is_interpreting, needs_gradient
 from uso_kernels.operands import FLOAT_DTYPES
 from uso_kernels.ragged import Ragged
@@ -25,6 +25,7 @@ from .dense import (
     dense_attention,
     dense_attention_missing,
     dense_attention_refuses,
+    dense_preference,
     dense_runs_on_amx,
     unequal_lengths,
 )
@@ -32,6 +33,16 @@ from .triton import attention_reference, triton_attention
 from .varlen import varlen_attention, varlen_attention_missing
 from .xformers import xformers_attention, xformers_attention_missing
 
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "BackendUnavailable",
+    "attention",
+    "available_backends",
+    "choose_backend",
+    "dense_preference",
+    "resolve_backend",
+]
 Attend = Callable[[Tensor, Tensor, Tensor, Ragged, Ragged, Tensor | None], Tensor]
 LONG_SEQUENCE = 1024
 """From this length on, a sequence fills a GPU by itself and the fastest dense call wins over one launch for all."""
@@ -76,7 +87,13 @@ BACKENDS = {
 
 def available_backends(device: torch.device | str) -> dict[str, str | None]:
     """Every backend with the reason why it cannot run on a device; None for those that can."""
-    return {name: backend.missing(torch.device(device)) for name, backend in BACKENDS.items()}
+    return {name: _missing(name, torch.device(device)) for name in BACKENDS}
+
+
+def _missing(backend: str, device: torch.device) -> str | None:
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return f"torch {torch.__version__} finds no CUDA device"
+    return BACKENDS[backend].missing(device)
 
 
 def choose_backend(device: torch.device, dtype: torch.dtype, queries: Ragged, keys: Ragged) -> str:
@@ -97,8 +114,8 @@ def choose_backend(device: torch.device, dtype: torch.dtype, queries: Ragged, ke
         A key of `BACKENDS`.
     """
     if device.type != "cuda":
-        is_narrow = dtype == torch.bfloat16 and device.type == "cpu"
-        return "chunked" if is_narrow and not widens(dtype, device) and not dense_runs_on_amx() else "dense"
+        multiplies = dtype == torch.bfloat16 and device.type == "cpu" and cpu.multiplies_bfloat16()
+        return "chunked" if multiplies and not dense_runs_on_amx() else "dense"
     if len(keys) == 1 or min(keys.lengths) >= LONG_SEQUENCE:
         return "dense"
     if unequal_lengths(queries, keys) is None:
@@ -133,7 +150,7 @@ def resolve_backend(backend: str, q: Tensor, queries: Ragged, keys: Ragged) -> s
         return choose_backend(q.device, q.dtype, queries, keys)
     if backend not in BACKENDS:
         raise ValueError(f"attention backend must be one of {['auto', *BACKENDS]}, got {backend!r}")
-    reason = BACKENDS[backend].missing(q.device)
+    reason = _missing(backend, q.device)
     if reason is None and not _takes_dtype(backend, q.device, q.dtype):
         reason = f"it takes float16 and bfloat16, got {q.dtype}"
     if reason is None and backend in ("dense", "dense_batched") and q.device.type == "cpu":

@@ -18,6 +18,7 @@ from torch.nn.functional import ScalingType
 
 from uso_kernels.example import Example, Size, quantized_dtypes
 from uso_kernels.launch import Generation
+from uso_kernels.operands import result_like
 from uso_kernels.operation import operation
 from uso_kernels.ragged import Ragged
 from uso_kernels.rows import SCALE_ROWS, new_row_scales
@@ -96,6 +97,7 @@ def scaled_matmul(
     *,
     dtype: torch.dtype = torch.bfloat16,
     sequences: Ragged | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Multiply activations by a weight, both `torch.float8_e4m3fn` with a scale per row.
 
@@ -107,6 +109,7 @@ def scaled_matmul(
         bias: [N] or None; on a GPU in `dtype`.
         dtype: of the result; on a GPU bfloat16 only.
         sequences: where the sequences of a packed x lie, each a product of its own (see `uso_kernels.matmul.linear`).
+        out: [M, N] in `dtype`, where the result goes.
 
     Returns:
         [M, N] in `dtype`; sums are kept in float32.
@@ -117,7 +120,7 @@ def scaled_matmul(
     check_quantized_product(x, x_scale, weight, weight_scale, bias, torch.float8_e4m3fn)
     if x.is_cuda and dtype != torch.bfloat16:
         raise ValueError(f"row-wise fp8 products give bfloat16 on a GPU, got {dtype}")
-    y = x.new_empty(x.shape[0], weight.shape[0], dtype=dtype)
+    y = result_like(x, out, (x.shape[0], weight.shape[0]), dtype)
     for rows in rows_of(sequences, x.shape[0]):
         scaled_matmul_into(x[rows], x_scale[rows], weight, weight_scale, bias, y[rows])
     return y

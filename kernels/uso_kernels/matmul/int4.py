@@ -18,9 +18,6 @@ from torch import Tensor
 from uso_kernels.example import Example, Size
 from uso_kernels.launch import Config, Generation, Launch, jit, strided, tl
 from uso_kernels.operation import operation
-from uso_kernels.ragged import Ragged
-
-from .linear import linear
 
 
 def pack_int4(codes: Tensor, group: int) -> Tensor:
@@ -120,35 +117,6 @@ def int4_dequantize(packed: Tensor, scale: Tensor, shift: Tensor, *, dtype: torc
     y = packed.new_empty(packed.shape[0], 2 * packed.shape[1], dtype=dtype)
     int4_dequantize_into(packed, scale, shift, y)
     return y
-
-
-def int4_matmul(
-    x: Tensor,
-    packed: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    bias: Tensor | None = None,
-    sequences: Ragged | None = None,
-) -> Tensor:
-    """Multiply activations [..., K] by a 4-bit weight, which is rounded to x's dtype first.
-
-    Args:
-        x: [..., K], float.
-        packed: see `int4_dequantize`.
-        scale: see `int4_dequantize`.
-        shift: see `int4_dequantize`.
-        bias: [N] in x's dtype, or None.
-        sequences: where the sequences of a packed x lie, each a product of its own (see `uso_kernels.matmul.linear`).
-
-    Returns:
-        [..., N] in x's dtype.
-
-    Raises:
-        ValueError: types or shapes that do not belong together.
-    """
-    if x.shape[-1] != 2 * packed.shape[-1]:
-        raise ValueError(f"x has {x.shape[-1]} columns, the weight {2 * packed.shape[-1]}")
-    return linear(x, int4_dequantize(packed, scale, shift, dtype=x.dtype), bias, sequences)
 
 
 def examples(generation: Generation, size: Size) -> Iterator[Example]:

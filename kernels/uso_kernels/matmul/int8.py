@@ -16,6 +16,7 @@ from torch import Tensor
 
 from uso_kernels.example import Example, Size
 from uso_kernels.launch import Config, Generation, Launch, jit, tl
+from uso_kernels.operands import result_like
 from uso_kernels.operation import operation
 
 from .fp8 import check_quantized_product, scaled
@@ -137,6 +138,7 @@ def int8_matmul(
     bias: Tensor | None = None,
     *,
     dtype: torch.dtype = torch.bfloat16,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Multiply activations by a weight, both int8 with a scale per row.
 
@@ -147,6 +149,7 @@ def int8_matmul(
         weight_scale: float32 [N].
         bias: [N] or None.
         dtype: of the result.
+        out: [M, N] in `dtype`, where the result goes.
 
     Returns:
         [M, N] in `dtype`; sums are exact, scales and bias are applied in float32.
@@ -157,7 +160,7 @@ def int8_matmul(
     check_quantized_product(x, x_scale, weight, weight_scale, bias, torch.int8)
     if x.shape[1] > MOST_COLUMNS:
         raise ValueError(f"int8 sums over more than {MOST_COLUMNS} columns can overflow, got {x.shape[1]}")
-    y = x.new_empty(x.shape[0], weight.shape[0], dtype=dtype)
+    y = result_like(x, out, (x.shape[0], weight.shape[0]), dtype)
     int8_matmul_into(x, x_scale, weight, weight_scale, bias, y)
     return y
 

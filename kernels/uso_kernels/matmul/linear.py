@@ -1,9 +1,9 @@
 """A matrix product in floating point, each sequence of a packed batch by itself.
 
-    y = x weight^T + bias
+    y = x weight^T + bias      or GELU of it, or the sum over parts of x and of weight's columns
 
-2 M N K operations, left to PyTorch's own product: on a GPU the bias is part of it. Its bits are those of
-`torch.nn.functional.linear`.
+2 M N K operations, left to PyTorch's own product: on a GPU bias and GELU are part of it. Without GELU and parts its bits are
+those of `torch.nn.functional.linear`.
 
 A library chooses how it blocks a product by the number of rows, and with the blocking the order of the sums. On CPUs with AMX
 (bfloat16), in MKL under AVX2 (float32) and in cuBLAS, a row's bits therefore change with the rows beside it, aligned or not.
@@ -15,26 +15,40 @@ sequence's first, multiplied in float32 and rounded once.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from uso_kernels.cpu import widens
 from uso_kernels.launch import needs_gradient
+from uso_kernels.operands import result_like
 from uso_kernels.ragged import Ragged
 
 CHUNK_ROWS = 512
 """Rows whose float32 sums are alive at once: they are rounded while they are in the cache."""
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, sequences: Ragged | None = None) -> Tensor:
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    sequences: Ragged | None = None,
+    *,
+    gelu: bool = False,
+    out: Tensor | None = None,
+) -> Tensor:
     """Multiply by a transposed matrix and add a bias.
 
     Args:
-        x: [M, K]; without `sequences` also [..., K].
+        x: [M, K]; without `sequences` and `out` also [..., K].
         weight: [N, K], x's dtype; rows may be strided.
         bias: [N] in x's dtype, or None.
         sequences: where the sequences of a packed x lie; None where x is one. Autograd records one product of all.
+        gelu: whether GELU follows, in its tanh form. On a GPU, and where operands are widened, the sums are not rounded before.
+        out: [M, N], where the result goes.
 
     Returns:
         [M, N] (or [..., N]) in x's dtype.
@@ -42,38 +56,110 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, sequences: Rag
     Raises:
         ValueError: x has more than two dimensions beside several sequences, or other rows than they.
     """
-    records, wide = needs_gradient(x, weight, bias), widens(x.dtype, x.device)
-    if records or (not wide and (sequences is None or len(sequences) == 1)):
+    if needs_gradient(x, weight, bias):
+        result = _activated(F.linear(x, weight, bias), gelu)
+        return result if out is None else out.copy_(result)
+    has_many = sequences is not None and len(sequences) > 1
+    if not (has_many or gelu or out is not None or widens(x)):
         return F.linear(x, weight, bias)
-    if sequences is not None and x.ndim != 2:
+    if (has_many or out is not None) and x.ndim != 2:
         raise ValueError(f"with sequences, x must be a matrix, got shape {tuple(x.shape)}")
-    if wide:
-        matrix = x.reshape(-1, x.shape[-1])
-        return _widened(matrix, weight, bias, rows_of(sequences, len(matrix))).view(*x.shape[:-1], len(weight))
-    y = x.new_empty(x.shape[0], weight.shape[0])
-    for rows in rows_of(sequences, x.shape[0]):
-        if bias is None:
-            torch.mm(x[rows], weight.t(), out=y[rows])
-        else:
-            torch.addmm(bias, x[rows], weight.t(), out=y[rows])
+    matrix = x.reshape(-1, x.shape[-1])
+    y = result_like(x, out, (matrix.shape[0], weight.shape[0]))
+    _fill(y, (matrix,), (weight,), bias, rows_of(sequences, matrix.shape[0]), gelu=gelu)
+    return y.view(*x.shape[:-1], weight.shape[0]) if x.ndim != 2 else y
+
+
+def linear_of_parts(
+    parts: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None, sequences: Ragged | None = None
+) -> Tensor:
+    """Multiply the columns of a matrix that lie in several tensors: what the first part gives is added to by the next.
+
+    Args:
+        parts: [M, K_i] each, in the order of the weight's columns.
+        weight: [N, sum of K_i], the parts' dtype; rows may be strided.
+        bias: [N], or None.
+        sequences: as for `linear`.
+
+    Returns:
+        [M, N]; in 16 bits the sum is rounded after each part, but where operands are widened.
+
+    Raises:
+        ValueError: parts that together have other columns than the weight.
+    """
+    bounds = list(accumulate((part.shape[1] for part in parts), initial=0))
+    if bounds[-1] != weight.shape[1]:
+        raise ValueError(f"the parts have {bounds[-1]} columns together, the weight has {weight.shape[1]}")
+    if needs_gradient(*parts, weight, bias):
+        return F.linear(torch.cat(tuple(parts), dim=1), weight, bias)
+    y = parts[0].new_empty(parts[0].shape[0], weight.shape[0])
+    columns = [weight[:, start:end] for start, end in pairwise(bounds)]
+    _fill(y, parts, columns, bias, rows_of(sequences, len(y)))
     return y
 
 
-def _widened(x: Tensor, weight: Tensor, bias: Tensor | None, sequences: tuple[slice, ...]) -> Tensor:
-    """The product in float32, rounded once to x's dtype."""
-    y = x.new_empty(x.shape[0], weight.shape[0])
-    columns, added = weight.float().t(), None if bias is None else bias.float()
-    sums = y.new_empty(min(CHUNK_ROWS, len(y)), len(weight), dtype=torch.float32)
+def _fill(
+    y: Tensor,
+    parts: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    bias: Tensor | None,
+    sequences: tuple[slice, ...],
+    *,
+    gelu: bool = False,
+) -> None:
+    """Write the sum of the parts' products to y, sequence by sequence."""
+    if widens(y):
+        _fill_widened(y, parts, weights, bias, sequences, gelu=gelu)
+        return
+    for rows in sequences:
+        target = y[rows]
+        if gelu and bias is not None and activates_in_product(y):
+            torch._addmm_activation(bias, parts[0][rows], weights[0].t(), use_gelu=True, out=target)
+            continue
+        _add_products(target, parts, weights, bias, rows)
+        if gelu:
+            torch.ops.aten.gelu.out(target, approximate="tanh", out=target)
+
+
+def activates_in_product(y: Tensor) -> bool:
+    """Whether PyTorch's product can end in GELU's tanh form: on a GPU; elsewhere it takes the other form."""
+    return y.is_cuda
+
+
+def _add_products(target: Tensor, parts: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor | None, rows: slice) -> None:
+    """Write the sum of the parts' products for some rows; the parts are brought to the target's dtype."""
+    for part, weight in zip(parts, weights, strict=True):
+        x = part[rows].to(target.dtype)
+        if part is not parts[0]:
+            torch.addmm(target, x, weight.t(), out=target)
+        elif bias is None:
+            torch.mm(x, weight.t(), out=target)
+        else:
+            torch.addmm(bias, x, weight.t(), out=target)
+
+
+def _fill_widened(
+    y: Tensor,
+    parts: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    bias: Tensor | None,
+    sequences: tuple[slice, ...],
+    *,
+    gelu: bool,
+) -> None:
+    """The same in float32, rounded once to y's dtype."""
+    wide_weights, wide_bias = [weight.float() for weight in weights], None if bias is None else bias.float()
+    sums = y.new_empty(min(CHUNK_ROWS, y.shape[0]), y.shape[1], dtype=torch.float32)
     for rows in sequences:
         for start in range(rows.start, rows.stop, CHUNK_ROWS):
             chunk = slice(start, min(start + CHUNK_ROWS, rows.stop))
-            into = sums[: chunk.stop - chunk.start]
-            if added is None:
-                torch.mm(x[chunk].float(), columns, out=into)
-            else:
-                torch.addmm(added, x[chunk].float(), columns, out=into)
-            y[chunk] = into
-    return y
+            target = sums[: chunk.stop - chunk.start]
+            _add_products(target, parts, wide_weights, wide_bias, chunk)
+            y[chunk] = _activated(target, gelu)
+
+
+def _activated(y: Tensor, gelu: bool) -> Tensor:
+    return F.gelu(y, approximate="tanh") if gelu else y
 
 
 def rows_of(sequences: Ragged | None, rows: int) -> tuple[slice, ...]:

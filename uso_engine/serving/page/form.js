@@ -32,10 +32,11 @@ export class RequestForm {
    * @param {object} fields JSON schema of each field
    */
   bind(fields) {
-    this.#fields = fields;
+    this.#fields = { ...fields };
+    for (const name of NUMBERS) this.#fields[name] = numberSchema(fields[name]);
     for (const name of NUMBERS) {
       const input = this.form.elements[name];
-      const { minimum, maximum, default: value } = fields[name];
+      const { minimum, maximum, default: value } = this.#fields[name];
       Object.assign(input, { min: minimum ?? "", max: maximum ?? "" });
       if (input.value === "" || input.type === "range") input.value = value ?? "";
     }
@@ -157,11 +158,19 @@ export class RequestForm {
     }
     const { minimum = -Infinity, maximum = Infinity, type } = schema;
     const value = input.valueAsNumber;
-    if (!(value >= minimum && value <= maximum) || (type === "integer" && !Number.isInteger(value))) {
-      const kind = type === "integer" ? "a whole number" : "a number";
+    const whole = [type].flat().includes("integer");
+    if (!(value >= minimum && value <= maximum) || (whole && !Number.isInteger(value))) {
+      const kind = whole ? "a whole number" : "a number";
       const label = input.labels[0].firstChild.textContent.trim();
       problems.push({ field: name, message: `${label} must be ${kind} from ${minimum} to ${maximum}, got ${input.value || "nothing"}` });
     }
     return value;
   }
+}
+
+/** The schema of a number, also where the field may be null instead. */
+function numberSchema(schema) {
+  const isNumber = (option) => [option.type].flat().some((type) => type === "integer" || type === "number");
+  const option = isNumber(schema) ? schema : schema.anyOf.find(isNumber);
+  return { ...schema, ...option, type: [option.type].flat().find((type) => type !== "null") };
 }

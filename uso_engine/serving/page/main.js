@@ -89,6 +89,7 @@ function showApiError(error) {
 function showRunning(runs) {
   $("generate").disabled = runs;
   $("cancel").hidden = !runs;
+  $("show-code").hidden = runs;
   $("progress").hidden = !runs;
   $("empty").hidden = runs || shownEntry !== null;
   $("result").hidden = runs || shownEntry === null;

@@ -1,19 +1,24 @@
-"""Draws the loss curves of training stages from their logs.
-
-python -m training.curve --out FILE --log "autoencoder=mse=FILE" --log "transformer=loss=FILE"
-"""
+"""The plot of the training stages' losses, drawn from their logs."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from benchmarks.documents import Plot
+
 PANEL = (460, 240)
 INK, FAINT, LINE = (40, 40, 40), (210, 210, 210), (170, 60, 30)
+CURVES = {
+    "autoencoder: mean square error": ("docs/quality/training/autoencoder.jsonl", "mse"),
+    "transformer: flow loss": ("docs/quality/training/transformer.jsonl", "loss"),
+    "guidance: loss": ("docs/quality/training/guidance.jsonl", "loss"),
+    "style tower: loss": ("docs/quality/training/style_tower.jsonl", "loss"),
+}
+"""Title of a panel -> the log, and what of it is drawn."""
 
 
 def read_curve(path: Path, key: str) -> list[tuple[float, float]]:
@@ -53,22 +58,16 @@ def draw_panel(title: str, points: list[tuple[float, float]]) -> Image.Image:
     return panel
 
 
-def main() -> None:
-    """Draws a panel per log, side by side."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--log", action="append", required=True, help="title=key=file")
-    options = parser.parse_args()
+def draw(root: Path) -> Image.Image:
+    """A panel for each curve, two side by side."""
     panels = []
-    for entry in options.log:
-        title, key, file = entry.split("=", 2)
-        points = read_curve(Path(file), key)
+    for title, (path, key) in CURVES.items():
+        points = read_curve(root / path, key)
         panels.append(draw_panel(title, smooth(points, 0.15 if len(points) > 100 else 1.0)))
-    sheet = Image.new("RGB", (PANEL[0] * min(2, len(panels)), PANEL[1] * math.ceil(len(panels) / 2)), "white")
+    sheet = Image.new("RGB", (2 * PANEL[0], PANEL[1] * math.ceil(len(panels) / 2)), "white")
     for i, panel in enumerate(panels):
         sheet.paste(panel, (PANEL[0] * (i % 2), PANEL[1] * (i // 2)))
-    sheet.save(options.out)
+    return sheet
 
 
-if __name__ == "__main__":
-    main()
+PLOT = Plot("docs/quality/curve.png", tuple(path for path, _ in CURVES.values()), draw)

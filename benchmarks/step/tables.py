@@ -1,0 +1,119 @@
+"""Tables of a step's floor, its memory, its time by rung of the ladder and against diffusers."""
+
+from __future__ import annotations
+
+from benchmarks.documents import Table, markdown
+from benchmarks.records import Record, clock_note, hardware, latest
+from uso_engine.model.params import TransformerParams
+from uso_engine.precision.tiers import TIERS, TierName, linear_classes
+from uso_engine.precision.transformer import layer_formats
+
+from .roofline import GPUS, Tokens, floor_ms, memory_bytes, step_flops
+
+
+def roofline(records: list[Record]) -> str:
+    """The least time of a step on each GPU; computed."""
+    params, rows = TransformerParams(), []
+    for name, tokens in (
+        ("text only", Tokens()),
+        ("content", Tokens(content=1024)),
+        ("content + 1 style", Tokens(style=192, content=1024)),
+    ):
+        floors = [floor_ms(params, tokens, gpu) for gpu in GPUS.values()]
+        cells = [f"{floor['floor']:.0f} / {floor['separate kernels']:.0f}" for floor in floors]
+        rows.append([f"{name}, L = {tokens.all}", f"{step_flops(params, tokens) / 1e12:.1f}", *cells])
+    return markdown(["1024 x 1024, bf16", "TFLOP a step", *(f"{name}, ms" for name in GPUS)], rows)
+
+
+def reads_floats(params: TransformerParams, tier: TierName) -> bool:
+    """Whether a tier's products read floats, not 8-bit rows."""
+    classes = linear_classes()
+    return all(kind == "float" or classes[kind].takes is None for kind in set(layer_formats(params, tier).values()))
+
+
+def memory(records: list[Record]) -> str:
+    """Memory of the transformer while denoising; computed."""
+    params, tokens = TransformerParams(), Tokens(style=192, content=1024)
+    rows = []
+    for tier, row in TIERS.items():
+        if row.is_exact:
+            continue
+        for keeps in (True, False):
+            found = memory_bytes(params, tokens, tier=tier, keeps_modulation=keeps, reads_floats=reads_floats(params, tier))
+            cells = [f"{found[name] / 1e9:.2f}" for name in ("weights", "modulation_table", "activations")]
+            rows.append([tier, "yes" if keeps else "no", *cells, f"{sum(found.values()) / 1e9:.2f}"])
+    header = ["weights", "modulation linears stay", "weights, GB", "table, GB", "activations, GB", "sum, GB"]
+    return markdown(header, rows)
+
+
+def ladder(records: list[Record]) -> str:
+    """Every rung on every machine."""
+    rows = [
+        [
+            hardware(r),
+            f"{r['workload']}, L = {r['tokens']}, {r['dtype']}",
+            r["rung"],
+            f"{r['median_ms']:.0f}",
+            f"{r['p20_ms']:.0f} to {r['p80_ms']:.0f}",
+            f"{r['speedup']:.2f}",
+            f"{r['allocations']:.0f}",
+            f"{r['difference']:.1e}",
+        ]
+        for r in latest(records, "workload", "dtype", "rung")
+    ]
+    header = ["machine", "workload", "rung", "ms (median)", "p20 to p80", "times the first", "allocations", "difference"]
+    return markdown(header, rows) + clock_note(records)
+
+
+def step(records: list[Record]) -> str:
+    """Ours beside diffusers on every machine."""
+    rows = [
+        [
+            hardware(r),
+            f"{r['workload']}, L = {r['tokens']}, {r['dtype']}",
+            f"{r['ours_ms']['median_ms']:.0f}",
+            f"{r['diffusers_ms']['median_ms']:.0f}",
+            f"{r['ratio']:.2f}",
+            f"{r['flops'] / 1e12:.2f}",
+            f"{r['ours_allocations']['allocations']:.0f} / {r['diffusers_allocations']['allocations']:.0f}",
+            f"{r['difference']:.1e}",
+        ]
+        for r in latest(records, "workload", "dtype")
+    ]
+    header = ["machine", "workload", "ours, ms", "diffusers, ms", "ratio", "TFLOP", "allocations, ours / theirs", "difference"]
+    return markdown(header, rows) + clock_note(records)
+
+
+def stages(records: list[Record]) -> str:
+    """What comes before and after the denoising loop, and the loop."""
+    rows = [
+        [
+            hardware(r),
+            f"{r['workload']}, {r['dtype']}",
+            r["stage"],
+            f"{r['median_ms']:.1f}",
+            f"{r['p20_ms']:.1f} to {r['p80_ms']:.1f}",
+            "" if r["difference"] is None else f"{r['difference']:.1e}",
+        ]
+        for r in latest(records, "workload", "dtype", "stage")
+    ]
+    return markdown(["machine", "workload", "stage", "ms (median)", "p20 to p80", "differs from float32"], rows)
+
+
+def host(records: list[Record]) -> str:
+    """What a step of full depth costs the host where nothing is launched."""
+    rows = [
+        [hardware(r), f"{r['median_ms']:.1f}", f"{r['p20_ms']:.1f} to {r['p80_ms']:.1f}", f"{r['launches']}"]
+        for r in latest(records, "workload")
+    ]
+    return markdown(["machine", "ms of processor time (median)", "p20 to p80", "launches"], rows)
+
+
+TABLES = (
+    Table("docs/performance.md", "host", ("host_stub",), host),
+    *(Table(document, "step", ("step",), step) for document in ("README.md", "docs/performance.md")),
+    *(Table(document, "ladder", ("ladder",), ladder) for document in ("README.md", "docs/performance.md")),
+    Table("docs/performance.md", "roofline", (), roofline),
+    Table("docs/performance.md", "memory", (), memory),
+    Table("docs/performance.md", "stages", ("stage",), stages),
+)

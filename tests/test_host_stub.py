@@ -1,0 +1,34 @@
+"""The stubbed GPU sees every launch of a step, and a second step prepares none."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+PROGRAM = """
+import torch
+from benchmarks.step.host_stub import DEEP, deep_step, stubbed_gpu
+from uso_kernels.operation import OPERATIONS
+
+with torch.no_grad(), stubbed_gpu() as launches:
+    step = deep_step()
+    step()
+    first, prepared = launches.count, {name: dict(known.prepared) for name, known in OPERATIONS.items()}
+    step()
+    print(first, launches.count - first, sum(map(len, prepared.values())))
+    assert {name: dict(known.prepared) for name, known in OPERATIONS.items()} == prepared
+"""
+
+
+def test_every_launch_of_a_step_is_prepared_by_the_first(repository: Path) -> None:
+    """In a process whose Triton compiles."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": os.pathsep.join(map(str, (repository, repository / "kernels"))), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    # Norms before the first blocks; q/k norms, two additions of each stream; in a single block one of each.
+    depth, singles = 19, 38
+    launches = 3 + (2 * depth + singles) + (4 * depth + singles)
+    first, second, prepared = map(int, done.stdout.split())
+    assert (first, second) == (launches, launches)
+    assert 0 < prepared < 20
