@@ -27,10 +27,11 @@ INSTRUCTION_SETS = {
     "baseline": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
 }
 LIMITS = {name for limits in INSTRUCTION_SETS.values() for name in limits}
-CHECK = (
-    "import test_batching as b, test_instruction_sets as t; t.check_products(); t.check_companies(); b.check_mixture(); "
-    "print(t.constants())"
-)
+CHECK = """
+import test_batching, test_instruction_sets as t
+t.check_products(); t.check_companies(); test_batching.check_mixture()
+print(t.constants())
+"""
 # Widths at which oneDNN's products on AMX, or MKL's under AVX2, were seen to change a row's bits with the number of rows.
 WIDTHS = (96, 768, 960, 3072)
 
