@@ -26,6 +26,8 @@ from uso_engine.scheduling.loop import RequestLoop
 BEGIN = """
 import os, signal, sys, threading, torch
 torch.set_num_threads(1)
+# A shell starts what it puts in the background with interrupts ignored, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from uso_engine import USOEngine
 from uso_engine.errors import EngineClosedError
 engine = USOEngine.from_config("uso-tiny", device="cpu")

@@ -170,6 +170,7 @@ def test_error_bodies() -> None:
         "requestId": "r-1",
         "statusCode": 400,
         "errors": ("num_images must be a whole number from 1 to 4, got 9",),
+        "fields": (),
     }
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", stamp)
     assert datetime.fromisoformat(stamp).tzinfo is not None

@@ -146,6 +146,7 @@ from pathlib import Path
 from torch import nn
 from uso_engine.weights.loading import load_parameters
 from uso_engine.weights.files.safetensors_file import SafetensorsSource
+from uso_engine.weights.lora import LoRA, LowRankUpdate
 
 def peak_mib():
     lines = Path("/proc/self/status").read_text().splitlines()
