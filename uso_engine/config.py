@@ -17,6 +17,7 @@ from .config_files import config_folder as config_folder
 from .config_files import list_configs as list_configs
 from .config_files import locate_config, suggestion
 from .errors import ConfigError, MissingFileError
+from .imaging.sizes import SizeLimits
 from .model.params import FamilyName, TransformerParams
 from .precision.tiers import TextTierName, TierName
 from .queue_limits import QueueLimits
@@ -111,14 +112,14 @@ class LimitsConfig(Section):
     max_side: int = Field(2048, ge=16, le=LARGEST_SIDE)
     max_pixels: int = Field(4_194_304, ge=256, le=LARGEST_SIDE**2)
 
+    @property
+    def sizes(self) -> SizeLimits:
+        """The same as the limits that requests are checked against."""
+        return SizeLimits(self.min_side, self.max_side, self.max_pixels)
+
     @model_validator(mode="after")
     def _ordered(self) -> LimitsConfig:
-        if self.min_side > self.max_side:
-            raise ValueError(f"min_side {self.min_side} is larger than max_side {self.max_side}")
-        if self.min_side**2 > self.max_pixels:
-            raise ValueError(
-                f"max_pixels {self.max_pixels} is smaller than the smallest image, {self.min_side}x{self.min_side}"
-            )
+        _ = self.sizes  # It refuses limits that contradict each other.
         return self
 
 

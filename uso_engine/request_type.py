@@ -5,7 +5,6 @@ from __future__ import annotations
 from uso_engine.api.request import GenerationRequest, RequestDefaults, request_model
 from uso_engine.config import EngineConfig
 from uso_engine.errors import ConfigError
-from uso_engine.imaging.sizes import SizeLimits
 
 
 def request_type_of(config: EngineConfig) -> type[GenerationRequest]:
@@ -14,10 +13,10 @@ def request_type_of(config: EngineConfig) -> type[GenerationRequest]:
     Raises:
         ConfigError: defaults that the configuration's own limits refuse.
     """
-    limits, defaults = config.limits, config.defaults
+    defaults = config.defaults
     try:
         return request_model(
-            SizeLimits(limits.min_side, limits.max_side, limits.max_pixels),
+            config.limits.sizes,
             RequestDefaults(defaults.width, defaults.height, defaults.steps, defaults.guidance, config.content.long_side),
         )
     except ValueError as error:
