@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,7 +21,7 @@ from uso_engine.loading.assembly import load_pipeline
 from uso_engine.model.params import FamilyName, TransformerParams
 from uso_engine.model.rope import content_positions
 from uso_engine.sampling.admission import Conditions, admit
-from uso_engine.sampling.family import FAMILIES
+from uso_engine.sampling.family import FAMILIES, Family
 from uso_engine.sampling.settings import DenoiseSettings
 from uso_engine.verification.case import CaseSettings
 from uso_engine.verification.small_model import write_small_model
@@ -81,8 +82,21 @@ def test_every_family_has_rules_under_its_name() -> None:
 
 
 def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"transformer\.family: Input should be 'uso' or 'uno', got 'kontext'"):
+    *others, last = (repr(name) for name in get_args(FamilyName))
+    with pytest.raises(
+        ConfigError, match=rf"transformer\.family: Input should be {', '.join(others)} or {last}, got 'kontext'"
+    ):
         parse_config({"name": "x", "transformer": {"checkpoint": "a", "family": "kontext"}})
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 28, 50])
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
+def test_every_familys_sigmas_fall_from_noise_to_picture_in_as_many_steps(family: Family, steps: int) -> None:
+    for size in ((256, 256), (1024, 1024), (2048, 512)):
+        sigmas = family.sigmas(steps, *size)
+        assert len(sigmas) == steps + 1
+        assert (sigmas[0], sigmas[-1]) == (1, 0)
+        assert all(before > after for before, after in pairwise(sigmas))
 
 
 @pytest.mark.parametrize(("references", "side"), [(0, 512), (1, 512), (2, 320), (4, 320)])

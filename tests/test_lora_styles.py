@@ -263,14 +263,13 @@ def test_numbered_parts_of_onetrainers_files(tmp_path: Path) -> None:
 
 def test_style_names_do_not_collide() -> None:
     for style in KEY_STYLES:
-        layers = style.layers(PARAMS)
         covered: dict[str, set[int]] = {}
-        for layer in layers.values():
+        for layer in style.layers(PARAMS).values():
             assert sum(part.rows for part in layer.parts) == layer.rows
             for part in layer.parts:
                 covered.setdefault(part.key, set()).update(range(part.row, part.row + part.rows))
         for key, rows in covered.items():
             assert max(rows) < SHAPES[key][0]
-    kohya = KEY_STYLES[3].layers(PARAMS)
-    dotted = [*KEY_STYLES[1].layers(PARAMS), *KEY_STYLES[2].layers(PARAMS)]
+    layers = {style.name: style.layers(PARAMS) for style in KEY_STYLES}
+    kohya, dotted = layers["kohya"], [*layers["ComfyUI / Black Forest Labs"], *layers["diffusers / PEFT"]]
     assert len(kohya) == len({name.replace(".", "_") for name in dotted}) == len(dotted)
