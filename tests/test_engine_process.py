@@ -112,6 +112,10 @@ def test_an_engine_that_nobody_has_ends_its_threads() -> None:
     assert pipeline() is None
 
 
+LAST_STEP = 4
+"""Tensors that a thread may still hold when the last request has ended; a leak would be one for each of a hundred requests."""
+
+
 def live(kind: type) -> int:
     gc.collect()
     return sum(issubclass(type(entry), kind) for entry in gc.get_objects())
@@ -148,9 +152,9 @@ def test_a_thousand_requests_leave_nothing_behind(overlapped: bool) -> None:
     assert hand.queue.requests == hand.queue.scheduler.tickets == ()
     assert len(hand.machine.denoiser._tables) == 0
     assert len(_process._workers) == holds
-    # Fewer where other tests' engines are collected meanwhile.
-    assert live(torch.Tensor) <= tensors
-    assert live(Job) <= jobs
+    # Fewer where other tests' engines are collected meanwhile; more by what the loop's thread made last and has not let go.
+    assert live(torch.Tensor) <= tensors + LAST_STEP
+    assert live(Job) <= jobs + 1
     assert own_threads() == threads
     assert len(threads) == (3 if overlapped else 1)
     assert sum(ends.values()) == (1000 if overlapped else 200)

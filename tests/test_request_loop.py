@@ -152,6 +152,7 @@ def test_a_device_that_is_lost_ends_everything_with_the_cause() -> None:
 
 @pytest.mark.parametrize("owner", ["scheduler", "worker"])
 def test_a_fault_in_a_thread_of_the_loop_ends_everything(owner: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = set(threading.enumerate())
     loop = HandTurnedLoop(TRANSFORMER)
     threaded = loop.loop = RequestLoop(loop.queue, loop.machine, CPU)
 
@@ -176,7 +177,7 @@ def test_a_fault_in_a_thread_of_the_loop_ends_everything(owner: str, monkeypatch
     threaded.join()
     assert isinstance(loop.queue.acceptance.failure, ZeroDivisionError)
     assert loop.queue.requests == ()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("uso-engine")]
+    assert set(threading.enumerate()) <= others
 
 
 def test_draining_finishes_what_is_there_and_cuts_off_the_rest() -> None:
