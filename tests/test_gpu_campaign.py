@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -135,7 +134,7 @@ def test_what_computes_something_else_is_not_timed(tmp_path: Path) -> None:
 
     def make_wrong(made: Made, workload: Workload) -> Evaluate:
         step = right.make(made, workload)
-        return lambda: 1.1 * step()
+        return lambda: 2 * step()  # Exact in every floating type.
 
     def make_broken(made: Made, workload: Workload) -> Evaluate:
         raise RuntimeError("no kernel image is available")
@@ -146,11 +145,11 @@ def test_what_computes_something_else_is_not_timed(tmp_path: Path) -> None:
         truth, outputs = right.make(made, TINY)(), dict[str, object]()
         times = timed(bench, {"right": right.make(made, TINY), "wrong": wrong.make(made, TINY)}, truth, outputs)
     assert set(times) == {"right"}
-    assert re.search(r"relative difference 0\.(1|0999)", str(outputs["wrong"]))
+    assert "relative difference 1" in str(outputs["wrong"])
     found = json.loads((tmp_path / "wrong.json").read_text())
     assert set(found["ms"]) == {"base"}
     assert found["outputs"]["broken"] == "FAILED RuntimeError: no kernel image is available"
-    assert re.match(r"FAILED ValueError: differs from the base by 0\.(1|0999)", found["outputs"]["wrong"])
+    assert found["outputs"]["wrong"].startswith("FAILED ValueError: differs from the base by 1")
     with pytest.raises(ExceptionGroup) as failure:
         bench.finish()
     assert len(failure.value.exceptions) == 3

@@ -190,8 +190,7 @@ def test_a_step_keeps_no_more_alive_than_the_documents_say(
     most = formula + 4 * rows * SMALL.num_heads + (8 * 4 * rows if is_eight_bits else 0)
     if kind is not None and not is_eight_bits:
         most += 2 * SMALL.hidden_size * (SMALL.hidden_size + SMALL.mlp_width)
-    # A double block's MLP holds the image stream's rows, which are not quite all.
-    assert 0.94 * formula < counted.peak <= most
+    assert 0.98 * formula < counted.peak <= most
 
 
 @pytest.mark.gpu

@@ -11,7 +11,7 @@ from uso_engine.model.params import TransformerParams
 from uso_engine.offload.layer_stream import place_transformer
 from uso_engine.offload.phases import GIB, MODULATION
 from uso_engine.offload.plan import plan_memory
-from uso_engine.offload.sizes import ROW_WIDTHS, public_engine_sizes, transformer_sizes
+from uso_engine.offload.sizes import public_engine_sizes, transformer_sizes
 from uso_engine.precision.tiers import Format, linear_classes, tiers_of_gpu
 from uso_engine.precision.transformer import layer_formats
 from uso_engine.verification.measure import relative_error
@@ -71,7 +71,7 @@ def test_streamed_transformer_stays_within_its_plan() -> None:
         del module
     assert all(torch.equal(a, b) for a, b in zip(*answers, strict=True))
     buffers = 2 * max(*sizes.double_blocks, *sizes.single_blocks[:3])
-    activations = 2 * ROW_WIDTHS * batch.joint.rows * WIDE.hidden_size + sizes.scratch
+    activations = 2 * sizes.row_widths * batch.joint.rows * WIDE.hidden_size + sizes.scratch
     fixed = sizes.always + sizes.single_blocks[3] + sequence.modulation.nbytes + (64 << 20)
     assert peak <= fixed + buffers + activations
     streams["blocks"].release()

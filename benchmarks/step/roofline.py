@@ -206,18 +206,20 @@ def memory_bytes(
     sizes = transformer_sizes(params, layer_formats(params, tier), dtype=DTYPES[TIERS[tier].dtype])
     width, mlp = params.hidden_size, params.mlp_width
     if reads_floats:
-        # The most that is alive at once, in a double block's MLP: x, its normed form, attention's result, its sum with x, the
-        # hidden layer and what the second product gives. In a single block it is 8 C or 4 C + E.
-        per_token = 5.0 * width + mlp
+        # In a double block's MLP, of the image stream: x, its normed form, attention's result, its sum with x, the hidden layer
+        # and what the second product gives; of the text stream x, its normed form and attention's result. Or in a single block:
+        # x, its normed form, the projection of q, k and v, q, k and attention's result.
+        double = (5 * width + mlp) * (tokens.image + tokens.content) + 3 * width * (tokens.text + tokens.style)
+        activations = float(max(double, 8 * width * tokens.all))
     else:
         # In the second product: x, its normed form in 8 bits, the first product, attention's result, both beside each other in
         # 8 bits, and what they give.
-        per_token = 1.5 * width + (3 * width + mlp) + width + 0.5 * (width + mlp) + width
+        activations = (1.5 * width + (3 * width + mlp) + width + 0.5 * (width + mlp) + width) * tokens.all
     vectors = 12 * params.depth + 3 * params.depth_single_blocks + 2
     return {
         "weights": float(sizes.total if keeps_modulation else sizes.without_modulation),
         "modulation_table": float(BF16 * steps * vectors * width),
-        "activations": float(BF16 * per_token * tokens.all),
+        "activations": float(BF16 * activations),
         "rotary": float(2 * 4 * tokens.all * params.head_dim // 2),
     }
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .autoencoder_sizes import STRIP_PIXELS, Cut
-from .sizes import ROW_WIDTHS, EngineSizes, RequestSize, TransformerSizes
+from .sizes import EngineSizes, RequestSize, TransformerSizes
 
 GIB = 1 << 30
 PCIE_BYTES_PER_S = 25e9
@@ -69,7 +69,7 @@ def table_bytes(transformer: TransformerSizes, work: RequestSize) -> int:
 
 def row_bytes(transformer: TransformerSizes) -> int:
     """Activations of a step for each packed row."""
-    return ROW_WIDTHS * transformer.hidden_size * transformer.itemsize
+    return transformer.row_widths * transformer.hidden_size * transformer.itemsize
 
 
 def phases_of(choice: Choice, sizes: EngineSizes, work: RequestSize) -> list[Phase]:

@@ -15,11 +15,13 @@ from uso_kernels.ragged import round_up_to_tile
 
 from .autoencoder_sizes import CUTS, FLUX_DECODER, FLUX_ENCODER, CoderSizes, Cut
 
-ROW_WIDTHS = 16
-"""Activations alive at once in a block, in units of [T, C], for a model whose MLP is four times as wide, at the most: where
-products read 8-bit rows 13, as docs/performance.md writes it out, and 3 more where an attention backend copies q, k and v
-without their padding rows. Where they read floats it is 9 to 12; tests/test_memory_plan.py and tests/test_hot_loop.py count
-every live tensor."""
+ROW_WIDTHS = 12
+"""Activations alive at once in a block, in units of [T, C], for a model whose MLP is four times as wide, at the most: 9, as
+docs/performance.md writes it out, and 3 more where an attention backend copies q, k and v without their padding rows.
+tests/test_memory_plan.py and tests/test_hot_loop.py count every live tensor."""
+
+ROW_WIDTHS_OF_EIGHT_BITS = 16
+"""The same where products read 8-bit rows: 13 and 3 more."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class TransformerSizes:
         modulation: each modulation linear.
         scratch: the largest weight that is turned back into bfloat16 for a product; 0 where none is.
         itemsize: bytes of an activation.
+        row_widths: activations alive at once, in units of [T, C].
     """
 
     hidden_size: int
@@ -64,6 +67,7 @@ class TransformerSizes:
     modulation: tuple[int, ...]
     scratch: int
     itemsize: int = 2
+    row_widths: int = ROW_WIDTHS
 
     @property
     def without_modulation(self) -> int:
@@ -182,7 +186,13 @@ def transformer_sizes(
         modulation=tuple(modulation.values()),
         scratch=scratch,
         itemsize=dtype.itemsize,
+        row_widths=ROW_WIDTHS_OF_EIGHT_BITS if any(map(reads_eight_bits, formats.values())) else ROW_WIDTHS,
     )
+
+
+def reads_eight_bits(chosen: Format) -> bool:
+    """Whether a product in a format reads 8-bit rows."""
+    return chosen != "float" and linear_classes()[chosen].takes is not None
 
 
 def restores_weight(chosen: Format) -> bool:
