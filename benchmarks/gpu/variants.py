@@ -110,6 +110,8 @@ VARIANTS = (
     by_attention("varlen"),
     by_attention("triton"),
     by_attention("xformers"),
+    by_attention("flash3"),
+    by_attention("flash4"),
     by_attention("chunked"),
     *(without(field.name) for field in fields(Fusion)),
     Variant("kernels reference", with_references),

@@ -29,6 +29,7 @@ from .dense import (
     dense_runs_on_amx,
     unequal_lengths,
 )
+from .flash import FLASH_ATTENTION_3, FLASH_ATTENTION_4
 from .triton import attention_reference, triton_attention
 from .varlen import varlen_attention, varlen_attention_missing
 from .xformers import xformers_attention, xformers_attention_missing
@@ -80,6 +81,8 @@ BACKENDS = {
     "dense_batched": Backend(batched_dense_attention, dense_attention_missing),
     "varlen": Backend(varlen_attention, varlen_attention_missing, half_only=True),
     "xformers": Backend(xformers_attention, xformers_attention_missing),
+    "flash3": Backend(FLASH_ATTENTION_3.attend, FLASH_ATTENTION_3.missing, half_only=True),
+    "flash4": Backend(FLASH_ATTENTION_4.attend, FLASH_ATTENTION_4.missing, half_only=True),
     "triton": Backend(triton_attention, _triton_missing, half_only=True),
     "chunked": Backend(chunked_attention, chunked_attention_missing),
 }

@@ -45,11 +45,12 @@ def attention_reference(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: 
 @jit
 def _attend_block(q, k, v, key_mask, acc, row_max, row_sum, scale, MASKED: tl.constexpr, PRECISION: tl.constexpr):
     """Add one block of keys [N, D] and values [N, D] to the running softmax of queries [M, D]."""
-    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+    products = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     if MASKED:
-        scores = tl.where(key_mask[None, :], scores, float("-inf"))
-    new_max = tl.maximum(row_max, tl.max(scores, axis=1))
-    p = tl.exp2(scores - new_max[:, None])
+        products = tl.where(key_mask[None, :], products, float("-inf"))
+    # The scale is positive, so it goes into one multiply-add beside the maximum's subtraction.
+    new_max = tl.maximum(row_max, tl.max(products, axis=1) * scale)
+    p = tl.exp2(products * scale - new_max[:, None])
     correction = tl.exp2(row_max - new_max)
     row_sum = row_sum * correction + tl.sum(p, axis=1)
     acc = tl.dot(p.to(v.dtype), v, acc * correction[:, None], input_precision=PRECISION)
