@@ -1,12 +1,14 @@
 # `make demo` and `make test` need nothing but Python 3.11: each makes its own environment first.
 #   PYTHON=…   the interpreter to build it from            EXTRAS=gpu,test   for a machine with a GPU
-#   ARGS=…     more arguments for pytest (make test)
+#   ARGS=…     more arguments for pytest (make test)          WORKERS=…   processes that test (2; one with ARGS)
 #   CONSTRAINTS=…   the versions to install; with another file take another folder too: VENV=…
 
 VENV := .venv
 EXTRAS := cpu,test
 PYTHON ?=
 ARGS :=
+# Chosen tests run in one process, where --pdb and -s work as everybody knows them.
+WORKERS := $(if $(ARGS),0,2)
 CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 
@@ -41,7 +43,7 @@ demo: $(READY) ## generate a picture with the embedded model into out/
 	$(DEMO)
 
 test: $(READY) ## run the tests that need no GPU and no downloaded weights
-	$(BIN)/python -m pytest --durations=10 $(ARGS)
+	$(BIN)/python -m pytest --durations=10 -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(READY) ## ruff's rules, ruff's format, mypy
 	$(BIN)/ruff check

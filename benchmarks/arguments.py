@@ -1,14 +1,16 @@
-"""Options that benchmarks share, each declared once; values that are unknown or contradict each other are refused.
+"""Options that scripts share, each declared once; values that are unknown or contradict each other are refused.
 
 parser = BenchmarkParser(__doc__, "workload", "device", "rounds", "out", workload="small")
 options = parser.read(arguments)
+
+training/arguments.py has the options of the training scripts, read by the same parser.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,12 +93,14 @@ class Option:
         default: as it would be typed, or None.
         text: for `--help`.
         values: what may be given, for `--help`.
+        is_required: whether a script that shares it cannot do without.
     """
 
     read: Callable[[str], object]
     default: str | None
     text: str
     values: str
+    is_required: bool = False
 
 
 SHARED = {
@@ -111,28 +115,34 @@ SHARED = {
 }
 
 
-class BenchmarkParser(argparse.ArgumentParser):
-    """A parser with shared options.
+class SharedParser(argparse.ArgumentParser):
+    """A parser with options of a table.
 
     Args:
         description: the module's docstring.
-        shared: names of shared options.
+        table: the options that may be shared, by name.
+        shared: names of those that the script has.
         defaults: of shared options, as they would be typed, where another one fits better.
     """
 
-    def __init__(self, description: str | None, *shared: str, **defaults: str) -> None:
+    def __init__(
+        self, description: str | None, table: Mapping[str, Option], shared: Sequence[str], defaults: Mapping[str, str]
+    ) -> None:
         raw = argparse.RawDescriptionHelpFormatter
         super().__init__(description=description, formatter_class=raw, allow_abbrev=False)
+        if unknown := sorted(set(defaults) - set(shared)):
+            raise TypeError(f"defaults of options that this script has not: {unknown}, expected among {tuple(shared)}")
         for name in shared:
-            option = SHARED[name]
-            default = defaults.pop(name, option.default)
+            option = table[name]
+            default = defaults.get(name, option.default)
             shown = option.text if default is None else f"{option.text}; by default {default}"
-            self.add_argument(f"--{name}", type=option.read, default=default, metavar=option.values, help=shown)
-        if defaults:
-            raise TypeError(f"defaults of options that this benchmark has not: {sorted(defaults)}, expected among {shared}")
+            required = option.is_required and default is None
+            self.add_argument(
+                f"--{name}", type=option.read, default=default, metavar=option.values, help=shown, required=required
+            )
 
     def read(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
-        """The options, PyTorch's number of threads set where it was given.
+        """The options.
 
         Args:
             arguments: by default those of the process.
@@ -141,21 +151,42 @@ class BenchmarkParser(argparse.ArgumentParser):
             SystemExit: one is unknown or makes no sense, or two contradict each other; standard error says what was expected.
         """
         options = self.parse_args(arguments)
-        for contradiction in contradictions(options):
+        for contradiction in self.contradictions(options):
             self.error(contradiction)
+        return options
+
+    def contradictions(self, options: argparse.Namespace) -> Iterator[str]:
+        """What of the options cannot be had together."""
+        yield from ()
+
+
+class BenchmarkParser(SharedParser):
+    """A parser with shared options of benchmarks.
+
+    Args:
+        description: the module's docstring.
+        shared: names of shared options.
+        defaults: of shared options, as they would be typed, where another one fits better.
+    """
+
+    def __init__(self, description: str | None, *shared: str, **defaults: str) -> None:
+        super().__init__(description, SHARED, shared, defaults)
+
+    def read(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+        """The options, PyTorch's number of threads set where it was given."""
+        options = super().read(arguments)
         if getattr(options, "threads", None) is not None:
             torch.set_num_threads(options.threads)
         return options
 
-
-def contradictions(options: argparse.Namespace) -> Iterator[str]:
-    """What of shared options cannot be had together."""
-    given = vars(options)
-    threads = given.get("threads")
-    on_gpu = "device" in given and given["device"].type == "cuda"
-    if on_gpu and given.get("clock") == "process":
-        yield f"--clock process counts the time of a CPU, but --device is {given['device']}: expected --clock wall"
-    if on_gpu and threads is not None:
-        yield f"--threads {threads} is for a CPU, but --device is {given['device']}: expected no --threads"
-    if not on_gpu and given.get("clock") == "process" and (threads or torch.get_num_threads()) > 1:
-        yield f"--clock process adds up the time of {threads or torch.get_num_threads()} threads: expected --threads 1"
+    def contradictions(self, options: argparse.Namespace) -> Iterator[str]:
+        """What of shared options cannot be had together."""
+        given = vars(options)
+        threads = given.get("threads")
+        on_gpu = "device" in given and given["device"].type == "cuda"
+        if on_gpu and given.get("clock") == "process":
+            yield f"--clock process counts the time of a CPU, but --device is {given['device']}: expected --clock wall"
+        if on_gpu and threads is not None:
+            yield f"--threads {threads} is for a CPU, but --device is {given['device']}: expected no --threads"
+        if not on_gpu and given.get("clock") == "process" and (threads or torch.get_num_threads()) > 1:
+            yield f"--clock process adds up the time of {threads or torch.get_num_threads()} threads: expected --threads 1"

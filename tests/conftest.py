@@ -8,6 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+# Read when the library of threads is loaded, which torch does. The tests' tensors are small: a second thread costs more in
+# waiting than it computes, and a thread that waits by spinning takes the core from the other process of tests. What tests
+# start inherits both.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+# Read by the Hugging Face libraries when they are imported, so it stands before any test module is.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 import pytest
 import torch
 from PIL import Image
@@ -15,15 +23,11 @@ from PIL import Image
 if TYPE_CHECKING:
     from uso_engine import USOEngine
 
-# Read by the Hugging Face libraries when they are imported, so it stands before any test module is.
-os.environ["HF_HUB_OFFLINE"] = "1"
-
 # Triton decides when a kernel is *defined* whether it will be interpreted or compiled, so without a GPU this must be set
 # before anything imports triton. Tests that compile ahead of time run a subprocess whose environment lacks it.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-# The tests' tensors are small: a second thread costs more in waiting than it computes, above all on a busy machine.
 torch.set_num_threads(1)
 
 

@@ -156,7 +156,7 @@ NO_TENSOR = StyleTokens(np.zeros((4, 8)), "", "")  # type: ignore[arg-type]
         ({"content_images": [None]}, "research.content_images[0] must be a path, URL"),
         ({"style_images": 3}, "research.style_images[0] must be a path, URL"),
         ({"position_offset": "x"}, "research.position_offset must be one of 'd', 'h', 'w', 'o', got 'x'"),
-        ({"position_offset": None}, "research.position_offset must be one of 'd', 'h', 'w', 'o', got null"),
+        ({"position_offset": 3}, "research.position_offset must be one of 'd', 'h', 'w', 'o', got 3"),
         ({"posterior_seed": 1.5}, "research.posterior_seed must be a whole number from 0 to"),
         ({"posterior_seed": -1}, "research.posterior_seed must be a whole number from 0 to"),
         ({"reference_numerics": 1}, "research.reference_numerics must be True or False, got 1"),

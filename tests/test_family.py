@@ -163,6 +163,9 @@ def test_a_run_follows_its_familys_rules(tiny: USOEngine, pictures: tuple[Image.
         tiny.pipeline.family = replace(own, sigmas=lambda steps, width, height: [1.0, 0.3, 0.0])
         assert torch.equal(latents(), expected[0])
         assert torch.equal(latents(research=strength), expected[2])
+        tiny.pipeline.family = replace(own, position_offset="h")
+        assert torch.equal(latents(), expected[1])
+        assert torch.equal(latents(research=ResearchOptions(position_offset="d")), usual)
         tiny.pipeline.family = replace(
             own,
             content_positions=lambda target, contents, mode="d", *, axes=3: content_positions(target, contents, "h", axes=axes),
@@ -171,6 +174,19 @@ def test_a_run_follows_its_familys_rules(tiny: USOEngine, pictures: tuple[Image.
     finally:
         tiny.pipeline.family = own
     assert torch.equal(latents(), usual)
+
+
+def test_a_familys_sigmas_are_counted(tiny: USOEngine) -> None:
+    own = tiny.pipeline.family
+    try:
+        tiny.pipeline.family = replace(own, sigmas=lambda steps, width, height: [1.0, 0.7, 0.3, 0.0])
+        with pytest.raises(ValueError, match="family uso has 4 sigmas for 2 steps, expected 3"):
+            generate(tiny)
+        settings = DenoiseSettings(width=64, height=96, seeds=(3,), steps=2)
+        with pytest.raises(ValueError, match="family uso has 4 sigmas for 2 steps, expected 3"):
+            tiny.pipeline.denoise(tiny.pipeline.conditions(tiny.pipeline.encode_prompt("")), settings)
+    finally:
+        tiny.pipeline.family = own
 
 
 @pytest.mark.parametrize("offset", ["h", "w", "o"])
@@ -182,6 +198,7 @@ def test_researchers_place_content_elsewhere(tiny: USOEngine, pictures: tuple[Im
     expected = pipeline.denoise(pipeline.conditions(text, content=[content]), settings)
     assert torch.equal(result.latents, expected.latents)
     assert result.parameters["position_offset"] == offset
+    assert "position_offset" not in generate(tiny, images=[pictures[0]]).parameters
 
 
 def test_channels_and_axes_are_the_transformers(tmp_path: Path) -> None:

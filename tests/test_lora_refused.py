@@ -76,11 +76,12 @@ def test_all_faults_are_in_one_message(tmp_path: Path) -> None:
         "something.else": torch.ones(1),
     }
     message = _refusal(tmp_path, tensors)
+    tried = "tried the key styles USO / XLabs, ComfyUI / Black Forest Labs, diffusers / PEFT, kohya"
     for expected in (
         f"the up matrix is missing beside: {KOHYA}.lora_down.weight",
         "the down matrix is missing beside: lora_unet_double_blocks_0_img_mlp_0.lora_up.weight",
         "layers that this transformer does not have: lora_unet_double_blocks_9_img_mlp_0.lora_down.weight",
-        "layers that are not known: diffusion_model.blocks.0.attn.qkv.lora_down.weight",
+        f"layers that are not known ({tried}): diffusion_model.blocks.0.attn.qkv.lora_down.weight",
         "shape [3, 31], expected [rank, 32]: transformer.transformer_blocks.0.attn.to_q.lora_down.weight",
         "shape [33, 3], expected [32, 3]: transformer.transformer_blocks.0.attn.to_k.lora_up.weight",
         "not a key of a LoRA: something.else",

@@ -76,6 +76,8 @@ def test_whatever_changes_the_picture_changes_the_parameters(engine: USOEngine, 
         ResearchOptions(content_images=(content,)),
         ResearchOptions(style_images=(content,)),
         ResearchOptions(position_offset="h"),
+        # What a family does by itself is another matter than what was asked for.
+        ResearchOptions(position_offset="d"),
         ResearchOptions(posterior_seed=5),
         ResearchOptions(reference_numerics=True),
     ]

@@ -17,12 +17,12 @@ from uso_engine.model.params import TransformerParams
 from uso_engine.precision.quantized_linear import TensorLayout
 from uso_engine.precision.tiers import QUANTIZED_TIERS, TierName
 from uso_engine.precision.transformer import layer_formats
-from uso_engine.verification.small_model import lora_shapes
 from uso_engine.weights.files.quantized_file import QuantizedFile, is_quantized_file, write_quantized_file
 from uso_engine.weights.files.recorded_file import RecordedFile
 from uso_engine.weights.files.safetensors_file import SafetensorsSource, write_safetensors
 from uso_engine.weights.loaded_quantized import LoadedQuantizedTransformer
 from uso_engine.weights.lora import read_lora
+from uso_engine.weights.lora.key_styles import uso_lora_shapes
 from uso_engine.weights.model_shapes import transformer_shapes
 from uso_engine.weights.quantized_checkpoint import (
     Description,
@@ -45,7 +45,7 @@ def originals(tmp_path: Path) -> Path:
     folder = tmp_path / "originals"
     folder.mkdir()
     write_safetensors(folder / "base.safetensors", recipe_source(transformer_shapes(PARAMS)))
-    write_safetensors(folder / "lora.safetensors", {k: draw(k, shape) for k, shape in lora_shapes(PARAMS, 4).items()})
+    write_safetensors(folder / "lora.safetensors", {k: draw(k, shape) for k, shape in uso_lora_shapes(PARAMS, 4).items()})
     return folder
 
 
@@ -225,7 +225,7 @@ def test_file_must_be_what_the_configuration_asks_for(originals: Path, tmp_path:
     # A LoRA that is no longer there goes by its name.
     description.require(**{**wanted, "loras": [(tmp_path / "elsewhere" / "lora.safetensors", 1.0)]})
     other = originals / "other.safetensors"
-    write_safetensors(other, {k: draw(k, shape, "x") for k, shape in lora_shapes(PARAMS, 4).items()})
+    write_safetensors(other, {k: draw(k, shape, "x") for k, shape in uso_lora_shapes(PARAMS, 4).items()})
     for change, message in (
         ({"tier": "int8"}, "precision tier is fp8, the configuration has int8"),
         ({"params": replace(PARAMS, depth=3)}, "depth is 2, the configuration has 3"),
@@ -258,7 +258,7 @@ def test_other_loras_come_from_the_originals_or_an_error_names_them(originals: P
     source, loras = open_originals(description, folder=moved)
     assert [strength for _, strength in loras] == [0.5]
     source.close()
-    write_safetensors(moved / "lora.safetensors", {k: draw(k, s, "x") for k, s in lora_shapes(PARAMS, 4).items()})
+    write_safetensors(moved / "lora.safetensors", {k: draw(k, s, "x") for k, s in uso_lora_shapes(PARAMS, 4).items()})
     with pytest.raises(CheckpointError, match=r"(?s)other content than these files have now:.*lora.safetensors"):
         open_originals(description, folder=moved)
 

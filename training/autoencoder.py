@@ -5,8 +5,8 @@ python -m training.autoencoder --data DIR --out DIR --seconds 1200
 
 from __future__ import annotations
 
-import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.arguments import whole_number
+from training.arguments import TrainingParser
 from training.muon import Muon
 from training.schedule import Run
 
@@ -87,16 +89,12 @@ def _crops(rng: np.random.Generator, arrays: list[npt.NDArray[np.uint8]], batch:
     return to_pixels(np.stack(pieces))
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Trains on crops of 64 pixels, for the last part on whole pictures."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=1200)
-    parser.add_argument("--peak", type=float, default=3e-3)
-    parser.add_argument("--batch", type=int, default=8, help="crops a step; whole pictures, at the end, are half as many")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    parser = TrainingParser(__doc__, "data", "out", "seconds", "peak", "seed", seconds="1200", peak="3e-3")
+    crops = "crops a step; whole pictures, at the end, are half as many"
+    parser.add_argument("--batch", type=whole_number, default=8, help=crops)
+    options = parser.read(arguments)
     torch.manual_seed(options.seed)
     rng = np.random.default_rng(options.seed)
     arrays = [np.load(options.data / f"{part}.npy", mmap_mode="r") for part in ("target", "content")]

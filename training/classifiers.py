@@ -5,7 +5,7 @@ python -m training.classifiers --data DIR --out DIR --seconds 420 --weights FILE
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from training.arguments import TrainingParser
 from training.autoencoder import to_pixels
 from training.muon import Muon
 from training.samples import HELD_OUT, read_samples
@@ -38,16 +39,11 @@ def measure(model: Classifiers, pixels: Tensor, labels: Tensor) -> list[float]:
     return [float((answer.argmax(1) == labels[:, i]).float().mean()) for i, answer in enumerate(answers)]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Trains on the targets of the set."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=420)
-    parser.add_argument("--peak", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    parser = TrainingParser(__doc__, "data", "out", "seconds", "peak", "seed", seconds="420", peak="2e-3")
+    parser.add_argument("--weights", type=Path, required=True, help="safetensors file of the classifiers")
+    options = parser.read(arguments)
     torch.manual_seed(options.seed)
     rng = np.random.default_rng(options.seed)
     samples = read_samples(options.data)

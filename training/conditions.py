@@ -6,17 +6,22 @@ python -m training.conditions --data DIR --autoencoder DIR --part latents
 
 from __future__ import annotations
 
-import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from benchmarks.arguments import whole_number
+from training.arguments import TrainingParser
 from training.autoencoder import load_autoencoder, to_pixels
 from training.samples import read_samples, shrink
 from training.vision import IMAGE_SIZE, build_vision, read_levels
+
+SOURCES = {"levels": "vision", "latents": "autoencoder"}
+"""What is computed, and the stage of training whose weights compute it."""
 
 CHUNK = 64
 STRIDE = 250
@@ -77,15 +82,17 @@ def write_latents(data: Path, autoencoder: Path, count: int | None = None) -> No
         (data / "latents.json.partial").rename(data / "latents.json")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Writes the parts asked for."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--part", choices=("levels", "latents"), required=True)
-    parser.add_argument("--vision", type=Path)
-    parser.add_argument("--autoencoder", type=Path)
-    parser.add_argument("--count", type=int, default=None, help="samples whose latents are written; by default all")
-    options = parser.parse_args()
+    parser = TrainingParser(__doc__, "data")
+    parser.add_argument("--part", choices=tuple(SOURCES), required=True, help="what is computed")
+    for source in SOURCES.values():
+        parser.add_argument(f"--{source}", type=Path, help=f"folder that training.{source} wrote")
+    parser.add_argument("--count", type=whole_number, help="samples whose latents are written; by default all")
+    options = parser.read(arguments)
+    source = SOURCES[options.part]
+    if getattr(options, source) is None:
+        parser.error(f"--part {options.part} is computed by a trained part: expected --{source}")
     if options.part == "levels":
         write_levels(options.data, options.vision)
     else:

@@ -5,15 +5,17 @@ python -m training.dataset --out DIR --count 24000
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.arguments import whole_number
+from training.arguments import TrainingParser
 from uso_engine.evaluation.captions import write_caption
 from uso_engine.evaluation.drawings import STYLE_NAMES, Scene, Triplet, draw_triplet, render
 
@@ -89,13 +91,12 @@ def _render_range(job: tuple[Path, int, int]) -> list[str]:
     return lines
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Renders the set with one process per core."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--count", type=int, default=24_000)
-    parser.add_argument("--processes", type=int, default=2)
-    options = parser.parse_args()
+    parser = TrainingParser(__doc__, "out")
+    parser.add_argument("--count", type=whole_number, default=24_000, help="triplets that are drawn")
+    parser.add_argument("--processes", type=whole_number, default=2)
+    options = parser.read(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     for part in PARTS:
         np.lib.format.open_memmap(options.out / f"{part}.npy", mode="w+", dtype=np.uint8, shape=(options.count, SIZE, SIZE, 3))

@@ -8,14 +8,14 @@ the rest, so base and LoRA together are exactly the trained weights, up to round
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from torch import Tensor
 
+from training.arguments import TrainingParser
 from training.autoencoder import NORM_GROUPS
 from training.parts import EMBEDDED, PARAMS
 from uso_engine.weights.autoencoder_keys import AutoencoderParams, autoencoder_shapes
@@ -61,13 +61,13 @@ def flux_autoencoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: found[key].reshape(shape).bfloat16().contiguous() for key, shape in shapes.items()}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Writes every weight file."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = TrainingParser(__doc__)
     for name in ("before", "after", "autoencoder", "vision"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--folder", type=Path, default=EMBEDDED)
-    options = parser.parse_args()
+    options = parser.read(arguments)
     before, after = (torch.load(folder / "average.pt")["parts"] for folder in (options.before, options.after))
     vision = torch.load(options.vision / "average.pt")["vision"]
     autoencoder = torch.load(options.autoencoder / "average.pt")["autoencoder"]

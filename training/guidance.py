@@ -10,6 +10,7 @@ one loss both goes on with flow matching and teaches what g does.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from training.arguments import TrainingParser
 from training.muon import Muon
 from training.parts import Batch, Parts, tokenize, velocity
 from training.schedule import Run
@@ -91,17 +93,11 @@ def train(rank: int, options: argparse.Namespace) -> None:
             total = 0.0
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Starts the processes."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("data", "start", "out"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=1900)
-    parser.add_argument("--peak", type=float, default=1.5e-3)
-    parser.add_argument("--batch", type=int, default=24, help="images per process and step")
-    parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
-    start_processes(train, parser.parse_args())
+    parser = TrainingParser(__doc__, "data", "out", "seconds", "peak", "batch", "ranks", "seed", seconds="1900", peak="1.5e-3")
+    parser.add_argument("--start", type=Path, required=True, help="folder that training.transformer wrote")
+    start_processes(train, parser.read(arguments))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ python -m training.snapshot --data DIR --run DIR --autoencoder DIR --vision DIR 
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.arguments import amount, whole_number
+from training.arguments import TrainingParser
 from training.autoencoder import load_autoencoder, to_pixels
 from training.parts import GRID, Batch, Parts, tokenize, velocity
 from training.samples import shrink
@@ -37,15 +39,15 @@ def sample(parts: Parts, batch: Batch, noise: Tensor, guidance: float, steps: in
     return x
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the shares of right answers."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("data", "run", "autoencoder", "vision", "classifiers", "grid"):
+    parser = TrainingParser(__doc__, "data")
+    for name in ("run", "autoencoder", "vision", "classifiers", "grid"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--count", type=int, default=24)
-    parser.add_argument("--steps", type=int, default=28)
-    parser.add_argument("--guidance", type=float, default=4)
-    options = parser.parse_args()
+    parser.add_argument("--count", type=whole_number, default=24, help="triplets")
+    parser.add_argument("--steps", type=whole_number, default=28)
+    parser.add_argument("--guidance", type=amount, default=4)
+    options = parser.read(arguments)
     torch.set_num_threads(1)
     parts = Parts()
     parts.load_state_dict(torch.load(options.run / "average.pt")["parts"])

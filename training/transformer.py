@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
+from training.arguments import TrainingParser
 from training.conditions import has_content, has_style
 from training.muon import Muon
 from training.parts import Batch, Parts, pack, tokenize, velocity
@@ -143,17 +144,10 @@ def start_processes(work: Callable[[int, argparse.Namespace], None], options: ar
         spawn(work, (options,), nprocs=options.ranks)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Starts the processes."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=4200)
-    parser.add_argument("--peak", type=float, default=3e-3)
-    parser.add_argument("--batch", type=int, default=24, help="images per process and step")
-    parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
-    start_processes(train, parser.parse_args())
+    parser = TrainingParser(__doc__, "data", "out", "seconds", "peak", "batch", "ranks", "seed", seconds="4200", peak="3e-3")
+    start_processes(train, parser.read(arguments))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,7 @@ python -m training.vision --data DIR --out DIR --seconds 480
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
+from training.arguments import TrainingParser
 from training.autoencoder import to_pixels
 from training.samples import HELD_OUT, read_samples, shrink
 from training.schedule import Run
@@ -57,15 +57,10 @@ class StyleReader(nn.Module):
         return [(answer[:, :-24], answer[:, -24:]) for answer in answers]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Trains on the targets and style pictures of the set."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=480)
-    parser.add_argument("--peak", type=float, default=1.5e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    parser = TrainingParser(__doc__, "data", "out", "seconds", "peak", "seed", seconds="480", peak="1.5e-3")
+    options = parser.read(arguments)
     torch.manual_seed(options.seed)
     rng = np.random.default_rng(options.seed)
     samples = read_samples(options.data)

@@ -237,7 +237,7 @@ def _sigmas_of(
 ) -> tuple[float, ...]:
     """The sigmas of a run, from where it starts."""
     own = options.sigmas
-    whole = family.sigmas(request.num_inference_steps, *size) if own is None else check_sigmas(own)
+    whole = family.counted_sigmas(request.num_inference_steps, *size) if own is None else check_sigmas(own)
     return tuple(whole) if options.strength is None else last_steps(whole, options.strength)
 
 

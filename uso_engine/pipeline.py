@@ -207,7 +207,7 @@ class Pipeline:
         if not settings.seeds:
             raise ValueError("expected at least one seed, got none")
         sigmas = (
-            self.family.sigmas(settings.steps, settings.width, settings.height)
+            self.family.counted_sigmas(settings.steps, settings.width, settings.height)
             if settings.sigmas is None
             else check_sigmas(settings.sigmas)
         )

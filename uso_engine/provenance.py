@@ -145,7 +145,7 @@ def _research(options: ResearchOptions, made: Generated) -> dict[str, object]:
         record["prompt_embedding"] = hash_tensor(made.text.tokens, hash_tensor(made.text.pooled))
     if made.saved_styles:
         record["style_tokens"] = [hash_tensor(style.tokens) for style in made.saved_styles]
-    if options.position_offset != "d":
+    if options.position_offset is not None:
         record["position_offset"] = options.position_offset
     if options.posterior_seed is not None:
         record["posterior_seed"] = int(options.posterior_seed)

@@ -36,8 +36,8 @@ class ResearchOptions:
         style_tokens: after the request's style images; paths are loaded.
         content_images: more content images after the request's.
         style_images: more style images after the request's.
-        position_offset: how content images are placed: beyond the output and each other in rows and columns ("d", as trained),
-            in rows ("h"), in columns ("w"), or all at the output's own place ("o").
+        position_offset: how content images are placed: beyond the output and each other in rows and columns ("d"), in rows
+            ("h"), in columns ("w"), or all at the output's own place ("o"); None: as the model was trained, which is "d".
         posterior_seed: draw content latents from the autoencoder's posterior with this seed instead of taking its mean.
         alpha: what becomes of transparent pixels in the pictures: "white" lays them on white, "drop" takes the colours stored
             beneath, as the authors do.
@@ -56,7 +56,7 @@ class ResearchOptions:
     style_tokens: Sequence[StyleTokens | str | Path] = ()
     content_images: Sequence[ImageSource] = ()
     style_images: Sequence[ImageSource] = ()
-    position_offset: PositionOffset = "d"
+    position_offset: PositionOffset | None = None
     posterior_seed: int | None = None
     alpha: Alpha = "white"
     reference_numerics: bool = False
@@ -182,8 +182,8 @@ def _checked_pictures(name: str, value: object) -> tuple[ImageSource, ...]:
 
 
 def _check_position_offset(value: object) -> None:
-    if isinstance(value, str) and value == "d":
-        return  # The usual one, and no need for torch.
+    if value is None:
+        return  # The usual case, and no need for torch.
     from uso_engine.model.rope import POSITION_OFFSETS
 
     if not isinstance(value, str) or value not in POSITION_OFFSETS:

@@ -20,12 +20,11 @@ from uso_engine.config import EngineConfig, load_config
 from uso_engine.embedded.corpus import captions
 from uso_engine.embedded.tokenizer_training import write_clip_tokenizer, write_t5_tokenizer
 from uso_engine.errors import ConfigError
-from uso_engine.model.params import TransformerParams
 from uso_engine.model.projector import StyleProjector
 from uso_engine.weights.autoencoder_keys import autoencoder_shapes
 from uso_engine.weights.files.safetensors_file import write_safetensors
 from uso_engine.weights.files.tensor_source import shapes_of
-from uso_engine.weights.lora.key_styles import uso_layers
+from uso_engine.weights.lora.key_styles import uso_lora_shapes
 from uso_engine.weights.model_shapes import Shapes, module_shapes, transformer_shapes
 from uso_engine.weights.recipe import recipe_source
 
@@ -78,20 +77,6 @@ def write_encoder_configs(folder: Path, config: EngineConfig, vocabularies: tupl
     _write_json(folder / "vision" / "preprocessor_config.json", _image_processor_config(_VISION["image_size"]))
 
 
-def lora_shapes(params: TransformerParams, rank: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of a LoRA file in USO's own keys.
-
-    Args:
-        params: the transformer's sizes.
-        rank: of every pair of matrices.
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, layer in uso_layers(params).items():
-        shapes[f"{name}.down.weight"] = (rank, layer.columns)
-        shapes[f"{name}.up.weight"] = (layer.rows, rank)
-    return shapes
-
-
 def weight_files(folder: Path, config: EngineConfig) -> dict[Path, tuple[str, Shapes]]:
     """Every weight file of the model: what the recipe puts before its keys, and the keys' shapes.
 
@@ -110,7 +95,7 @@ def weight_files(folder: Path, config: EngineConfig) -> dict[Path, tuple[str, Sh
         style = StyleProjector(projector.vision_tokens, projector.vision_width, projector.style_tokens, params.hidden_size)
     return {
         folder / "flux1-tiny.safetensors": ("", transformer_shapes(params)),
-        folder / "dit_lora.safetensors": ("", lora_shapes(params, LORA_RANK)),
+        folder / "dit_lora.safetensors": ("", uso_lora_shapes(params, LORA_RANK)),
         folder / "projector.safetensors": ("", _prefixed_shapes(style, "feature_embedder.")),
         folder / "ae.safetensors": ("ae.", autoencoder_shapes(autoencoder.params)),
         **{folder / name / "model.safetensors": (f"{name}.", shapes) for name, shapes in _encoder_shapes(folder).items()},

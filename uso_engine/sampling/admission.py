@@ -46,7 +46,7 @@ def admit(
     guidance: float,
     *,
     reference_numerics: bool = False,
-    position_offset: PositionOffset = "d",
+    position_offset: PositionOffset | None = None,
     family: Family = FAMILIES["uso"],
 ) -> Sequence:
     """Build the sequence of an image.
@@ -58,7 +58,7 @@ def admit(
         sigmas: steps + 1 falling numbers.
         guidance: guidance scale; not read by a model without a guidance embedding.
         reference_numerics: round time and guidance to the model's dtype before they are embedded, as the authors do.
-        position_offset: how content images are placed, see `uso_engine.model.rope.content_positions`.
+        position_offset: how content images are placed, see `uso_engine.model.rope.content_positions`; None for the family's.
         family: whose rule places them.
 
     Returns:
@@ -84,7 +84,8 @@ def admit(
 
     grids = [(latent.shape[-2] // 2, latent.shape[-1] // 2) for latent in conditions.content]
     axes = len(params.axes_dim)
-    placed = family.content_positions(grid, grids, position_offset, axes=axes)
+    mode = family.position_offset if position_offset is None else position_offset
+    placed = family.content_positions(grid, grids, mode, axes=axes)
     positions = torch.cat([torch.zeros(len(text), axes, dtype=torch.float32), grid_positions(grid, axes=axes), *placed])
     cos, sin = rope_tables(positions, params.axes_dim, params.theta)
 

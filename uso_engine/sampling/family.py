@@ -15,7 +15,7 @@ from torch import Tensor
 from uso_engine.model.params import FamilyName
 from uso_engine.model.rope import Grid, PositionOffset, content_positions
 
-from .schedule import schedule
+from .schedule import check_sigmas, schedule
 
 
 class ContentPositions(Protocol):
@@ -35,12 +35,30 @@ class Family:
         content_positions: position ids of the content images.
         sigmas: of steps, width and height in pixels; steps + 1 falling numbers.
         reference_long_side: the long side in pixels of each reference, of how many there are and of what one alone has.
+        position_offset: the mode of `content_positions` that the model was trained with.
     """
 
     name: FamilyName
     content_positions: ContentPositions
     sigmas: Callable[[int, int, int], list[float]]
     reference_long_side: Callable[[int, int], int]
+    position_offset: PositionOffset = "d"
+
+    def counted_sigmas(self, steps: int, width: int, height: int) -> list[float]:
+        """The sigmas of a run.
+
+        Args:
+            steps: denoising steps.
+            width: of the image, in pixels.
+            height: of the image, in pixels.
+
+        Raises:
+            ValueError: the family's are not steps + 1 falling numbers; what runs would not be what was asked for.
+        """
+        sigmas = check_sigmas(self.sigmas(steps, width, height))
+        if len(sigmas) != steps + 1:
+            raise ValueError(f"family {self.name} has {len(sigmas)} sigmas for {steps} steps, expected {steps + 1}")
+        return sigmas
 
 
 def always_the_same(references: int, alone: int) -> int:

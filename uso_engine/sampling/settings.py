@@ -23,7 +23,7 @@ class DenoiseSettings:
         latents: starting latents [n, latent channels, h / 8, w / 8] instead of noise.
         true_cfg_scale: weight of the prompt against the negative prompt.
         reference_numerics: keep time, noise and latents in the model's dtype, as the authors do.
-        position_offset: how content images are placed; "d" is what USO was trained with.
+        position_offset: how content images are placed; None for what the family was trained with.
     """
 
     width: int
@@ -35,7 +35,7 @@ class DenoiseSettings:
     latents: Tensor | None = field(default=None, repr=False)
     true_cfg_scale: float = 2.0
     reference_numerics: bool = False
-    position_offset: PositionOffset = "d"
+    position_offset: PositionOffset | None = None
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ def _expected(case: Case, settings: CaseSettings) -> dict[str, Tensor]:
 def _run_case(pipeline: Pipeline, case: Case, settings: CaseSettings) -> dict[str, Tensor]:
     """What the engine computes for a case, by the reference's names."""
     tensors = case.tensors
-    sigmas = pipeline.family.sigmas(settings.steps, settings.width, settings.height)
+    sigmas = pipeline.family.counted_sigmas(settings.steps, settings.width, settings.height)
     grid = token_grid(settings.width, settings.height)
     styles: list[StyleTokens] = [pipeline.encode_style(tensors[f"style_pixels.{i}"]) for i in range(settings.styles)]
     contents = tuple(tensors[f"ref_latent.{i}"][0] for i in range(len(settings.refs)))

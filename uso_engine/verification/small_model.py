@@ -13,6 +13,7 @@ from uso_engine.model.params import TransformerParams
 from uso_engine.model.projector import StyleProjector
 from uso_engine.weights.autoencoder_keys import AutoencoderParams, autoencoder_shapes
 from uso_engine.weights.files.safetensors_file import write_safetensors
+from uso_engine.weights.lora.key_styles import uso_lora_shapes
 from uso_engine.weights.model_shapes import module_shapes, transformer_shapes
 from uso_engine.weights.recipe import draw
 
@@ -72,7 +73,7 @@ def write_small_model(settings: CaseSettings, folder: Path) -> EngineConfig:
         return {key: draw(key, shape, settings.salt, dtype) for key, shape in shapes.items()}
 
     write_safetensors(folder / "flux1-dev.safetensors", drawn(transformer_shapes(params)))
-    write_safetensors(folder / "dit_lora.safetensors", drawn(lora_shapes(params, _LORA_RANK)))
+    write_safetensors(folder / "dit_lora.safetensors", drawn(uso_lora_shapes(params, _LORA_RANK)))
     shapes = module_shapes(StyleProjector(_VISION_TOKENS, _VISION_WIDTH, _STYLE_TOKENS, params.hidden_size, device="meta"))
     write_safetensors(folder / "projector.safetensors", drawn({f"feature_embedder.{key}": s for key, s in shapes.items()}))
     _write_vision_encoder(folder / "vision", settings.salt)
@@ -103,25 +104,6 @@ def write_small_autoencoder(params: AutoencoderParams, salt: str, folder: Path) 
     shapes = autoencoder_shapes(params)
     write_safetensors(path, {key: draw(f"ae.{key}", shape, salt) for key, shape in shapes.items()})
     return AutoencoderConfig(checkpoint=path.name, params=params), path
-
-
-def lora_shapes(params: TransformerParams, rank: int) -> dict[str, tuple[int, ...]]:
-    """Keys and shapes of a USO LoRA file."""
-    width = params.hidden_size
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def pair(name: str, columns: int, rows: int) -> None:
-        shapes[f"{name}.down.weight"] = (rank, columns)
-        shapes[f"{name}.up.weight"] = (rows, rank)
-
-    for block in range(params.depth):
-        for stream in (1, 2):
-            pair(f"double_blocks.{block}.processor.qkv_lora{stream}", width, 3 * width)
-            pair(f"double_blocks.{block}.processor.proj_lora{stream}", width, width)
-    for block in range(params.depth_single_blocks):
-        pair(f"single_blocks.{block}.processor.qkv_lora", width, 3 * width)
-        pair(f"single_blocks.{block}.processor.proj_lora", width + params.mlp_width, width)
-    return shapes
 
 
 def _write_vision_encoder(folder: Path, salt: str) -> None:

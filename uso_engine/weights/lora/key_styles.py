@@ -45,6 +45,20 @@ def uso_layers(params: TransformerParams) -> dict[str, LoRALayer]:
     return layers
 
 
+def uso_lora_shapes(params: TransformerParams, rank: int) -> dict[str, tuple[int, ...]]:
+    """Keys and shapes of a USO LoRA file.
+
+    Args:
+        params: the transformer's sizes.
+        rank: of every pair of matrices.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, layer in uso_layers(params).items():
+        shapes[f"{name}.down.weight"] = (rank, layer.columns)
+        shapes[f"{name}.up.weight"] = (layer.rows, rank)
+    return shapes
+
+
 def bfl_layers(params: TransformerParams) -> dict[str, LoRALayer]:
     """Every matrix and norm by its canonical name, ``linear1_qkv`` of the single blocks, and the numbered parts."""
     width = params.hidden_size

@@ -193,7 +193,7 @@ def _locate(
     reason = (
         "layers that this transformer does not have"
         if any(_numberless(n) in known for n in stripped)
-        else "layers that are not known"
+        else f"layers that are not known (tried the key styles {', '.join(style.name for style in KEY_STYLES)})"
     )
     for key in layer.keys.values():
         findings.add(reason, key)
