@@ -7,7 +7,6 @@ from benchmarks.records import Record, hardware, latest
 
 from .http_tables import HTTP_TABLES
 
-
 SIZES = ("small", "medium", "large")
 
 
