@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from kernel_runs import HALF_PLACES, check_error, drawn, poisoned, run_kernel
 from torch import Tensor
 
 from uso_engine.verification.measure import relative_error
-from uso_kernels.attention import BACKENDS, BackendUnavailable, attention, available_backends, choose_backend, resolve_backend
+from uso_kernels.attention import BACKENDS, BackendUnavailable, attention, available_backends, choose_backend, resolve_backends
 from uso_kernels.attention.dense import dense_runs_on_amx
 from uso_kernels.attention.triton import attention_into, attention_reference
 from uso_kernels.ragged import Ragged
@@ -153,22 +154,58 @@ def test_default_gives_the_same_bits_in_any_company(dtype: torch.dtype) -> None:
 
 def test_choice_and_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
-    layout, equal = Ragged.pack([40, 17]), Ragged.pack([32, 32])
-    assert choose_backend(cpu, torch.float32, equal, equal) == "dense"
+    layout = Ragged.pack([40, 17])
+    assert choose_backend(cpu, torch.float32, 32) == "dense"
     for multiplies, has_amx, expected in ((True, False, "chunked"), (True, True, "dense"), (False, False, "dense")):
         monkeypatch.setattr("uso_kernels.cpu.multiplies_bfloat16", lambda multiplies=multiplies: multiplies)
         monkeypatch.setattr("uso_kernels.attention.dense_runs_on_amx", lambda has_amx=has_amx: has_amx)
-        assert choose_backend(cpu, torch.bfloat16, layout, layout) == expected
+        assert choose_backend(cpu, torch.bfloat16, 40) == expected
     q = torch.empty(layout.rows, 2, 64)
     for name in ("varlen", "xformers"):
         assert available_backends("cpu")[name] is not None
         with pytest.raises(BackendUnavailable, match=f"'{name}' cannot run.*dense"):
-            resolve_backend(name, q, layout, layout)
+            resolve_backends(name, q, layout, layout)
     with pytest.raises(BackendUnavailable, match="equal"):
-        resolve_backend("dense_batched", q, layout, layout)
+        resolve_backends("dense_batched", q, layout, layout)
     with pytest.raises(ValueError, match="must be one of"):
-        resolve_backend("flash", q, layout, layout)
+        resolve_backends("flash", q, layout, layout)
     assert set(available_backends("cpu")) == set(BACKENDS)
+
+
+def present(device: torch.device) -> None:
+    """What a backend says that runs on a device."""
+
+
+def absent(device: torch.device) -> str:
+    return "left out"
+
+
+@pytest.mark.parametrize(("there", "half", "single"), [("varlen", "varlen", "dense"), ("triton", "triton", "dense")])
+def test_on_a_gpu_a_sequences_own_length_chooses(there: str, half: str, single: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither how many there are nor how long the others are: what computes a sequence is the same in any company."""
+    for name in ("varlen", "triton"):
+        monkeypatch.setitem(BACKENDS, name, replace(BACKENDS[name], missing=present if name == there else absent))
+    cuda = torch.device("cuda")
+    assert [choose_backend(cuda, torch.bfloat16, length) for length in (1, 1023, 1024, 5824)] == [half, half, "dense", "dense"]
+    assert choose_backend(cuda, torch.float32, 1) == single
+
+
+@pytest.mark.parametrize("lengths", [[40, 17, 128, 300, 33, 129], [300, 40], [128, 16, 48]], ids=str)
+def test_each_sequence_is_computed_by_the_backend_of_its_length(lengths: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, with two backends of a CPU whose bits differ: the bits are those of each sequence alone."""
+    by_length = {False: "chunked", True: "dense"}
+    monkeypatch.setattr("uso_kernels.attention.choose_backend", lambda device, dtype, length: by_length[length >= 100])
+    q, k, v, together = operands(lengths, ("cpu", torch.bfloat16))
+    target = poisoned(together.rows, 5, 64, dtype=torch.bfloat16)[:, 1:3]
+    result = attention(q, k, v, together, together, out=target)
+    assert result is target
+    assert torch.equal(attention(q, k, v, together, together), target)
+    assert resolve_backends("auto", q, together, together) == tuple(by_length[length >= 100] for length in lengths)
+    for i, length in enumerate(lengths):
+        alone, rows = Ragged.pack([length]), slice(together.starts[i], together.end(i))
+        own = {name: attention(q[rows], k[rows], v[rows], alone, alone, backend=name) for name in by_length.values()}
+        assert torch.equal(own[by_length[length >= 100]], result[rows])
+        assert not torch.equal(own["dense"], own["chunked"])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -185,9 +222,10 @@ def test_dense_attention_that_torch_cannot_run_is_refused(monkeypatch: pytest.Mo
     dense_runs_on_amx.cache_clear()
     for name in ("dense", "dense_batched"):
         with pytest.raises(BackendUnavailable, match=f"'{name}' cannot run.*ATEN_CPU_CAPABILITY"):
-            resolve_backend(name, torch.empty(64, 2, 64, dtype=torch.bfloat16), layout, layout)
-        assert resolve_backend(name, torch.empty(64, 2, 64), layout, layout) == name
-    assert resolve_backend("auto", torch.empty(64, 2, 64, dtype=torch.bfloat16), layout, layout) == "chunked"
+            resolve_backends(name, torch.empty(64, 2, 64, dtype=torch.bfloat16), layout, layout)
+        assert resolve_backends(name, torch.empty(64, 2, 64), layout, layout) == (name, name)
+    auto = resolve_backends("auto", torch.empty(64, 2, 64, dtype=torch.bfloat16), layout, layout)
+    assert auto == ("chunked", "chunked")
     dense_runs_on_amx.cache_clear()
 
 

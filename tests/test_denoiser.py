@@ -57,6 +57,23 @@ def test_company_does_not_change_a_bit(dtype: torch.dtype, threads: int) -> None
         torch.set_num_threads(before)
 
 
+def test_company_of_other_lengths_changes_no_bit_where_lengths_choose_the_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: two of these sequences are long, two are not, and the backends' bits differ."""
+    found: list[str] = []
+
+    def choose(device: torch.device, dtype: torch.dtype, length: int) -> str:
+        found.append("dense" if length >= 60 else "chunked")
+        return found[-1]
+
+    monkeypatch.setattr("uso_kernels.attention.choose_backend", choose)
+    transformer = small_transformer(dtype=torch.bfloat16)
+    check_company(transformer)
+    assert set(found) == {"dense", "chunked"}
+    by_itself, pair = DenoisingRun(transformer, [job(transformer, 0)]), [job(transformer, 0), job(transformer, 1)]
+    assert transformer.attention_backends(by_itself.batch) == ("chunked",)
+    assert transformer.attention_backends(DenoisingRun(transformer, pair).batch) == ("chunked", "dense")
+
+
 KINDS = [None, Fp8Linear, Fp8WeightLinear, Int8Linear, Int8WeightLinear, Int4Linear]
 
 

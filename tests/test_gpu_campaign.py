@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu import summary, tables
+from benchmarks.gpu import summary, tables, together
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.campaign import Campaign
+from benchmarks.gpu.company import job
 from benchmarks.gpu.kernel_classes import class_of
 from benchmarks.gpu.plan import CAMPAIGNS, Part
 from benchmarks.gpu.steps import timed
@@ -29,13 +30,13 @@ from benchmarks.step.prediction import predicted_step_ms
 from benchmarks.step.roofline import GPUS, Tokens, floor_ms
 from benchmarks.workload import WORKLOADS, Workload
 from uso_engine.model.params import TransformerParams
+from uso_engine.queue_limits import QueueLimits
+from uso_engine.sampling.denoiser import Denoiser
 from uso_kernels.attention import choose_backend
-from uso_kernels.ragged import Ragged
 
 LIMITS_S = {"first": 540, "second": 240}
 TINY = WORKLOADS["tiny"]
-ONE = Ragged.pack([TINY.text])
-CHOSEN = choose_backend(torch.device("cpu"), torch.bfloat16, ONE, ONE)
+CHOSEN = choose_backend(torch.device("cpu"), torch.bfloat16, 1)
 """What this CPU computes attention with."""
 MODULES = sorted({part.name for make in CAMPAIGNS.values() for part in make("tiny") if not part.commands})
 
@@ -98,6 +99,10 @@ def test_every_other_part_says_what_it_is_for(results: dict[str, dict[str, Any]]
     assert results["company"]["auto"]["beside a small one"] == "same bits"
     assert results["host_time"]["128 x 96"]["queued_ms"] > 0
     assert results["memory"]["attention"] == [CHOSEN]
+    assert results["together"]["bits"] == "the same by itself and in company"
+    rates = results["together"]["tokens per second"]
+    assert set(rates) == {together.ALONE, together.SCHEDULED, together.AT_ONCE}
+    assert rates[together.ALONE]["share"] == 1 and all(rate["tokens_per_s"] > 0 for rate in rates.values())
     variants = results["variants"]
     assert set(variants["outputs"]) == {variant.name for variant in VARIANTS}
     assert variants["times as fast as the base"]["base"] == 1
@@ -153,6 +158,24 @@ def test_what_computes_something_else_is_not_timed(tmp_path: Path) -> None:
     with pytest.raises(ExceptionGroup) as failure:
         bench.finish()
     assert len(failure.value.exceptions) == 3
+
+
+def test_sixteen_requests_take_a_step_each_in_the_schedulers_company(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more tokens in a step than it has room for; company that changes bits is a failure of the part."""
+    bench = Bench("together", TINY, TINY, torch.device("cpu"), tmp_path, tmp_path / "together.json")
+    transformer = bench.model()[0]
+    denoiser = Denoiser(transformer)
+    jobs = [denoiser.begin(job(bench, transformer, together.without_references(TINY), seed)) for seed in range(16)]
+    monkeypatch.setattr(together, "QueueLimits", lambda: QueueLimits(max_step_tokens=3 * jobs[0].image.tokens))
+    groups = list(together.shared_steps(jobs))
+    assert [len(group) for group in groups] == [3, 3, 3, 3, 3, 1]
+    assert {id(one) for group in groups for one in group} == {id(one) for one in jobs}
+    with torch.no_grad():
+        together.same_bits(denoiser, groups, jobs)
+        taken = denoiser.step
+        monkeypatch.setattr(denoiser, "step", lambda jobs: [len(jobs) * velocity for velocity in taken(jobs)])
+        with pytest.raises(ValueError, match="company changes bits: alone"):
+            together.same_bits(denoiser, groups, jobs)
 
 
 FAULTS = {

@@ -14,7 +14,6 @@ from benchmarks.tiers import steps as tier_steps
 from benchmarks.workload import WORKLOADS, merge, random_inputs, random_lora, random_transformer
 from uso_engine.precision.tiers import QUANTIZED_TIERS
 from uso_kernels.attention import choose_backend
-from uso_kernels.ragged import Ragged
 
 CPU = torch.device("cpu")
 
@@ -68,8 +67,7 @@ def test_steps_against_diffusers_and_from_a_cold_start(tmp_path: Path) -> None:
     record = against_diffusers.run(WORKLOADS["tiny"], CPU, torch.float32, 1, out)
     assert float(str(record["difference"])) < 5e-6
     cold = cold_start.run(WORKLOADS["tiny"], CPU, torch.bfloat16, out)
-    one = Ragged.pack([32])
-    assert cold["attention"] == (choose_backend(CPU, torch.bfloat16, one, one),)
+    assert cold["attention"] == (choose_backend(CPU, torch.bfloat16, 1),)
     assert [json.loads(line)["benchmark"] for line in out.read_text().splitlines()] == ["step", "cold_start"]
 
 

@@ -76,8 +76,8 @@ def first(size: Size) -> tuple[Part, ...]:
 
 
 def second(size: Size) -> tuple[Part, ...]:
-    """Variants of the step against each other: at most 230 seconds."""
-    return (Part("variants", 150), Part("small_variants", 55), Part("host_time", 25))
+    """Variants of the step against each other, and requests together: at most 230 seconds."""
+    return (Part("variants", 140), Part("small_variants", 45), Part("host_time", 20), Part("together", 25))
 
 
 CAMPAIGNS = {"first": first, "second": second}

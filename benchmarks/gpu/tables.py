@@ -100,6 +100,24 @@ def company(records: list[Record]) -> str:
     return markdown(["machine", "attention", "alone again", "with another of its size", "with a smaller one"], rows)
 
 
+def together(records: list[Record]) -> str:
+    rows = [
+        [
+            hardware(r),
+            r["way"],
+            f"{r['steps']}",
+            f"{r['tokens']}",
+            f"{r['median_ms']:.1f}",
+            spread(r),
+            f"{r['tokens_per_s']:.0f}",
+            f"{100 * r['share']:.0f} %",
+        ]
+        for r in latest(records, "workload", "way")
+    ]
+    header = ["machine", "requests", "steps", "tokens", "ms (median)", "p20 to p80", "tokens/s", "of the single request's"]
+    return markdown(header, rows)
+
+
 def host_time(records: list[Record]) -> str:
     rows = [
         [
@@ -137,6 +155,7 @@ TABLES = tuple(
         ("gpu request", ("gpu_request",), requests),
         ("gpu variants", ("gpu_variant",), variants),
         ("gpu company", ("gpu_company",), company),
+        ("gpu together", ("gpu_together",), together),
         ("gpu host time", ("gpu_host_time",), host_time),
         ("gpu memory", ("cold_start",), memory),
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -45,6 +46,8 @@ def summary(replay: Replay) -> dict[str, object]:
     sizes = {}
     for size in SIZES:
         served = [entry for entry in replay.served if entry.arrival.size is size]
+        if not served:
+            continue
         latency = {f"p{percent}_s": quantile([entry.latency_s for entry in served], percent) for percent in QUANTILES}
         queued = quantile([entry.begun_s - entry.arrival.at_s for entry in served], 95)
         sizes[size.name] = {"requests": len(served), **latency, "queue_p95_s": queued}
@@ -54,16 +57,20 @@ def summary(replay: Replay) -> dict[str, object]:
         "requests_per_s": len(replay.served) / replay.end_s,
         "occupancy": sum(steps) / len(steps),
         "steps": len(steps),
+        "batches": replay.batches,
+        "step_s": replay.step_s,
+        "deciding_share": replay.deciding_s / replay.step_s,
+        "forming_share": replay.forming_s / replay.step_s,
     }
 
 
-def compare(engine: USOEngine, trace: list[Arrival]) -> dict[Policy, Replay]:
-    """The trace under every policy.
+def compare(engine: USOEngine, trace: list[Arrival], policies: Sequence[Policy]) -> dict[Policy, Replay]:
+    """The trace under policies, one of them "one at a time".
 
     Raises:
         SystemExit: a policy changed an image or lost a request.
     """
-    replays = {policy: Player(engine, policy).play(trace) for policy in POLICIES}
+    replays = {policy: Player(engine, policy).play(trace) for policy in policies}
     for policy, replay in replays.items():
         if replay.pictures != replays["one at a time"].pictures or len(replay.pictures) != len(trace):
             raise SystemExit(f"the policy {policy!r} changed an image, or a request was lost")
@@ -77,24 +84,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--load", type=amount, default=0.8, metavar="SHARE", help="of what one request at a time achieves")
     shown = "requests that come at once, one trace each"
     parser.add_argument("--burst", type=whole_number, nargs="+", default=[1, 8], metavar="N", help=shown)
-    parser.add_argument("--seed", type=whole_number, default=1, metavar="N")
+    parser.add_argument("--seed", type=whole_number, nargs="+", default=[1, 2, 3], metavar="N", help="of traces, one each")
+    parser.add_argument("--no-static", action="store_true", help="leave static batching out")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="a PNG file")
     options = parser.read(arguments)
     torch.set_num_threads(1)
+    policies: list[Policy] = [policy for policy in POLICIES if not (options.no_static and policy == "static")]
     with USOEngine.from_config(options.config, device="cpu") as engine:
         service_s = mean_service_s(engine)
-        for burst in options.burst:
-            trace = arrivals(options.requests, options.load / service_s, options.seed, burst=burst)
+        for burst, seed in product(options.burst, options.seed):
+            trace = arrivals(options.requests, options.load / service_s, seed, burst=burst)
             started = time.time()
-            replays = compare(engine, trace)
+            replays = compare(engine, trace, policies)
             summaries = {policy: summary(replay) for policy, replay in replays.items()}
-            record = {"burst": burst, "load": options.load, "service_s": service_s, "seed": options.seed, "clock": "process"}
-            write_record("serving", {**record, "policies": summaries}, options.out)
-            print(f"bursts of {burst}, {time.time() - started:.0f} s")
+            record = {"burst": burst, "load": options.load, "service_s": service_s, "seed": seed, "clock": "process"}
+            write_record("serving", {**record, "requests": len(trace), "policies": summaries}, options.out)
+            print(f"bursts of {burst}, seed {seed}, {time.time() - started:.0f} s")
             for policy, found in summaries.items():
                 print(f"  {policy}: {found}")
             if options.plot is not None:
-                draw_occupancy(replays, options.plot.with_stem(f"{options.plot.stem}-{burst}"))
+                draw_occupancy(replays, options.plot.with_stem(f"{options.plot.stem}-{burst}-{seed}"))
 
 
 if __name__ == "__main__":

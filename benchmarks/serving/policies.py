@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from uso_engine import USOEngine
 from uso_engine.api.events import Done
@@ -20,6 +20,7 @@ from uso_engine.queue_limits import QueueLimits
 from uso_engine.scheduling.assembly import make_loop
 from uso_engine.scheduling.handle import RequestHandle
 from uso_engine.scheduling.loop import RequestLoop
+from uso_engine.scheduling.machine import PipelineMachine
 from uso_engine.scheduling.waiting import put_in_line
 
 from .arrivals import Arrival
@@ -27,6 +28,7 @@ from .arrivals import Arrival
 Policy = Literal["ours", "one at a time", "static"]
 POLICIES: tuple[Policy, ...] = ("ours", "one at a time", "static")
 STATIC_BATCH = 8
+Result = TypeVar("Result")
 
 
 @dataclass(eq=False)
@@ -59,14 +61,59 @@ class Replay:
         pictures: the first image's bytes of each, by seed.
         occupancy: moments, and how many requests took the step that ended then.
         end_s: of the last.
-        overhead: seconds of all rounds beside what steps and stages took, over the seconds of all steps.
+        step_s: seconds of all steps.
+        deciding_s: seconds of all rounds beside what the model and the stages took: who leaves, who is next, who is told.
+        forming_s: seconds of making tables of batches, of those of steps and admissions.
+        batches: whose tables were made.
     """
 
     served: list[Served] = field(default_factory=list)
     pictures: dict[int, bytes] = field(default_factory=dict)
     occupancy: list[tuple[float, int]] = field(default_factory=list)
     end_s: float = 0.0
-    overhead: float = 0.0
+    step_s: float = 0.0
+    deciding_s: float = 0.0
+    forming_s: float = 0.0
+    batches: int = 0
+
+
+class InsideRounds:
+    """Clocks put around what a loop's rounds call.
+
+    Args:
+        loop: without threads.
+        now: seconds of what is counted.
+    """
+
+    def __init__(self, loop: RequestLoop, now: Callable[[], float]) -> None:
+        self._now, self._taken_s = now, 0.0
+        self.step_s = self.forming_s = 0.0
+        machine = loop.machine
+        assert isinstance(machine, PipelineMachine)
+        machine.step = self._clocked(machine.step, "step_s")  # type: ignore[method-assign]
+        machine.admit = self._clocked(machine.admit)  # type: ignore[method-assign]
+        loop._do_tasks = self._clocked(loop._do_tasks)  # type: ignore[method-assign]
+        denoiser = machine._denoiser
+        denoiser.tables = self._clocked(denoiser.tables, "forming_s", counts=False)  # type: ignore[method-assign]
+
+    def taken_s(self) -> float:
+        """Seconds of the model and the stages since the last time this was asked."""
+        taken, self._taken_s = self._taken_s, 0.0
+        return taken
+
+    def _clocked(self, run: Callable[..., Result], name: str | None = None, *, counts: bool = True) -> Callable[..., Result]:
+        def clocked(*given: object, **named: object) -> Result:
+            start = self._now()
+            try:
+                return run(*given, **named)
+            finally:
+                seconds = self._now() - start
+                if name is not None:
+                    setattr(self, name, getattr(self, name) + seconds)
+                if counts:
+                    self._taken_s += seconds
+
+        return clocked
 
 
 class Player:
@@ -87,6 +134,7 @@ class Player:
         self._loop: RequestLoop = make_loop(
             engine.parts, limits=QueueLimits(**limits.model_dump()), clock=self._read, threaded=False
         )
+        self._inside = InsideRounds(self._loop, now)
 
     def play(self, trace: Sequence[Arrival]) -> Replay:
         """Run all of it."""
@@ -102,11 +150,15 @@ class Player:
             self._admit(waiting, running)
             steps, before = counters.steps, self._now()
             self._loop.round()
-            self._clock_s += self._now() - before
+            round_s = self._now() - before
+            self._clock_s += round_s
+            replay.deciding_s += round_s - self._inside.taken_s()
             if counters.steps > steps:
                 replay.occupancy.append((self._clock_s, counters.requests_in_step))
             self._look(running, replay)
         replay.end_s = self._clock_s
+        replay.step_s, replay.forming_s = self._inside.step_s, self._inside.forming_s
+        replay.batches = self._loop.machine.batches_formed
         return replay
 
     def _read(self) -> float:

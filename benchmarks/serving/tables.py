@@ -1,4 +1,4 @@
-"""Tables of serving: policies under load, a request by itself, and what HTTP offers and costs."""
+"""Tables of serving: policies under load, what deciding costs, a request by itself, and what HTTP offers and costs."""
 
 from __future__ import annotations
 
@@ -7,21 +7,48 @@ from benchmarks.records import Record, hardware, latest
 
 from .http_tables import HTTP_TABLES
 
+SIZES = ("small", "medium", "large")
+
 
 def policies(records: list[Record]) -> str:
     """Seconds to the result by size and policy, and the share of one request at a time's."""
     rows = []
-    for record in latest(records, "burst"):
+    for record in _newest(records):
         alone = record["policies"]["one at a time"]["sizes"]
-        arrivals = "Poisson" if record["burst"] == 1 else f"bursts of {record['burst']}"
         for policy, found in record["policies"].items():
             cells = []
-            for name, size in found["sizes"].items():
+            for name in SIZES:
+                size = found["sizes"].get(name)
+                if size is None:
+                    cells.append("none")
+                    continue
                 times = " / ".join(f"{size[key]:.1f}" for key in ("p50_s", "p95_s", "p99_s"))
                 cells.append(f"{times} ({size['p95_s'] / alone[name]['p95_s']:.2f})")
-            rows.append([hardware(record), arrivals, policy, *cells, f"{found['requests_per_s']:.2f}"])
-    sizes = [f"{name}: p50 / p95 / p99, s (p95, times one at a time)" for name in ("small", "medium", "large")]
-    return markdown(["machine", "arrivals", "policy", *sizes, "requests/s"], rows)
+            trace = f"{_arrivals(record)}, {sum(size['requests'] for size in found['sizes'].values())} requests"
+            rows.append([hardware(record), trace, f"{record['seed']}", policy, *cells, f"{found['requests_per_s']:.2f}"])
+    sizes = [f"{name}: p50 / p95 / p99, s (p95, times one at a time)" for name in SIZES]
+    return markdown(["machine", "arrivals", "seed", "policy", *sizes, "requests/s"], rows)
+
+
+def deciding(records: list[Record]) -> str:
+    """What deciding about steps and forming their batches takes, of the time of the steps."""
+    rows = []
+    for record in _newest(records):
+        found = record["policies"]["ours"]
+        shares = [found["deciding_share"], found["forming_share"]]
+        counts = [f"{found['steps']}", f"{found['batches']}", f"{1e3 * found['step_s'] / found['steps']:.0f}"]
+        cells = [f"{100 * share:.2f} %" for share in (*shares, sum(shares))]
+        rows.append([hardware(record), _arrivals(record), f"{record['seed']}", *counts, *cells])
+    header = ["machine", "arrivals", "seed", "steps", "batches formed", "mean step, ms", "deciding", "forming", "both"]
+    return markdown(header, rows)
+
+
+def _newest(records: list[Record]) -> list[Record]:
+    return latest(records, "burst", "seed")
+
+
+def _arrivals(record: Record) -> str:
+    return "Poisson" if record["burst"] == 1 else f"bursts of {record['burst']}"
 
 
 def single(records: list[Record]) -> str:
@@ -41,6 +68,7 @@ def single(records: list[Record]) -> str:
 
 TABLES = (
     Table("docs/serving.md", "serving", ("serving",), policies),
+    Table("docs/serving.md", "deciding", ("serving",), deciding),
     Table("docs/serving.md", "single", ("serving_single",), single),
     *HTTP_TABLES,
 )

@@ -8,7 +8,7 @@ read by nobody.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, pairwise
 
@@ -48,6 +48,7 @@ class Ragged:
     tile_sequence: Tensor
     token_rows: Tensor | None
     token_bounds_tensor: Tensor
+    _spans: dict[tuple[int, int], Ragged] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @staticmethod
     def pack(lengths: Sequence[int], device: torch.device | str = "cpu", *, capacities: Sequence[int] | None = None) -> Ragged:
@@ -118,3 +119,12 @@ class Ragged:
     def span(self, index: int) -> slice:
         """The rows of one sequence's true tokens."""
         return slice(self.starts[index], self.starts[index] + self.lengths[index])
+
+    def neighbours(self, first: int, stop: int) -> Ragged:
+        """Some sequences side by side as a layout of their own, made once; it begins at row ``starts[first]``."""
+        found = self._spans.get((first, stop))
+        if found is None:
+            capacities = [self.end(i) - self.starts[i] for i in range(first, stop)]
+            device = self.bounds_tensor.device
+            found = self._spans[first, stop] = Ragged.pack(self.lengths[first:stop], device, capacities=capacities)
+        return found

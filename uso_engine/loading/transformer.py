@@ -65,7 +65,7 @@ def load_transformer(
         config: what to load.
         device: where it is to run.
         tier: of its weights.
-        attention: attention backend by name; "auto" chooses for every batch.
+        attention: attention backend by name; "auto" chooses for every sequence.
         on_host: leave the weights on the host, for a placement to move.
         progress: told the bytes read and to be read.
 

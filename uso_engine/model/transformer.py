@@ -13,7 +13,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from uso_kernels.attention import dense_preference, resolve_backend
+from uso_kernels.attention import dense_preference, resolve_backends
 from uso_kernels.ragged import Ragged
 
 from .blocks import DoubleBlock, SingleBlock
@@ -55,7 +55,7 @@ class Transformer(nn.Module):
 
     Args:
         params: its sizes.
-        attention_backend: a backend of `uso_kernels.attention` for every block, or "auto": the default of each batch.
+        attention_backend: a backend of `uso_kernels.attention` for every block, or "auto": the default of each sequence.
         fusion: which passes over the data are left out.
     """
 
@@ -113,14 +113,14 @@ class Transformer(nn.Module):
         return table
 
     def attention_backends(self, batch: PackedBatch) -> tuple[str, ...]:
-        """The attention backends that compute a batch: one, or two if the last block's fewer queries get another.
+        """The attention backends that compute a batch: one, or two if some of its sequences are long and others short.
 
         Raises:
             BackendUnavailable: the one asked for cannot run here.
         """
-        x = batch.text_tokens
-        chosen = (resolve_backend(self.attention_backend, x, layout, batch.joint) for layout in (batch.joint, batch.output))
-        return tuple(dict.fromkeys(chosen))
+        layouts = (batch.joint, batch.output)
+        chosen = [resolve_backends(self.attention_backend, batch.text_tokens, layout, batch.joint) for layout in layouts]
+        return tuple(dict.fromkeys(name for names in chosen for name in names))
 
     def forward(self, batch: PackedBatch, latents: Tensor, modulation: Tensor, observer: Observer | None = None) -> Tensor:
         """Predict the velocity of every image in a packed batch.

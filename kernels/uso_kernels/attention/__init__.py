@@ -8,8 +8,9 @@ backend is a module of its own; this one checks operands, says which can run, an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -42,11 +43,11 @@ __all__ = [
     "available_backends",
     "choose_backend",
     "dense_preference",
-    "resolve_backend",
+    "resolve_backends",
 ]
 Attend = Callable[[Tensor, Tensor, Tensor, Ragged, Ragged, Tensor | None], Tensor]
 LONG_SEQUENCE = 1024
-"""From this length on, a sequence fills a GPU by itself and the fastest dense call wins over one launch for all."""
+"""From this length on, a sequence fills a GPU by itself and the fastest dense call wins over one launch for several."""
 
 
 class BackendUnavailable(RuntimeError):
@@ -99,19 +100,17 @@ def _missing(backend: str, device: torch.device) -> str | None:
     return BACKENDS[backend].missing(device)
 
 
-def choose_backend(device: torch.device, dtype: torch.dtype, queries: Ragged, keys: Ragged) -> str:
-    """The default backend for a batch.
+def choose_backend(device: torch.device, dtype: torch.dtype, length: int) -> str:
+    """The default backend of a sequence, by its own length: its bits are the same in any company.
 
     On a CPU: in bfloat16 chunked matrix products where AVX-512 and no AMX multiplies them, the faster way there; else dense
-    calls, which use AMX better, and which are widened where the CPU has no bfloat16 products. Both give a sequence the same
-    bits in any company. On a GPU: dense calls where every sequence is long, one dense call where lengths are equal, else one
-    launch for all.
+    calls, which use AMX better, and which are widened where the CPU has no bfloat16 products. On a GPU: dense calls for long
+    sequences, one launch for all shorter ones.
 
     Args:
         device: where the tensors are.
         dtype: of q, k and v.
-        queries: where the queries lie.
-        keys: where keys and values lie.
+        length: of its keys.
 
     Returns:
         A key of `BACKENDS`.
@@ -119,13 +118,10 @@ def choose_backend(device: torch.device, dtype: torch.dtype, queries: Ragged, ke
     if device.type != "cuda":
         multiplies = dtype == torch.bfloat16 and device.type == "cpu" and cpu.multiplies_bfloat16()
         return "chunked" if multiplies and not dense_runs_on_amx() else "dense"
-    if len(keys) == 1 or min(keys.lengths) >= LONG_SEQUENCE:
-        return "dense"
-    if unequal_lengths(queries, keys) is None:
-        return "dense_batched"
-    for name in ("varlen", "triton"):
-        if BACKENDS[name].missing(device) is None and _takes_dtype(name, device, dtype):
-            return name
+    if length < LONG_SEQUENCE:
+        for name in ("varlen", "triton"):
+            if BACKENDS[name].missing(device) is None and _takes_dtype(name, device, dtype):
+                return name
     return "dense"
 
 
@@ -133,8 +129,8 @@ def _takes_dtype(backend: str, device: torch.device, dtype: torch.dtype) -> bool
     return dtype.itemsize == 2 or not BACKENDS[backend].half_only or device.type != "cuda"
 
 
-def resolve_backend(backend: str, q: Tensor, queries: Ragged, keys: Ragged) -> str:
-    """Turn a wish into the backend that will run.
+def resolve_backends(backend: str, q: Tensor, queries: Ragged, keys: Ragged) -> tuple[str, ...]:
+    """Turn a wish into the backends that will run.
 
     Args:
         backend: a key of `BACKENDS`, or "auto".
@@ -143,14 +139,14 @@ def resolve_backend(backend: str, q: Tensor, queries: Ragged, keys: Ragged) -> s
         keys: where keys and values lie.
 
     Returns:
-        A key of `BACKENDS`.
+        A key of `BACKENDS` for each sequence.
 
     Raises:
         ValueError: no such backend.
         BackendUnavailable: it cannot run on this device, dtype or these lengths.
     """
     if backend == "auto":
-        return choose_backend(q.device, q.dtype, queries, keys)
+        return tuple(choose_backend(q.device, q.dtype, length) for length in keys.lengths)
     if backend not in BACKENDS:
         raise ValueError(f"attention backend must be one of {['auto', *BACKENDS]}, got {backend!r}")
     reason = _missing(backend, q.device)
@@ -163,7 +159,7 @@ def resolve_backend(backend: str, q: Tensor, queries: Ragged, keys: Ragged) -> s
     if reason is not None:
         runnable = [name for name, why in available_backends(q.device).items() if why is None]
         raise BackendUnavailable(f"attention backend {backend!r} cannot run: {reason}; on {q.device} these can: {runnable}")
-    return backend
+    return (backend,) * len(keys)
 
 
 def attention(
@@ -184,8 +180,8 @@ def attention(
         v: [T, H, D], q's dtype.
         queries: where each sequence's queries lie.
         keys: where its keys and values lie; as many sequences as `queries`.
-        backend: a key of `BACKENDS`, or "auto" for the default of device, dtype and lengths. The Triton kernel takes D 64
-            and 128.
+        backend: a key of `BACKENDS`, or "auto" for the default of device, dtype and each sequence's length. The Triton kernel
+            takes D 64 and 128.
         out: [T_q, H, D], where the result goes; rows may be strided.
 
     Returns:
@@ -196,12 +192,29 @@ def attention(
         BackendUnavailable: a backend asked for by name cannot run here.
     """
     _check_operands(q, k, v, queries, keys)
-    name = resolve_backend(backend, q, queries, keys)
+    names = resolve_backends(backend, q, queries, keys)
     if needs_gradient(q, k, v):
         return attention_reference(q, k, v, queries, keys)
     if out is not None and (out.shape != q.shape or out.dtype != q.dtype or out.device != q.device or out.stride(2) != 1):
         raise ValueError(f"out must be {q.dtype} {tuple(q.shape)} with contiguous heads, got {out.dtype} {tuple(out.shape)}")
-    return BACKENDS[name].attend(q, k, v, queries, keys, out)
+    if len(set(names)) == 1:
+        return BACKENDS[names[0]].attend(q, k, v, queries, keys, out)
+    return _attend_by_groups(names, q, k, v, queries, keys, out)
+
+
+def _attend_by_groups(
+    names: Sequence[str], q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged, out: Tensor | None
+) -> Tensor:
+    """Attend by one backend after another, each for the sequences side by side that it was chosen for."""
+    out = q.new_empty(q.shape) if out is None else out
+    first = 0
+    for name, group in groupby(names):
+        stop = first + len(tuple(group))
+        rows, key_rows = (slice(layout.starts[first], layout.end(stop - 1)) for layout in (queries, keys))
+        layouts = (queries.neighbours(first, stop), keys.neighbours(first, stop))
+        BACKENDS[name].attend(q[rows], k[key_rows], v[key_rows], *layouts, out[rows])
+        first = stop
+    return out
 
 
 def _check_operands(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged) -> None:

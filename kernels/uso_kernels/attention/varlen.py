@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -12,13 +13,18 @@ from uso_kernels.ragged import Ragged
 
 def varlen_attention_missing(device: torch.device) -> str | None:
     """Why this cannot run on a device, or None."""
-    if importlib.util.find_spec("torch.nn.attention.varlen") is None:
+    if not _torch_has_it():
         return f"torch {torch.__version__} has no torch.nn.attention.varlen"
     if device.type != "cuda":
         return "torch's variable-length attention runs on CUDA only"
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "FlashAttention needs compute capability 8.0"
     return None
+
+
+@lru_cache
+def _torch_has_it() -> bool:
+    return importlib.util.find_spec("torch.nn.attention.varlen") is not None
 
 
 def varlen_attention(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged, out: Tensor | None) -> Tensor:
