@@ -20,6 +20,10 @@ PENDING = "Pending: not measured yet."
 _OPENING = re.compile(r"^<!-- table (.+?) -->", re.MULTILINE)
 _BLOCK = re.compile(r"^(<!-- table (?P<marker>.+?) -->\n)(?P<body>.*?)^(<!-- end (?P=marker) -->)", re.DOTALL | re.MULTILINE)
 
+_RESULT = re.compile(
+    r"\d[\d.,]*(?:\s|&nbsp;)*(?:ms|s|seconds|minutes|times|×|%|per cent|[GT]FLOP(?:/s)?|[GT]B(?:/s)?|[MG]iB)(?![\w-])"
+)
+
 
 @dataclass(frozen=True)
 class Table:
@@ -74,11 +78,46 @@ class Plot:
         return hashlib.sha256(b"".join((root / source).read_bytes() for source in self.sources)).hexdigest()
 
 
+@dataclass(frozen=True)
+class SvgPlot:
+    """An SVG file drawn from the records of some benchmarks; the same records give the same text.
+
+    Args:
+        path: of the file, in the repository.
+        benchmarks: those whose records it shows.
+        draw: their records, oldest first, to the file's text.
+    """
+
+    path: str
+    benchmarks: tuple[str, ...]
+    draw: Callable[[list[Record]], str]
+
+    def text(self, records: Sequence[Record]) -> str:
+        """The picture, drawn from those of all records that are its own."""
+        return self.draw([record for record in records if record["benchmark"] in self.benchmarks])
+
+
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown; without rows, a line that says that nothing is measured yet."""
     if not rows:
         return PENDING
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows))
+
+
+def section_of(text: str, heading: str) -> str:
+    """A section of a document, up to the next heading of its level; "" where there is none."""
+    found = re.search(rf"^## {re.escape(heading)}$(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
+    return "" if found is None else found[1]
+
+
+def typed_results(section: str) -> list[str]:
+    """Numbers with a unit of time, rate, memory or gain that stand in a section's prose, outside tables made of records.
+
+    Rates and sizes that a text defines, in code and formulas, are no results.
+    """
+    prose = _BLOCK.sub("", section)
+    prose = re.sub(r"```.*?```|`[^`]*`|^ {4}.*$", "", prose, flags=re.DOTALL | re.MULTILINE)
+    return [match[0] for match in _RESULT.finditer(prose)]
 
 
 def rewritten(document: str, text: str, tables: Sequence[Table], records: Sequence[Record]) -> str:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -99,9 +99,22 @@ def count_allocations(run: Run, device: torch.device) -> dict[str, float]:
         return {"allocations": count, "allocated_mib": size / 2**20, "driver_allocations": segments}
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
+    found = profiled_allocations(profiler)
+    return {"allocations": found.number, "allocated_mib": found.size_bytes / 2**20}
+
+
+class Allocations(NamedTuple):
+    """How many, and the bytes of all of them together."""
+
+    number: int
+    size_bytes: int
+
+
+def profiled_allocations(profiler: Any) -> Allocations:
+    """The allocations that a `torch.profiler.profile` with `profile_memory` saw on a CPU."""
     events = profiler.profiler.kineto_results.events()
     positive = [event.nbytes() for event in events if event.name() == "[memory]" and event.nbytes() > 0]
-    return {"allocations": len(positive), "allocated_mib": sum(positive) / 2**20}
+    return Allocations(len(positive), sum(positive))
 
 
 def output_hash(*tensors: Tensor) -> str:

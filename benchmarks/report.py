@@ -11,21 +11,35 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .documents import Plot, Table, rewritten
+from .compare import plots as compare_plots
+from .compare import tables as compare
+from .documents import Plot, SvgPlot, Table, rewritten, section_of, typed_results
 from .fidelity import curve
 from .fidelity import tables as fidelity
 from .gpu import tables as gpu
 from .kernels import tables as kernels
 from .memory import tables as memory
 from .records import Record, load, take
+from .release import tables as release
 from .serving import tables as serving
 from .step import tables as step
 from .tiers import tables as tiers
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = (step, tiers, kernels, memory, fidelity, serving, gpu)
+FOLDERS = (compare, release, step, tiers, kernels, memory, fidelity, serving, gpu)
 TABLES: tuple[Table, ...] = tuple(table for folder in FOLDERS for table in folder.TABLES)
-PLOTS: tuple[Plot, ...] = (curve.PLOT,)
+PLOTS: tuple[Plot | SvgPlot, ...] = (curve.PLOT, compare_plots.PLOT)
+RESULTS = {
+    "README.md": ("Results",),
+    "docs/performance.md": (
+        "Whole requests",
+        "The ladder",
+        "One step against diffusers",
+        "Before and after the loop",
+        "Kernels",
+    ),
+}
+"""Sections that tell results: their numbers come from records, none is typed."""
 
 
 def documents(root: Path) -> Iterator[str]:
@@ -34,7 +48,7 @@ def documents(root: Path) -> Iterator[str]:
         yield from (path.relative_to(root).as_posix() for path in sorted(root.glob(pattern)))
 
 
-def outdated(root: Path, tables: tuple[Table, ...], plots: tuple[Plot, ...], records: list[Record]) -> Iterator[str]:
+def outdated(root: Path, tables: tuple[Table, ...], plots: tuple[Plot | SvgPlot, ...], records: list[Record]) -> Iterator[str]:
     """Documents and plots that differ from their records, each with what to do about it.
 
     Raises:
@@ -45,10 +59,21 @@ def outdated(root: Path, tables: tuple[Table, ...], plots: tuple[Plot, ...], rec
         if rewritten(document, text, tables, records) != text:
             wrong = [t.marker for t in tables if t.document == document and t.text(records) not in text]
             yield f"{document} differs from its records in the tables {wrong}"
-    yield from (f"{plot.path} was not drawn from the records that are there" for plot in plots if not plot.is_current(root))
+        for heading in RESULTS.get(document, ()) if tables is TABLES else ():
+            if typed := typed_results(section_of(text, heading)):
+                yield f"{document}, section {heading}: {typed} are typed; results come from records"
+    yield from (f"{p.path} was not drawn from the records that are there" for p in plots if not is_current(p, root, records))
 
 
-def write(root: Path, tables: tuple[Table, ...], plots: tuple[Plot, ...], records: list[Record]) -> None:
+def is_current(plot: Plot | SvgPlot, root: Path, records: list[Record]) -> bool:
+    """Whether a plot's file was drawn from the records as they are."""
+    if isinstance(plot, Plot):
+        return plot.is_current(root)
+    path = root / plot.path
+    return path.exists() and path.read_text(encoding="utf-8") == plot.text(records)
+
+
+def write(root: Path, tables: tuple[Table, ...], plots: tuple[Plot | SvgPlot, ...], records: list[Record]) -> None:
     """Make every table and plot anew."""
     for document in sorted({*documents(root), *(table.document for table in tables)}):
         path = root / document
@@ -56,7 +81,9 @@ def write(root: Path, tables: tuple[Table, ...], plots: tuple[Plot, ...], record
         if (new := rewritten(document, text, tables, records)) != text:
             path.write_text(new, encoding="utf-8")
     for plot in plots:
-        if not plot.is_current(root):
+        if isinstance(plot, SvgPlot):
+            (root / plot.path).write_text(plot.text(records), encoding="utf-8")
+        elif not plot.is_current(root):
             plot.write(root)
 
 

@@ -21,7 +21,9 @@ test $# -gt 0 || for candidate in python3.11 python3.12 python3.13; do
 done
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-quietly=(--quiet --disable-pip-version-check --no-input)
+commit=$(git -C "$root" rev-parse --short HEAD 2>/dev/null || echo unknown)
+# Nothing is compiled in advance: what is run is compiled then, and of thousands of modules a request imports few.
+quietly=(--quiet --disable-pip-version-check --no-input --no-compile)
 
 "${pythons[0]}" -m venv "$work/build"
 "$work/build/bin/python" -m pip install "${quietly[@]}" -c "$root/constraints.txt" build hatchling pip-licenses cyclonedx-bom
@@ -29,14 +31,17 @@ rm -f "$out"/*.whl "$out/release.jsonl"
 "$work/build/bin/python" -m build --wheel --no-isolation --outdir "$out" "$root" >/dev/null
 wheel=$(ls "$out"/*.whl)
 
+environment=$work/environment
 for python in "${pythons[@]}"; do
-	for extra in none cpu export gguf heif quant serve s3; do
-		environment=$work/environment
-		"$python" -m venv --clear "$environment"
-		wanted=$wheel
-		test "$extra" = none || wanted="$wheel[$extra]"
-		"$environment/bin/python" -m pip install "${quietly[@]}" -c "$root/constraints.txt" torch
-		"$environment/bin/python" -m pip install "${quietly[@]}" -c "$root/constraints.txt" "$wanted"
+	rm -rf "$environment" "$work/bare"
+	"$python" -m venv "$environment"
+	"$environment/bin/python" -m pip install "${quietly[@]}" -c "$root/constraints.txt" torch
+	"$environment/bin/python" -m pip install "${quietly[@]}" -c "$root/constraints.txt" "$wheel"
+	cp -al "$environment" "$work/bare"
+	for extra in none cpu export gguf heif otel quant serve s3; do
+		rm -rf "$environment"
+		cp -al "$work/bare" "$environment"
+		test "$extra" = none || "$environment/bin/python" -m pip install "${quietly[@]}" -c "$root/constraints.txt" "$wheel[$extra]"
 		mkdir -p "$work/elsewhere"
 		(
 			cd "$work/elsewhere"
@@ -44,12 +49,19 @@ for python in "${pythons[@]}"; do
 				--seed 7 --output boat.png >/dev/null
 			env -u PYTHONPATH "$environment/bin/uso-engine" info >info.txt
 		)
-		"$environment/bin/python" - "$extra" "$work/elsewhere/boat.png" >>"$out/release.jsonl" <<-'PYTHON'
-			import hashlib, importlib.metadata, json, platform, sys
+		"$environment/bin/python" - "$extra" "$work/elsewhere/boat.png" "$commit" >>"$out/release.jsonl" <<-'PYTHON'
+			import hashlib, importlib.metadata, json, platform, re, sys, time
+			from pathlib import Path
 			from PIL import Image
-			pixels = hashlib.sha256(Image.open(sys.argv[2]).tobytes()).hexdigest()
+			extra, picture, commit = sys.argv[1:]
+			pixels = hashlib.sha256(Image.open(picture).tobytes()).hexdigest()
 			versions = {name: importlib.metadata.version(name) for name in ("uso-engine", "torch", "transformers", "diffusers")}
-			print(json.dumps({"python": platform.python_version(), "extra": sys.argv[1], "pixels": pixels, "versions": versions}))
+			cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+			machine = {"taken": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()), "commit": commit}
+			machine |= {"cpu": cpu[1].strip() if cpu else platform.machine(), "python": platform.python_version()}
+			packages = len(list(importlib.metadata.distributions()))
+			found = {"python": platform.python_version(), "extra": extra, "pixels": pixels, "versions": versions}
+			print(json.dumps({"benchmark": "release", **found, "packages": packages, "machine": machine}))
 		PYTHON
 		if test "$python" = "${pythons[0]}"; then
 			"$work/build/bin/pip-licenses" --python "$environment/bin/python" --format json --with-urls >"$out/packages-$extra.json"

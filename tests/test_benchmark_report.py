@@ -2,15 +2,16 @@
 
 import ast
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from benchmarks.documents import PENDING, Plot, Table, markdown, rewritten
+from benchmarks.documents import PENDING, Plot, SvgPlot, Table, markdown, rewritten, section_of, typed_results
 from benchmarks.records import Record, clock_note, hardware, latest, load
-from benchmarks.report import PLOTS, ROOT, TABLES, documents, main, outdated, write
+from benchmarks.report import PLOTS, RESULTS, ROOT, TABLES, documents, main, outdated, write
 from uso_engine.evaluation.report_table import report_table
 
 DOCUMENTS = sorted({table.document for table in TABLES})
@@ -112,6 +113,46 @@ def test_a_plot_of_other_records_is_found_and_drawn_anew(tmp_path: Path) -> None
         assert picture.width == 4
 
 
+def test_an_svg_plot_of_other_records_is_found_and_drawn_anew(tmp_path: Path) -> None:
+    plot, records = SvgPlot("plot.svg", ("step",), lambda own: f"<svg>{len(own)}</svg>"), [record("step", 5)]
+    assert len(list(outdated(tmp_path, (), (plot,), records))) == 1
+    write(tmp_path, (), (plot,), records)
+    assert list(outdated(tmp_path, (), (plot,), [*records, record("ladder", 5)])) == []
+    more = [*records, record("step", 6)]
+    assert list(outdated(tmp_path, (), (plot,), more)) == ["plot.svg was not drawn from the records that are there"]
+    write(tmp_path, (), (plot,), more)
+    assert (tmp_path / "plot.svg").read_text() == "<svg>2</svg>"
+
+
+@pytest.mark.parametrize(
+    "typed",
+    ["2.5 times as fast", "12 ms a step", "it takes 3.4 s", "87 % of the floor", "1.2 TFLOP/s", "24 GB", "3.2 s an image"],
+)
+def test_a_result_typed_in_prose_is_found(typed: str) -> None:
+    section = section_of(f"## Other\n{typed}\n## Results\nOurs: {typed}.\n{EMPTY}## More\n{typed}\n", "Results")
+    assert len(typed_results(section)) == 1
+
+
+@pytest.mark.parametrize(
+    "defined", ["3 + 6 blocks", "hidden 1024, 512x512", "`12 ms`", "    2 * 4 GB\n", "L = 2752", "torch 2.13", "case 3 stands"]
+)
+def test_sizes_and_formulas_are_no_results(defined: str) -> None:
+    inside = EMPTY.replace("old", "| 12 ms |")
+    assert typed_results(f"{inside}\n{defined}\n") == []
+
+
+def test_a_result_typed_into_the_readme_is_found(tmp_path: Path) -> None:
+    for document in {*documents(ROOT), *DOCUMENTS}:
+        (tmp_path / document).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / document).write_text((ROOT / document).read_text())
+    readme = tmp_path / "README.md"
+    before = list(outdated(tmp_path, TABLES, (), load()))
+    readme.write_text(readme.read_text().replace("## Results\n", "## Results\nA picture takes 3.1 s on an H100.\n"))
+    found = set(outdated(tmp_path, TABLES, (), load())) - set(before)
+    assert found == {"README.md, section Results: ['3.1 s'] are typed; results come from records"}
+    assert all(section_of((ROOT / document).read_text(), heading) for document, names in RESULTS.items() for heading in names)
+
+
 def test_the_last_record_of_a_case_counts() -> None:
     records = [record("ladder", 1.0, rung="a"), record("ladder", 5.0, rung="b"), record("ladder", 2.0, rung="a")]
     assert [r["median_ms"] for r in latest(records, "rung")] == [2.0, 5.0]
@@ -138,6 +179,8 @@ def test_what_is_recorded_is_shown_and_what_is_shown_is_recorded() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in {"write_record", "bench.record"}:
                 written |= {node.args[0].value} if isinstance(node.args[0], ast.Constant) else set()
+    for path in (ROOT / "deploy").glob("*.sh"):
+        written |= set(re.findall(r'"benchmark": "(\w+)"', path.read_text()))
     assert written == {benchmark for table in TABLES for benchmark in table.benchmarks}
 
 

@@ -25,7 +25,7 @@ LAYERS = (
     {"section", "queue_limits", "api", "config", "config_files"},
     {"request_type", "offload", "loading", "pipeline", "inputs", "generated", "generation", "preparation", "scheduling"}
     | {"engine", "async_engine", "diffusers_face", "progress", "call_arguments", "provenance", "stopwatch"},
-    {"verification", "evaluation", "comparison", "embedded", "serving"},
+    {"verification", "evaluation", "comparison", "embedded", "profiling", "serving"},
     {"cli", "__init__"},
 )
 LAYER_OF = {unit: height for height, units in enumerate(LAYERS) for unit in units}

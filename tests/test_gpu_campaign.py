@@ -19,7 +19,6 @@ from benchmarks.gpu import summary, tables, together
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.campaign import Campaign
 from benchmarks.gpu.company import job
-from benchmarks.gpu.kernel_classes import class_of
 from benchmarks.gpu.plan import CAMPAIGNS, Part
 from benchmarks.gpu.steps import timed
 from benchmarks.gpu.variants import VARIANTS, Made, Variant, compare
@@ -27,9 +26,10 @@ from benchmarks.measure import interleave, output_hash, tree_hash
 from benchmarks.records import load, take
 from benchmarks.step.engine_way import Evaluate
 from benchmarks.step.prediction import predicted_step_ms
-from benchmarks.step.roofline import GPUS, Tokens, floor_ms
 from benchmarks.workload import WORKLOADS, Workload
 from uso_engine.model.params import TransformerParams
+from uso_engine.profiling.kernel_classes import class_of
+from uso_engine.profiling.roofline import GPUS, Tokens, floor_ms
 from uso_engine.queue_limits import QueueLimits
 from uso_engine.sampling.denoiser import Denoiser
 from uso_kernels.attention import choose_backend

@@ -5,11 +5,12 @@ import torch
 from random_models import SMALL, drawn_conditions, drawn_sequence, small_transformer
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.step.roofline import GPUS, Tokens, floor_ms, memory_bytes, step_flops, step_operations, weight_count
+from benchmarks.step.roofline import memory_bytes, weight_count
 from uso_engine.model.modulation import ModulationLinear
 from uso_engine.model.packing import PackedBatch
 from uso_engine.model.params import TransformerParams
 from uso_engine.model.transformer import FinalModulation, Transformer
+from uso_engine.profiling.roofline import GPUS, Tokens, floor_ms, step_flops, step_operations
 
 FULL = TransformerParams()
 

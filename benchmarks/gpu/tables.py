@@ -5,8 +5,8 @@ from __future__ import annotations
 from benchmarks.documents import Table, markdown
 from benchmarks.records import Record, hardware, latest
 from benchmarks.step.prediction import predicted_step_ms
-from benchmarks.step.roofline import Tokens
 from uso_engine.model.params import TransformerParams
+from uso_engine.profiling.roofline import Tokens
 
 
 def spread(timing: Record) -> str:

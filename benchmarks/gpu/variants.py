@@ -80,11 +80,11 @@ def in_tier(name: str) -> Variant:
 
     def make(made: Made, workload: Workload) -> Evaluate:
         transformer, inputs, latents = made
-        copy = quantized_copy(transformer, formats_by_name(workload, latents.device)[name])
+        copy = quantized_copy(transformer, formats_by_name(workload.params, latents.device)[name])
         return engine_step(copy, inputs, latents, (TIME,), "auto")
 
     def missing(bench: Bench) -> str | None:
-        return None if name in formats_by_name(bench.workload, bench.device) else "this GPU has no such tier"
+        return None if name in formats_by_name(bench.workload.params, bench.device) else "this GPU has no such tier"
 
     return Variant(f"tier {name}", make, missing, largest_difference=0.5)
 

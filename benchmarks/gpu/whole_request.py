@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.encoders import autoencoder_module, filled, text_modules, vision_module
+from benchmarks.encoders import autoencoder_module, encoder_sizes, filled, text_modules, vision_module
 from benchmarks.workload import conditions, random_inputs, random_transformer
 from uso_engine import USOEngine
 from uso_engine.conditioning.content import Autoencoder
@@ -70,9 +70,9 @@ class Request:
     def __post_init__(self) -> None:
         bench = self.bench
         workload, device = bench.workload, bench.device
-        self.t5, self.clip = (filled(module, device, bench.dtype) for module in text_modules(workload))
-        self.vision = filled(vision_module(workload), device, torch.float32)
-        autoencoder = filled(autoencoder_module(workload), device, torch.float32)
+        self.t5, self.clip = (filled(module, device, bench.dtype) for module in text_modules(encoder_sizes(workload)))
+        self.vision = filled(vision_module(encoder_sizes(workload)), device, torch.float32)
+        autoencoder = filled(autoencoder_module(encoder_sizes(workload)), device, torch.float32)
         decode_dtype = bench.dtype if bench.on_gpu else torch.float32
         self.autoencoder = Autoencoder(
             autoencoder, scale_factor=0.3611, shift_factor=0.1159, device=device, decode_dtype=decode_dtype

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.arguments import BenchmarkParser, side
-from benchmarks.encoders import autoencoder_module, filled
+from benchmarks.encoders import FULL, autoencoder_module, filled
 from benchmarks.measure import Clock, summarise, time_once, write_record
-from benchmarks.workload import WORKLOADS
 from uso_engine.conditioning.content import Autoencoder
 from uso_engine.conditioning.strips import Strips
 from uso_engine.offload.autoencoder_sizes import CUTS, FLUX_DECODER, STRIP_PIXELS, Cut
@@ -78,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--side", type=side, action="append", required=True, metavar="PIXELS", help="of a square picture; repeat"
     )
     options = parser.read(arguments)
-    module = autoencoder_module(WORKLOADS["full"])
+    module = autoencoder_module(FULL)
     filled(module, options.device, torch.float32)
     autoencoder = Autoencoder(module, scale_factor=0.3611, shift_factor=0.1159, device=options.device)
     for pixels in options.side:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from benchmarks.arguments import BenchmarkParser, amount
-from benchmarks.encoders import autoencoder_module, text_modules, vision_module
+from benchmarks.encoders import autoencoder_module, encoder_sizes, text_modules, vision_module
 from benchmarks.measure import write_record
 from benchmarks.workload import Workload, conditions, random_inputs
 from uso_engine.conditioning.content import Autoencoder
@@ -66,7 +66,7 @@ TIER_CONFIGS = ["uso-flux-dev", *(f"uso-flux-dev-{tier}" for tier in QUANTIZED_T
 
 def text_parts(config: EngineConfig, workload: Workload) -> list[tuple[OffloadablePart, nn.Module, int]]:
     """T5 and CLIP: the part, the encoder and its tokens."""
-    t5, clip = text_modules(workload)
+    t5, clip = text_modules(encoder_sizes(workload))
     for encoder in (t5, clip):
         _zeros(encoder, torch.bfloat16)
     # Filling undid the tie that the checkpoint has.
@@ -86,7 +86,7 @@ def text_parts(config: EngineConfig, workload: Workload) -> list[tuple[Offloadab
 
 def style_encoder(config: EngineConfig, workload: Workload) -> StyleEncoder:
     """SigLIP and the projector."""
-    vision = vision_module(workload)
+    vision = vision_module(encoder_sizes(workload))
     _zeros(vision)
     patches = vision.embeddings.num_patches
     projector = StyleProjector(
@@ -108,7 +108,7 @@ def measure_within(config: EngineConfig, workload: Workload, budget_gib: float, 
     transformer = quantized_transformer(config.transformer.params, formats_of(config, tier), dtype=DTYPES[TIERS[tier].dtype])
     _zeros(transformer)
     texts, style = text_parts(config, workload), style_encoder(config, workload)
-    module = autoencoder_module(workload)
+    module = autoencoder_module(encoder_sizes(workload))
     _zeros(module)
     decodes_in_bf16 = config.autoencoder is not None and config.autoencoder.decode_dtype == "bf16"
     decode_dtype = torch.bfloat16 if decodes_in_bf16 else torch.float32

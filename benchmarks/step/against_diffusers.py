@@ -25,11 +25,11 @@ from benchmarks.measure import Clock, count_allocations, interleave, write_recor
 from benchmarks.workload import Inputs, Workload, random_inputs, random_transformer
 from uso_engine.model.rope import content_positions, grid_positions
 from uso_engine.model.transformer import Transformer
+from uso_engine.profiling.roofline import Tokens, step_flops
 from uso_engine.verification.measure import relative_error
 from uso_engine.weights.diffusers_keys import diffusers_pieces, diffusers_shapes
 
 from .engine_way import Evaluate, engine_step
-from .roofline import Tokens, step_flops
 
 if TYPE_CHECKING:
     from diffusers import FluxTransformer2DModel
@@ -53,7 +53,7 @@ class TimeProjection(nn.Module):
 
 
 def diffusers_twin(transformer: Transformer) -> FluxTransformer2DModel:
-    """diffusers' model with the same weights and the same constants."""
+    """diffusers' model with the same constants and weights, in the same memory where its matrices are rows of ours."""
     from diffusers import FluxTransformer2DModel
 
     params, weight = transformer.params, transformer.img_in.weight
@@ -71,11 +71,15 @@ def diffusers_twin(transformer: Transformer) -> FluxTransformer2DModel:
         )
     ours = transformer.state_dict()
     shapes = diffusers_shapes(params)
-    state = {name: torch.empty(shape, dtype=weight.dtype, device=weight.device) for name, shape in shapes.items()}
+    state: dict[str, Tensor] = {}
     for key, pieces in diffusers_pieces(params).items():
         for piece in pieces:
-            rows = slice(piece.source_row, piece.source_row + piece.rows)
-            state[piece.name][rows] = ours[key][piece.row : piece.row + piece.rows]
+            source = ours[key][piece.row : piece.row + piece.rows]
+            if piece.rows == shapes[piece.name][0]:
+                state[piece.name] = source
+                continue
+            whole = state.setdefault(piece.name, torch.empty(shapes[piece.name], dtype=weight.dtype, device=weight.device))
+            whole[piece.source_row : piece.source_row + piece.rows] = source
     twin.load_state_dict(state, assign=True)
     twin.time_text_embed.time_proj = TimeProjection()
     return twin.eval().requires_grad_(False)

@@ -3,10 +3,13 @@
 One sequence as a batch of one, every operation on its own, LoRA added beside each matrix, and everything that depends on the
 request alone (text and content projections, rotary tables, modulation) computed again in every step. Two of these can be
 switched off to see what each costs. Written from what the authors' modules compute, and held to our transformer by
-`tests/test_ladder.py`. Their code also runs the SigLIP encoder in every step, which is left out here in their favour.
+`tests/test_ladder.py`. Their code also runs the SigLIP encoder in every step: the ladder leaves it out in their favour, and
+`benchmarks.compare` takes it in.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -28,6 +31,7 @@ class AuthorsWay:
         lora: low-rank updates by canonical layer name, added beside the matrices.
         hoist: compute what no step changes once, for the list of all times.
         times: all times of the run; read only if hoisting.
+        encode_style: makes the style tokens [L_style, C] in every step; by default they are the request's.
     """
 
     def __init__(
@@ -38,7 +42,9 @@ class AuthorsWay:
         lora: dict[str, LowRank] | None = None,
         hoist: bool = False,
         times: tuple[float, ...] = (),
+        encode_style: Callable[[], Tensor] | None = None,
     ) -> None:
+        self._encode_style = encode_style if encode_style is not None else lambda: inputs.style
         self._model, self._inputs, self._lora = transformer, inputs, lora or {}
         self._params = transformer.params
         self._kept: tuple[Tensor, Tensor, Tensor] | None = None
@@ -65,7 +71,7 @@ class AuthorsWay:
     def _fixed(self) -> tuple[Tensor, Tensor, Tensor]:
         """Text and content tokens, and the rotation of every token as 2 x 2 matrices."""
         inputs, model = self._inputs, self._model
-        text = torch.cat((inputs.style[None], model.txt_in(inputs.text[None])), dim=1)
+        text = torch.cat((self._encode_style()[None], model.txt_in(inputs.text[None])), dim=1)
         contents = [model.img_in(content[None]) for content in inputs.contents]
         content = torch.cat(contents, dim=1) if contents else text[:, :0]
         positions = [torch.zeros(text.shape[1], 3), grid_positions(inputs.grid)]

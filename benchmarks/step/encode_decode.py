@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks.encoders import autoencoder_module, filled, text_modules, vision_module
+from benchmarks.encoders import autoencoder_module, encoder_sizes, filled, text_modules, vision_module
 from benchmarks.measure import interleave
 from benchmarks.workload import Workload, conditions, random_inputs, random_transformer
 from uso_engine.sampling.admission import admit
@@ -51,7 +51,7 @@ def time_stages(workload: Workload, device: torch.device, dtype: torch.dtype, ro
 
 def text_stages(workload: Workload, device: torch.device, dtype: torch.dtype) -> Iterator[Stage]:
     """T5 of 512 tokens and CLIP of 77."""
-    text_encoder, pooled_encoder = (filled(module, device, dtype) for module in text_modules(workload))
+    text_encoder, pooled_encoder = (filled(module, device, dtype) for module in text_modules(encoder_sizes(workload)))
     t5_ids = torch.randint(0, 99, (1, workload.text), device=device)
     clip_ids = torch.randint(0, 99, (1, 77), device=device)
     yield Stage("t5", lambda: text_encoder(t5_ids))
@@ -60,7 +60,7 @@ def text_stages(workload: Workload, device: torch.device, dtype: torch.dtype) ->
 
 def style_stages(workload: Workload, device: torch.device, dtype: torch.dtype) -> Iterator[Stage]:
     """SigLIP in float32, as the authors run it."""
-    vision = filled(vision_module(workload), device, torch.float32)
+    vision = filled(vision_module(encoder_sizes(workload)), device, torch.float32)
     side = 384 if workload.is_full_size else 56
     pixels = torch.randn(1, 3, side, side, device=device)
     yield Stage("siglip", lambda: vision(pixels, output_hidden_states=True))
@@ -68,7 +68,7 @@ def style_stages(workload: Workload, device: torch.device, dtype: torch.dtype) -
 
 def autoencoder_stages(workload: Workload, device: torch.device, dtype: torch.dtype) -> Iterator[Stage]:
     """Encoding a content image in float32; decoding in float32, and in bfloat16 with channels last."""
-    module = autoencoder_module(workload)
+    module = autoencoder_module(encoder_sizes(workload))
     filled(module, device, torch.float32)
     rows, columns = workload.grid
     latent = torch.randn(1, 16, 2 * rows, 2 * columns, device=device)

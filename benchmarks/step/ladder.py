@@ -18,13 +18,13 @@ import torch
 from benchmarks.arguments import BenchmarkParser
 from benchmarks.measure import Clock, count_allocations, interleave, write_record
 from benchmarks.workload import Workload, merge, random_inputs, random_lora, random_transformer
+from uso_engine.profiling.roofline import GPUS, Tokens, floor_ms, step_flops
 from uso_engine.verification.measure import relative_error
 from uso_kernels.attention import available_backends
 
 from .authors_way import AuthorsWay
 from .encode_decode import time_stages
 from .engine_way import Evaluate, engine_step
-from .roofline import GPUS, Tokens, floor_ms, step_flops
 
 # Relative difference of a rung's velocity from the first rung's: rounding of the type, and LoRA rounded into the weights.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-2}

@@ -7,8 +7,8 @@ a streaming kernel keeps of the bandwidth. `benchmarks/gpu` measures; a class th
 from __future__ import annotations
 
 from uso_engine.model.params import TransformerParams
-
-from .roofline import Operation, Tokens, step_operations
+from uso_engine.profiling.kernel_classes import kernel_class
+from uso_engine.profiling.roofline import Operation, Tokens, step_operations
 
 EXPECTED_RATES = (
     ("single linear1", 700e12),
@@ -36,16 +36,6 @@ def predicted_ms(operation: Operation) -> float:
     rate = next(rate for name, rate in EXPECTED_RATES if name in operation.name)
     work = operation.flops if operation.kind in {"gemm", "attention"} else operation.bytes
     return 1e3 * work / rate
-
-
-def kernel_class(operation: Operation) -> str:
-    """The class of kernels that compute an operation, as profiles name it."""
-    if operation.kind == "gemm":
-        return "products"
-    if operation.kind == "attention":
-        return "attention"
-    words = {"q/k": "q/k norm, rotation", "Euler": "Euler step", "sum of both": "products"}
-    return next((name for word, name in words.items() if word in operation.name), "gated residual, norm")
 
 
 def predicted_step_ms(params: TransformerParams, tokens: Tokens) -> dict[str, float]:

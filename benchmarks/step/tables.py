@@ -7,8 +7,9 @@ from benchmarks.records import Record, clock_note, hardware, latest
 from uso_engine.model.params import TransformerParams
 from uso_engine.precision.tiers import TIERS, TierName, linear_classes
 from uso_engine.precision.transformer import layer_formats
+from uso_engine.profiling.roofline import GPUS, Tokens, floor_ms, step_flops
 
-from .roofline import GPUS, Tokens, floor_ms, memory_bytes, step_flops
+from .roofline import memory_bytes
 
 
 def roofline(records: list[Record]) -> str:

@@ -20,6 +20,7 @@ from benchmarks.measure import Clock, interleave, write_record
 from benchmarks.step.engine_way import engine_step
 from benchmarks.workload import Workload, random_inputs, random_transformer
 from uso_engine.model.linear import Linear
+from uso_engine.model.params import TransformerParams
 from uso_engine.model.transformer import Transformer
 from uso_engine.offload.sizes import transformer_sizes
 from uso_engine.precision.quantized_linear import QuantizedLinear
@@ -31,9 +32,8 @@ LARGEST_DIFFERENCE = 0.5
 """A step that differs more is broken, not rounded."""
 
 
-def formats_by_name(workload: Workload, device: torch.device) -> dict[str, dict[str, Format]]:
+def formats_by_name(params: TransformerParams, device: torch.device) -> dict[str, dict[str, Format]]:
     """Forms of the matrices of every tier that a device computes."""
-    params = workload.params
     able = QUANTIZED_TIERS if device.type == "cpu" else tiers_of_gpu(torch.cuda.get_device_capability(device))
     tiers = [tier for tier in QUANTIZED_TIERS if tier in able]
     found: dict[str, dict[str, Format]] = {tier: layer_formats(params, tier) for tier in tiers}
@@ -91,7 +91,7 @@ def run(
     plain = engine_step(transformer, inputs, latents, (0.75,), "auto")
     truth = plain()
     records: list[dict[str, object]] = []
-    for name, formats in formats_by_name(workload, device).items():
+    for name, formats in formats_by_name(workload.params, device).items():
         if only is not None and name not in only:
             continue
         step = engine_step(quantized_copy(transformer, formats), inputs, latents, (0.75,), "auto")

@@ -85,7 +85,7 @@ class StyleTokens:
         return cls(tokens, metadata.get("image_hash", ""), made_by)
 
 
-def _built_in_processor(side: int) -> SiglipImageProcessorPil:
+def built_in_processor(side: int) -> SiglipImageProcessorPil:
     """SigLIP's own preprocessing: bicubic to a square, from -1 to 1. Source: its preprocessor_config.json."""
     from transformers import SiglipImageProcessorPil
 
@@ -200,7 +200,7 @@ class StyleEncoder:
             vision = cast("SiglipVisionModel", load_encoder_file(SIGLIP, folder, dtype=torch.float32, device=device))
             side = vision.config.image_size
             assert isinstance(side, int)  # siglip_config says so
-            return cls(vision, projector, _built_in_processor(side))
+            return cls(vision, projector, built_in_processor(side))
         require_files(folder, "vision encoder's image processor", [["preprocessor_config.json"]])
         vision = load_pretrained(
             SiglipVisionModel,

@@ -1,0 +1,1 @@
+"""Does the wheel install and run, and what comes with it?"""
