@@ -271,7 +271,10 @@ class USOEngine(DiffusersFace):
 
     def warmup(self) -> None:
         """Run one step at the default size, so that the first request finds kernels compiled and buffers allocated."""
-        self.generate(prompt="", num_inference_steps=1, seed=1, enable_safety_checker=self.parts.safety is not None)
+        # One step is too few for a sampler that remembers; what it would add needs no compiling.
+        research = ResearchOptions(sampler="euler")
+        safe = self.parts.safety is not None
+        self.generate(prompt="", num_inference_steps=1, seed=1, enable_safety_checker=safe, research=research)
 
     def close(self) -> None:
         """Let go of weights and files; waits for requests that have begun, fails the others. A second call does nothing."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .conditioning.style import StyleTokens
 from .conditioning.text import TextEmbedding
 from .inputs import Pictures
+from .loading.sampling_choice import ChosenSampling
 from .sampling.settings import Denoised
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Generated:
         saved_styles: the style tokens that were handed in.
         loras: names and strengths of the LoRAs that were in the weights.
         latents_changed: whether `on_step` changed latents.
+        sampling: how it got from noise to latents.
     """
 
     images: list[Image]
@@ -39,3 +41,4 @@ class Generated:
     saved_styles: tuple[StyleTokens, ...] = ()
     loras: tuple[tuple[str, float], ...] = ()
     latents_changed: bool = False
+    sampling: ChosenSampling = field(default_factory=ChosenSampling)

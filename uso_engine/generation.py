@@ -22,17 +22,16 @@ from .imaging.open import ImageLimits
 from .imaging.pixels import from_pixels, to_pixels
 from .inputs import Encoded, Pictures, encode_conditions, load_saved, open_pictures, with_reference_size
 from .loading.lora_choice import ChosenLoRAs
+from .loading.sampling_choice import choose_sampling
 from .offload.budget import usual_request_size
 from .offload.sizes import RequestSize
 from .pipeline import Pipeline
 from .process_state import clean_process_state
 from .provenance import result_of
-from .sampling.family import Family
 from .sampling.job import ImageJob, Job
-from .sampling.schedule import check_sigmas
 from .sampling.settings import Denoised, DenoiseSettings
 from .sampling.step import Step
-from .sampling.strength import last_steps, noised
+from .sampling.strength import noised
 from .sampling.watched_steps import WatchedSteps
 from .stopwatch import Stopwatch
 
@@ -69,6 +68,9 @@ class Generation:
         request: within the engine's limits, with its seed.
         options: of the request.
         loras: what has to be in the weights; None for what the engine has.
+
+    Raises:
+        ValueError: options of sampling that exclude each other.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Generation:
     ) -> None:
         assert request.seed is not None
         self.parts, self.request, self.options, self.loras = parts, request, options, loras
+        self.sampling = choose_sampling(parts.config, options)
         self.watch = Stopwatch(parts.device)
         self.seeds = image_seeds(request.seed, request.num_images)
         self.watched: WatchedSteps | None = None
@@ -94,14 +97,15 @@ class Generation:
             ImageError, FetchError, MissingFileError, CheckpointError: an input that cannot be used, named by its place.
             BackendError: the engine lacks an encoder that the request needs.
             MemoryBudgetError: it needs more than the memory that was set as a budget.
-            ValueError: sigmas or a strength that do not fit.
+            ValueError: sigmas or a strength that do not fit, or that the sampler cannot take.
         """
         pipeline = self.parts.pipeline
         with self.watch.stage("images", on_device=False):
             self.options = load_saved(pipeline, self.options)
             self.request = with_reference_size(pipeline, self.request, self.options)
             self._pictures, self._size = open_pictures(pipeline, self.request, self.options, self.parts.image_limits)
-            self._sigmas = _sigmas_of(self.request, self.options, self._size, pipeline.family)
+            with clean_process_state():
+                self._sigmas = self.sampling.schedule(self.request.num_inference_steps, self._size, pipeline.family)
         if pipeline.placement is not None:
             pipeline.placement.require(self.size())
 
@@ -173,6 +177,7 @@ class Generation:
             true_cfg_scale=self.request.true_cfg_scale,
             reference_numerics=options.reference_numerics,
             position_offset=options.position_offset,
+            sampler=self.sampling.sampler,
         )
         return pipeline.admit(self._encoded.conditions, settings, self._encoded.negative)
 
@@ -228,17 +233,8 @@ class Generation:
             saved_styles=self._encoded.saved_styles,
             loras=self._loras_used,
             latents_changed=self.watched is not None and self.watched.changed,
+            sampling=self.sampling,
         )
-
-
-@clean_process_state()
-def _sigmas_of(
-    request: GenerationRequest, options: ResearchOptions, size: tuple[int, int], family: Family
-) -> tuple[float, ...]:
-    """The sigmas of a run, from where it starts."""
-    own = options.sigmas
-    whole = family.counted_sigmas(request.num_inference_steps, *size) if own is None else check_sigmas(own)
-    return tuple(whole) if options.strength is None else last_steps(whole, options.strength)
 
 
 @clean_process_state()

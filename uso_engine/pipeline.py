@@ -230,7 +230,8 @@ class Pipeline:
             for entry in ([conditions] if negative is None else [conditions, negative])
         ]
         against = None if negative is None else sequences[1]
-        return [ImageJob(sequences[0], start, tuple(sigmas), against, settings.true_cfg_scale) for start in starts]
+        shared = tuple(sigmas), against, settings.true_cfg_scale, settings.sampler
+        return [ImageJob(sequences[0], start, *shared) for start in starts]
 
     @clean_process_state()
     def decode(self, latents: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 # They say how an engine is run, not what its pictures look like; those that do are in the record by other names.
 _SETTINGS_WITHOUT_EFFECT = {"name", "description", "demonstration", "model_name", "loras"}
-_SETTINGS_WITHOUT_EFFECT |= {"memory_budget_gib", "defaults", "limits", "cache", "queue"}
+_SETTINGS_WITHOUT_EFFECT |= {"memory_budget_gib", "defaults", "limits", "cache", "queue", "sampling"}
 
 
 def result_of(
@@ -122,7 +122,7 @@ def describe(
             "style": [hash_tensor(pixels) for pixels in made.pictures.styles],
         },
     }
-    return record | _research(options, made)
+    return record | made.sampling.record() | _research(options, made)
 
 
 def _lora(name: str, weight: float) -> dict[str, object]:

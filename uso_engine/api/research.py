@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from uso_engine.imaging.open import ImageSource
 from uso_engine.imaging.rgb import Alpha
+from uso_engine.sampling.sampler import LARGEST_SHIFT, SAMPLERS, SamplerName
 
 from .fields import checked_image, image_problem, plain_real, plain_whole
 from .messages import shown
@@ -41,7 +42,10 @@ class ResearchOptions:
         posterior_seed: draw content latents from the autoencoder's posterior with this seed instead of taking its mean.
         alpha: what becomes of transparent pixels in the pictures: "white" lays them on white, "drop" takes the colours stored
             beneath, as the authors do.
-        reference_numerics: keep time, noise and latents in the model's dtype, as the authors do.
+        reference_numerics: keep time, noise and latents in the model's dtype, as the authors do; with Euler steps alone.
+        sampler: what makes a step of the velocity, "euler", "ab2", "dpmpp_2m" or "unipc"; None for the configuration's.
+        shift: of the schedule, over 0 and at most 100: 1 spaces steps evenly, more stays longer near noise; None for the
+            configuration's.
         loras: to be in the weights beside the configuration's instead of what `USOEngine.set_loras` put there: paths (from the
             working directory) or hub ids, each alone or with its weight. Requests with other LoRAs wait for each other.
 
@@ -60,6 +64,8 @@ class ResearchOptions:
     posterior_seed: int | None = None
     alpha: Alpha = "white"
     reference_numerics: bool = False
+    sampler: SamplerName | None = None
+    shift: float | None = None
     loras: Sequence[str | Path | tuple[str | Path, float]] | None = None
 
     def __post_init__(self) -> None:
@@ -78,6 +84,8 @@ class ResearchOptions:
             raise _refusal("alpha", "'white' or 'drop'", self.alpha)
         if not isinstance(self.reference_numerics, bool):
             raise _refusal("reference_numerics", "True or False", self.reference_numerics)
+        set_field(self, "sampler", _checked_sampler(self.sampler))
+        set_field(self, "shift", _checked_shift(self.shift))
         if isinstance(self.loras, list):
             set_field(self, "loras", tuple(self.loras))  # What they name is checked where they are read.
         if self.latents is not None and self.strength is not None:
@@ -128,6 +136,24 @@ def _checked_strength(value: object) -> float | None:
     number = plain_real(value)
     if not isinstance(number, (int, float)) or isinstance(number, bool) or not 0 < number <= 1:
         raise _refusal("strength", "a number over 0 and at most 1", value)
+    return float(number)
+
+
+def _checked_sampler(value: object) -> SamplerName | None:
+    if value is None:
+        return None
+    for name in SAMPLERS:
+        if isinstance(value, str) and value == name:
+            return name
+    raise _refusal("sampler", f"one of {', '.join(map(repr, SAMPLERS))}", value)
+
+
+def _checked_shift(value: object) -> float | None:
+    if value is None:
+        return None
+    number = plain_real(value)
+    if not isinstance(number, (int, float)) or isinstance(number, bool) or not 0 < number <= LARGEST_SHIFT:
+        raise _refusal("shift", f"a number over 0 and at most {LARGEST_SHIFT:g}", value)
     return float(number)
 
 

@@ -16,6 +16,7 @@ from .progress import GenerationProgress, LoadingProgress
 
 if TYPE_CHECKING:
     from uso_engine.api.request import GenerationRequest
+    from uso_engine.api.research import ResearchOptions
     from uso_engine.api.result import GenerationResult
     from uso_engine.config import EngineConfig
     from uso_engine.engine import USOEngine
@@ -56,6 +57,8 @@ def generate(
     negative_prompt: Annotated[str | None, typer.Option(help="What to stay away from; doubles the work.")] = None,
     true_cfg_scale: Annotated[float | None, typer.Option(help="Weight of the prompt against the negative prompt.")] = None,
     style_scale: Annotated[float | None, typer.Option(help="Strength of the style images; 1 is the reference's.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="euler (the reference), ab2, dpmpp_2m or unipc.")] = None,
+    shift: Annotated[float | None, typer.Option(help="Shift of the schedule: 1 is even, more stays longer near noise.")] = None,
     lora: Annotated[
         list[str] | None, typer.Option(help="PATH or PATH=WEIGHT of a LoRA to merge besides USO's. Repeat.")
     ] = None,
@@ -118,10 +121,13 @@ def generate(
     if batch is None:
         # Before minutes of loading; in a batch one wrong line does not keep the others from being made.
         request_type_of(settings).model_validate(given)
+    from uso_engine.api.research import ResearchOptions
+
+    research = ResearchOptions(sampler=sampler, shift=shift)  # type: ignore[arg-type]  # which it checks
     with _load(settings, device, attention, memory_budget) as engine:
         if loras:
             engine.set_loras(loras)
-        failed = _run_all(engine, requests, is_batch=batch is not None)
+        failed = _run_all(engine, requests, research, is_batch=batch is not None)
     if failed:
         raise fail(f"{failed} of {len(requests)} requests failed; the images of the others were written")
 
@@ -144,14 +150,16 @@ def _load(settings: EngineConfig, device: str | None, attention: str, memory_bud
     return engine
 
 
-def _run_all(engine: USOEngine, requests: Sequence[tuple[Outputs, Mapping[str, object]]], *, is_batch: bool) -> int:
+def _run_all(
+    engine: USOEngine, requests: Sequence[tuple[Outputs, Mapping[str, object]]], research: ResearchOptions, *, is_batch: bool
+) -> int:
     """Run every request; returns how many failed. A single request's error is raised."""
     from uso_engine.errors import USOError
 
     failed = 0
     for number, (outputs, fields) in enumerate(requests):
         try:
-            _run(engine, fields, outputs)
+            _run(engine, fields, outputs, research)
         except (USOError, ValueError) as error:
             if not is_batch:
                 raise
@@ -160,12 +168,12 @@ def _run_all(engine: USOEngine, requests: Sequence[tuple[Outputs, Mapping[str, o
     return failed
 
 
-def _run(engine: USOEngine, fields: Mapping[str, object], outputs: Outputs) -> None:
+def _run(engine: USOEngine, fields: Mapping[str, object], outputs: Outputs, research: ResearchOptions) -> None:
     request = engine.request_type.model_validate(fields)
     # Before anything is written: a result may take the place of its own content image.
     references = [] if outputs.sheet is None else _open_references(request)
     with GenerationProgress(errors) as progress:
-        result = engine.generate(request, on_step=progress.on_step)
+        result = engine.generate(request, on_step=progress.on_step, research=research)
     for warning in result.warnings:
         warn(warning)
     paths = result.save(outputs.image, parameters=outputs.parameters)

@@ -196,8 +196,7 @@ def _engine_opener(
                 config, device=device, attention=attention, memory_budget_gib=memory_budget_gib, image_limits=limits
             )
             async with loading as engine:
-                safe = config.safety is not None
-                await engine.generate(prompt="", num_inference_steps=1, seed=1, enable_safety_checker=safe)
+                await asyncio.to_thread(engine.engine.warmup)
                 yield engine
 
     return opened

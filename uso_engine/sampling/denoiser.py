@@ -2,6 +2,7 @@
 
     latent += (sigma_next - sigma) * velocity
 
+or by a sampler that remembers earlier steps (`uso_engine.sampling.sampler`), each job by its own.
 Latents are kept in float32 and in output order; the model sees them rounded to its own dtype. A negative prompt is one more
 sequence that reads the same latent: velocity = v_neg + scale * (v_pos - v_neg).
 """
@@ -129,9 +130,8 @@ class Denoiser:
             latents += (velocity * delta[:, None]).to(latents.dtype)
         else:
             velocity = euler_update(latents, velocity, delta, tables.negative_rows, tables.guidance)
-        for job, latent in zip(jobs, latents.split(tables.rows), strict=True):
-            job.latent, job.index = latent, job.index + 1
         images = velocity[: len(latents)].split(tables.rows)
+        _proceed(jobs, latents.split(tables.rows), images)
         return [rows[: job.image.sequence.image_length] for job, rows in zip(jobs, images, strict=True)]
 
     def _velocity(self, tables: Tables, latents: Tensor, observer: Observer | None) -> Tensor:
@@ -143,6 +143,16 @@ class Denoiser:
         index += [job.index for job in tables.jobs if job.image.negative is not None]
         modulation = torch.stack([entry.modulation[i] for entry, i in zip(tables.sequences, index, strict=True)])
         return self._transformer(tables.batch, latents, modulation, observer)
+
+
+def _proceed(jobs: Sequences[Job], latents: Sequences[Tensor], velocities: Sequences[Tensor]) -> None:
+    """Put every job at its next step: at Euler's latent, or where its own sampler leads from the latent that it still has."""
+    reached = [
+        (latent, None) if job.multistep is None else job.multistep.advance(job.index, job.latent, velocity)
+        for job, latent, velocity in zip(jobs, latents, velocities, strict=True)
+    ]
+    for job, (latent, multistep) in zip(jobs, reached, strict=True):
+        job.latent, job.multistep, job.index = latent, multistep, job.index + 1
 
 
 def _form(jobs: Sequences[Job]) -> Tables:

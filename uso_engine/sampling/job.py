@@ -11,6 +11,8 @@ from uso_engine.model.sequence import Sequence
 from uso_kernels.ragged import round_up_to_tile
 
 from .latents import pack_latent, unpack_latent
+from .multistep import Multistep
+from .sampler import SamplerName
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class ImageJob:
         sigmas: steps + 1 falling numbers; the sequence's modulation table was made for them.
         negative: the fixed part of the same image under the negative prompt, if there is one.
         true_cfg_scale: how far to go from the negative prompt's velocity towards the prompt's.
+        sampler: what makes a step of the velocity.
     """
 
     sequence: Sequence
@@ -30,6 +33,7 @@ class ImageJob:
     sigmas: tuple[float, ...]
     negative: Sequence | None = None
     true_cfg_scale: float = 1.0
+    sampler: SamplerName = "euler"
 
     @property
     def tokens(self) -> int:
@@ -47,6 +51,7 @@ class Job:
         deltas: float32 [steps], the width of each step, on the model's device.
         rounds_each_operation: whether every operation is rounded to the latent's dtype, as the authors do.
         index: of the next step.
+        multistep: the sampler where it remembers earlier steps; replaced at every step. None: Euler.
     """
 
     image: ImageJob
@@ -54,6 +59,7 @@ class Job:
     deltas: Tensor = field(repr=False)
     rounds_each_operation: bool = False
     index: int = 0
+    multistep: Multistep | None = None
 
     @staticmethod
     def begin(image: ImageJob, weight: Tensor, *, reference_numerics: bool = False) -> Job:
@@ -65,15 +71,19 @@ class Job:
             reference_numerics: keep the latent in the model's dtype and round every operation to it, as the authors do.
 
         Raises:
-            ValueError: sigmas, negative prompt or latent that do not belong to the sequence.
+            ValueError: sigmas, negative prompt or latent that do not belong to the sequence, or sigmas that the sampler cannot
+                take; a sampler that the authors do not have, with their numerics.
         """
         _check(image)
+        if reference_numerics and image.sampler != "euler":
+            raise ValueError(f"reference_numerics are those of the authors' Euler steps, not of sampler {image.sampler!r}")
         tokens = pack_latent(image.latent.to("cpu", torch.float32))
         latent = tokens.new_zeros(round_up_to_tile(len(tokens)), tokens.shape[1])
         latent[: len(tokens)] = tokens
         deltas = torch.tensor(image.sigmas, dtype=torch.float64).diff().float()
         dtype = weight.dtype if reference_numerics else torch.float32
-        return Job(image, latent.to(weight.device, dtype), deltas.to(weight.device), reference_numerics)
+        multistep = Multistep.begin(image.sampler, image.sigmas)
+        return Job(image, latent.to(weight.device, dtype), deltas.to(weight.device), reference_numerics, multistep=multistep)
 
     @property
     def steps(self) -> int:

@@ -31,11 +31,26 @@ def schedule(steps: int, width: int, height: int) -> list[float]:
 
     Source: FLUX.1's ``get_schedule`` with base shift 0.5 at 256 and maximal shift 1.15 at 4096.
     """
-    if steps < 1:
-        raise ValueError(f"a schedule needs at least 1 step, got {steps}")
     counted_tokens = (width // 8) * (height // 8) // 256
     slope = (1.15 - 0.5) / (4096 - 256)
-    shift = math.exp(slope * counted_tokens + (0.5 - slope * 256))
+    return shifted_schedule(steps, math.exp(slope * counted_tokens + (0.5 - slope * 256)))
+
+
+def shifted_schedule(steps: int, shift: float) -> list[float]:
+    """Sigmas from 1 to 0 with a shift of one's own.
+
+    Args:
+        steps: number of denoising steps, at least 1.
+        shift: over 0; 1 is evenly spaced, more stays longer at high sigmas.
+
+    Returns:
+        steps + 1 numbers, the first 1 and the last 0; float32 values.
+
+    Raises:
+        ValueError: fewer than one step.
+    """
+    if steps < 1:
+        raise ValueError(f"a schedule needs at least 1 step, got {steps}")
     times = _evenly_spaced(steps)
     shifted: list[float] = (shift / (shift + (1 / times - 1))).tolist()
     return shifted

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from uso_engine.model.rope import PositionOffset
 
+from .sampler import SamplerName
+
 
 @dataclass(frozen=True)
 class DenoiseSettings:
@@ -24,6 +26,7 @@ class DenoiseSettings:
         true_cfg_scale: weight of the prompt against the negative prompt.
         reference_numerics: keep time, noise and latents in the model's dtype, as the authors do.
         position_offset: how content images are placed; None for what the family was trained with.
+        sampler: what makes a step of the velocity.
     """
 
     width: int
@@ -36,6 +39,7 @@ class DenoiseSettings:
     true_cfg_scale: float = 2.0
     reference_numerics: bool = False
     position_offset: PositionOffset | None = None
+    sampler: SamplerName = "euler"
 
 
 @dataclass(frozen=True)
