@@ -124,12 +124,7 @@ class USOEngine(DiffusersFace):
         runs_on = check_device(device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu"))
         tier = None if dtype is None else TIER_OF_DTYPE[dtype]
         asked = config.memory_budget_gib if memory_budget_gib is None else memory_budget_gib
-        together = config.parallel.ulysses > 1
-        budget = (
-            None
-            if together and asked is None
-            else find_budget(config, config.precision.tier if tier is None else tier, runs_on, asked)
-        )
+        budget = find_budget(config, config.precision.tier if tier is None else tier, runs_on, asked)
         pipeline, safety = load_parts(config, device=runs_on, tier=tier, attention=attention, budget=budget, progress=progress)
         return cls(config, pipeline, safety=safety, device=runs_on, image_limits=image_limits)
 

@@ -17,7 +17,7 @@ from uso_engine.conditioning.text import TextEncoders
 from uso_engine.config import AutoencoderConfig, EngineConfig
 from uso_engine.errors import BackendError, CheckpointError, ConfigError, MemoryBudgetError
 from uso_engine.model.projector import StyleProjector
-from uso_engine.offload.budget import MemoryBudget
+from uso_engine.offload.budget import BUDGET_OF_SEVERAL, MemoryBudget
 from uso_engine.offload.placement import carry_out
 from uso_engine.parallel.leader import Leader
 from uso_engine.pipeline import Pipeline
@@ -230,7 +230,7 @@ def _begin_followers(
     if config.parallel.ulysses == 1:
         return None
     if budget is not None:
-        raise MemoryBudgetError("a memory budget and [parallel] ulysses exclude each other: every process holds all weights")
+        raise MemoryBudgetError(BUDGET_OF_SEVERAL)
     followers = FollowerProcesses(config, device=device, tier=tier, attention=attention)
     undo.callback(followers.end)
     return followers

@@ -190,6 +190,8 @@ def _follow(beginning: Beginning) -> None:
 
 def _end_with_the_first() -> None:
     """End this process at once, wherever it waits, when the first one closes the pipe or is gone."""
-    sys.stdin.buffer.read()
+    # Not through `sys.stdin`: an interpreter that ends while a thread reads there aborts.
+    while os.read(0, 1024):
+        pass
     time.sleep(_ENDING_S / 2)  # Told to end, it does so by itself.
     os._exit(1)
