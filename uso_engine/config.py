@@ -177,6 +177,17 @@ class PrecisionConfig(Section):
     check_contents: bool = True
 
 
+class ParallelConfig(Section):
+    """Processes of this machine that compute every step together, each on a GPU of its own.
+
+    `ulysses` is how many; each has a share of every sequence's rows and of the heads. `step_timeout_s` is how long one waits
+    for the others within a step before it gives them up.
+    """
+
+    ulysses: int = Field(1, ge=1, le=64)
+    step_timeout_s: float = Field(120, ge=1, le=86_400)
+
+
 class EngineConfig(Section):
     """One way to run the engine. Parts that are absent (text encoders, say) are parts this engine does not have."""
 
@@ -202,6 +213,7 @@ class EngineConfig(Section):
     cache: CacheConfig = CacheConfig()
     queue: QueueLimits = QueueLimits()
     precision: PrecisionConfig = PrecisionConfig()
+    parallel: ParallelConfig = ParallelConfig()
     base_folder: Path | None = Field(None, exclude=True, description="where relative paths start; the TOML file's folder")
 
     @model_validator(mode="after")
@@ -210,6 +222,11 @@ class EngineConfig(Section):
             raise ValueError("[projector] and [vision] come together: style needs both")
         if (self.t5 is None) != (self.clip is None):
             raise ValueError("[t5] and [clip] come together: a prompt needs both")
+        heads, processes = self.transformer.params.num_heads, self.parallel.ulysses
+        if heads % processes:
+            raise ValueError(f"parallel.ulysses is {processes}, which does not divide the transformer's {heads} heads")
+        if processes > 1 and self.memory_budget_gib is not None:
+            raise ValueError("parallel.ulysses and memory_budget_gib exclude each other: every process holds all weights")
         taken = self.transformer.params.latent_channels
         if self.autoencoder is not None and (made := self.autoencoder.params.z_channels) != taken:
             raise ValueError(f"autoencoder.params.z_channels is {made}, but the transformer takes latents of {taken} channels")

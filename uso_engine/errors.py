@@ -46,6 +46,10 @@ class BackendError(USOError):
     """Something was asked for by name (an attention backend, a precision tier, a device) that this machine cannot run."""
 
 
+class ParallelError(USOError):
+    """The processes that compute a step together are no longer complete, or do not fit; the engine cannot go on."""
+
+
 class MemoryBudgetError(USOError):
     """An engine or a request needs more GPU memory than ``memory_budget_gib`` allows; the message says what and how much."""
 

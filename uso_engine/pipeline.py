@@ -23,6 +23,7 @@ from .model.packing import PackedBatch
 from .model.transformer import Observer, Transformer
 from .offload.autoencoder_sizes import Cut
 from .offload.placement import Placement, decoding_of, strips_of
+from .parallel.leader import Leader
 from .process_state import clean_process_state
 from .sampling.admission import Conditions, admit
 from .sampling.family import FAMILIES, Family
@@ -53,6 +54,7 @@ class Pipeline:
         loras: names and strengths of the configured LoRAs.
         placement: what brings the parts to the GPU, where not all of them stay there; cached conditions then stay on the host.
         family: whose rules place content images and choose sigmas.
+        others: the other processes that compute every step with this one.
     """
 
     def __init__(
@@ -66,11 +68,13 @@ class Pipeline:
         loras: Sequence[tuple[str, float]] = (),
         placement: Placement | None = None,
         family: Family = FAMILIES["uso"],
+        others: Leader | None = None,
     ) -> None:
         limits = limits if limits is not None else CacheLimits()
         self.loaded = loaded
         self.placement = placement
         self.family = family
+        self.others = others
         self.transformer: Transformer = loaded.module
         self._configured_loras = tuple(loras)
         self.loras = self._configured_loras
@@ -248,6 +252,8 @@ class Pipeline:
         try:
             self.loaded.set_loras(loras, keep_configured=keep_configured)
             kept = self._configured_loras if keep_configured else ()
+            if self.others is not None:
+                self.others.set_loras(loras, keep_configured=keep_configured)
             self.loras = (*kept, *((lora.name, strength) for lora, strength in loras))
         finally:
             # Also after a failure: the weights have then been computed back.
@@ -255,7 +261,9 @@ class Pipeline:
                 self.placement.take_over_weights()
 
     def close(self) -> None:
-        """Let go of weight files and cached conditions."""
+        """Let go of weight files, cached conditions and other processes."""
+        if self.others is not None:
+            self.others.close()
         self.loaded.close()
         if self.placement is not None:
             self.placement.close()

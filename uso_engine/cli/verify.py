@@ -27,6 +27,7 @@ def verify(
     attention: Annotated[str, typer.Option(help="Attention backend; see `uso-engine info`.")] = "auto",
     kernels: Annotated[KernelChoice | None, typer.Option(help="Default: triton on a GPU, reference on a CPU.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    ulysses: Annotated[int, typer.Option(min=1, help="Processes that compute every step together.")] = 1,
 ) -> None:
     """Rebuild reference cases through the engine's own loaders, model and sampler, and compare every tensor.
 
@@ -35,6 +36,8 @@ def verify(
     if kernels is KernelChoice.TRITON and device == "cpu":
         # Triton decides when a kernel is defined whether it is interpreted, so this stands before anything imports it.
         os.environ["TRITON_INTERPRET"] = "1"
+    if kernels is KernelChoice.TRITON and ulysses > 1 and device == "cpu":
+        raise fail("--kernels triton on a CPU interprets kernels in this process only; leave out --ulysses", 2)
     if kernels is KernelChoice.REFERENCE and device != "cpu":
         raise fail(f"--kernels reference runs on the CPU, not on {device}", 2)
 
@@ -50,7 +53,7 @@ def verify(
         except TritonUnavailable as error:
             raise fail(f"--kernels triton: {error}") from error
     checked = failed = 0
-    for check in run(folder, VerifyOptions(None if tier is None else chosen_tier(tier), device, attention)):
+    for check in run(folder, VerifyOptions(None if tier is None else chosen_tier(tier), device, attention, ulysses)):
         checked += 1
         failed += not check.is_within
         bound = "no bound" if check.bound is None else f"<= {check.bound:.1e}"

@@ -15,20 +15,23 @@ from uso_engine.conditioning.offloadable_part import OffloadablePart
 from uso_engine.conditioning.style import StyleEncoder
 from uso_engine.conditioning.text import TextEncoders
 from uso_engine.config import AutoencoderConfig, EngineConfig
-from uso_engine.errors import BackendError, CheckpointError, ConfigError
+from uso_engine.errors import BackendError, CheckpointError, ConfigError, MemoryBudgetError
 from uso_engine.model.projector import StyleProjector
-from uso_engine.offload.budget import MemoryBudget
+from uso_engine.offload.budget import BUDGET_OF_SEVERAL, MemoryBudget
 from uso_engine.offload.placement import carry_out
+from uso_engine.parallel.leader import Leader
 from uso_engine.pipeline import Pipeline
 from uso_engine.precision.text_encoder import quantize_text_encoder
 from uso_engine.precision.tiers import TIERS, TierName
 from uso_engine.precision.transformer import DTYPES
 from uso_engine.sampling.family import FAMILIES
 from uso_engine.weights import autoencoder_checkpoint
+from uso_engine.weights.loaded import LoadedTransformer
 from uso_engine.weights.loading import load_parameters
 from uso_engine.weights.lora.low_rank import FileName
 from uso_engine.weights.projector_checkpoint import open_projector_checkpoint
 
+from .follower_processes import FollowerProcesses
 from .presence import require_parts
 from .transformer import LoadProgress, load_transformer, resolve
 
@@ -155,17 +158,19 @@ def load_pipeline(
         MissingFileError: a file is not there; says which.
         CheckpointError: a file does not fit.
         BackendError: this machine cannot run what was asked for.
-        MemoryBudgetError: there is no plan within the budget.
+        MemoryBudgetError: there is no plan within the budget, or other processes compute too, each with the whole transformer.
+        ParallelError: these did not come.
     """
     runs_on = check_device(device)
     require_parts(config)
     tier = config.precision.tier if tier is None else tier
     report = progress if progress is not None else _no_progress
     on_host = budget is not None
-    loaded = load_transformer(config, device=device, tier=tier, attention=attention, on_host=on_host, progress=progress)
-    device = "cpu" if on_host else device
     with ExitStack() as undo:
+        followers = _begin_followers(config, runs_on, tier, attention, budget, undo)
+        loaded = load_transformer(config, device=device, tier=tier, attention=attention, on_host=on_host, progress=progress)
         undo.callback(loaded.close)
+        device = "cpu" if on_host else device
         dtype = loaded.module.img_in.weight.dtype
         report("style encoder", 0, 0)
         style = load_style_encoder(config, device=device, dtype=dtype)
@@ -184,6 +189,7 @@ def load_pipeline(
             placement = carry_out(
                 config, tier, budget, transformer=loaded.module, parts=parts, autoencoder=autoencoder, device=runs_on
             )
+        others = _joined(followers, loaded, undo)
         undo.pop_all()
     limits = CacheLimits(
         *(int(size * MIB) for size in (config.cache.prompt_mib, config.cache.style_mib, config.cache.content_mib))
@@ -203,7 +209,42 @@ def load_pipeline(
         loras=loras,
         placement=placement,
         family=family,
+        others=others,
     )
+
+
+def _begin_followers(
+    config: EngineConfig,
+    device: torch.device,
+    tier: TierName,
+    attention: str,
+    budget: MemoryBudget | None,
+    undo: ExitStack,
+) -> FollowerProcesses | None:
+    """Start the other processes, where there are to be any; they load their weights while this one does.
+
+    Raises:
+        MemoryBudgetError: there is a budget.
+        BackendError: there are not as many GPUs.
+    """
+    if config.parallel.ulysses == 1:
+        return None
+    if budget is not None:
+        raise MemoryBudgetError(BUDGET_OF_SEVERAL)
+    followers = FollowerProcesses(config, device=device, tier=tier, attention=attention)
+    undo.callback(followers.end)
+    return followers
+
+
+def _joined(followers: FollowerProcesses | None, loaded: LoadedTransformer, undo: ExitStack) -> Leader | None:
+    """Let the other processes, which have loaded by now, have a share of every step."""
+    if followers is None:
+        return None
+    others = followers.join()
+    undo.callback(others.close)
+    others.check_same(loaded.module)
+    loaded.module.together = others
+    return others
 
 
 def check_text_widths(text: TextEncoders, config: EngineConfig) -> None:

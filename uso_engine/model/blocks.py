@@ -11,7 +11,6 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from uso_kernels.attention import attention
 from uso_kernels.gelu_concat import gelu_concat
 from uso_kernels.qk_norm_rope import qk_norm_rope
 from uso_kernels.ragged import Ragged
@@ -129,7 +128,7 @@ class DoubleBlock(nn.Module):
             qk_norm_rope(qkv, *scales, cos, sin, joint.rows, joint_q, joint_k, joint_v)
         values = _values(projected, self.heads) if projected is not None else v
         assert values is not None
-        attended = attention(q, k, values, batch.joint, batch.joint, backend=run.attention).flatten(1)
+        attended = run.attend(q, k, values, batch.joint).flatten(1)
         # Both streams in one launch: as 8-bit rows where both matrices take them.
         takes = self.txt_attn.proj.takes if self.txt_attn.proj.takes == self.img_attn.proj.takes else None
         return batch.split(attended, takes)
@@ -230,7 +229,7 @@ class SingleBlock(nn.Module):
         layout = batch.joint
         if rows is not None:
             layout, q = batch.output, q.index_select(0, rows)
-        attended = attention(q, k, v, layout, batch.joint, backend=run.attention).flatten(1)
+        attended = run.attend(q, k, v, layout).flatten(1)
         del q, k, v  # The MLP's hidden layer may have their memory.
         if rows is not None:
             assert isinstance(normed, Tensor)
@@ -270,4 +269,4 @@ class SingleBlock(nn.Module):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, queries: Ragged, run: Run, operand: Tensor | None) -> Tensor:
         """Attention's result [T_q, C], in the first columns of linear2's operand where there is one."""
         beside = None if operand is None else operand[:, : self.width].unflatten(1, (self.heads, self.head_dim))
-        return attention(q, k, v, queries, run.batch.joint, backend=run.attention, out=beside).flatten(1)
+        return run.attend(q, k, v, queries, out=beside).flatten(1)

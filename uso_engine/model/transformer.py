@@ -8,7 +8,7 @@ Split in what depends on a step (`forward`) and what does not (`embed_text`, `em
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,10 +22,19 @@ from .modulation import DOUBLE_VECTORS, FINAL_VECTORS, SINGLE_VECTORS, Embedder,
 from .packing import PackedBatch
 from .params import TransformerParams
 from .residual import NextNorm, begin
-from .run import ALL_FUSED, Fusion, Run
+from .run import ALL_FUSED, Exchange, Fusion, Run
 
 Observer = Callable[[str, Tensor, Ragged], None]
 """Called with a name (``double.0.img``, ``double.0.txt``, ``single.0``, ``velocity``), a packed tensor and its layout."""
+
+
+class Together(Protocol):
+    """Other processes that compute with this one; `uso_engine.parallel.leader` is the real one."""
+
+    def evaluate(
+        self, transformer: Transformer, batch: PackedBatch, latents: Tensor, modulation: Tensor, observer: Observer | None
+    ) -> Tensor:
+        """As `Transformer.forward`."""
 
 
 class FinalModulation(nn.Module):
@@ -64,6 +73,8 @@ class Transformer(nn.Module):
         self.params = params
         self.fusion = fusion
         self.attention_backend = attention_backend
+        self.together: Together | None = None
+        """The other processes that have a share of every step; None where all is computed here."""
         width = params.hidden_size
         self.img_in = Linear(params.in_channels, width)
         self.time_in = Embedder(256, width)
@@ -134,8 +145,21 @@ class Transformer(nn.Module):
         Returns:
             [T_out, in_channels], velocity in output order.
         """
+        if self.together is not None:
+            return self.together.evaluate(self, batch, latents, modulation, observer)
+        return self.evaluate(batch, latents, modulation, observer)
+
+    def evaluate(
+        self,
+        batch: PackedBatch,
+        latents: Tensor,
+        modulation: Tensor,
+        observer: Observer | None = None,
+        exchange: Exchange | None = None,
+    ) -> Tensor:
+        """`forward` in this process alone; with an exchange, of this process's share of the rows."""
         with dense_preference(latents.device):  # Once for all blocks.
-            return self._velocity(Run(batch, self.attention_backend, self.fusion), latents, modulation, observer)
+            return self._velocity(Run(batch, self.attention_backend, self.fusion, exchange), latents, modulation, observer)
 
     def _velocity(self, run: Run, latents: Tensor, modulation: Tensor, observer: Observer | None) -> Tensor:
         batch = run.batch

@@ -50,6 +50,9 @@ def budget_bytes(gib: object, name: str) -> int:
     return int(gib * GIB)
 
 
+BUDGET_OF_SEVERAL = "a memory budget and [parallel] ulysses exclude each other: every process holds all weights"
+
+
 def find_budget(config: EngineConfig, tier: TierName, device: torch.device, asked_gib: float | None) -> MemoryBudget | None:
     """What a plan has to keep within; None where everything has room and needs no plan.
 
@@ -61,8 +64,13 @@ def find_budget(config: EngineConfig, tier: TierName, device: torch.device, aske
 
     Raises:
         ValueError: a budget that is no number of GiB.
-        MemoryBudgetError: not even the transformer can be streamed within the budget.
+        MemoryBudgetError: not even the transformer can be streamed within the budget, or several processes compute together,
+            each of which holds all weights.
     """
+    if config.parallel.ulysses > 1:
+        if asked_gib is not None:
+            raise MemoryBudgetError(BUDGET_OF_SEVERAL)
+        return None
     if asked_gib is not None:
         budget = budget_bytes(asked_gib, "memory_budget_gib")
         _require_room(budget, device)

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from uso_engine.errors import BackendError, DeviceMemoryError
+from uso_engine.errors import BackendError, DeviceMemoryError, ParallelError
 from uso_engine.sampling.job import Job
 from uso_kernels.attention import BackendUnavailable
 
@@ -111,5 +111,6 @@ def release_memory() -> None:
 
 
 def _is_fatal(error: Exception) -> bool:
-    """Whether an error says that the device is lost for the whole process, as after an illegal memory access."""
-    return isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
+    """Whether no later step can succeed: the device is lost, as after an illegal memory access, or another process is."""
+    lost = isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
+    return lost or isinstance(error, ParallelError)

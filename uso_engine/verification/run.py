@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from uso_engine.conditioning.style import StyleTokens
+from uso_engine.config import parse_config
 from uso_engine.imaging.resize import keep_size, resize_content
 from uso_engine.loading.assembly import load_autoencoder, load_pipeline
 from uso_engine.model.rope import content_positions, grid_positions
@@ -41,11 +42,13 @@ class VerifyOptions:
         tier: of the transformer's weights; None: float32 for float32 cases, bf16 with reference numerics for bfloat16 cases.
         device: where to run.
         attention: attention backend by name; "auto" lets the engine choose.
+        ulysses: processes that compute every step together.
     """
 
     tier: TierName | None = None
     device: str = "cpu"
     attention: str = "auto"
+    ulysses: int = 1
 
 
 def verify(folder: Path, options: VerifyOptions) -> Iterator[Check]:
@@ -61,6 +64,8 @@ def verify(folder: Path, options: VerifyOptions) -> Iterator[Check]:
     Raises:
         MissingFileError: no cases.
         CheckpointError: a file that is not a case.
+        ConfigError: so many processes do not divide the heads of the cases' transformer.
+        ParallelError: they could not compute together.
     """
     cases, tables = read_cases(folder)
     for case in cases:
@@ -86,7 +91,8 @@ def _check_transformer(case: Case, settings: CaseSettings, options: VerifyOption
     if settings.dtype == "bfloat16" and tier != FLOAT_TIERS["bfloat16"]:
         return  # The authors' bfloat16 choices are reproduced by the bf16 tier alone; the others answer to the float32 cases.
     with tempfile.TemporaryDirectory(prefix="uso-verify-") as folder:
-        config = write_small_model(settings, Path(folder))
+        written = write_small_model(settings, Path(folder))
+        config = parse_config({**dict(written), "parallel": {"ulysses": options.ulysses}})
         pipeline = load_pipeline(config, device=options.device, tier=tier, attention=options.attention)
         actual = _run_case(pipeline, case, settings)
         pipeline.close()

@@ -71,6 +71,9 @@ class FileName(str):
         name.sha256 = sha256
         return name
 
+    def __reduce__(self) -> tuple[type[FileName], tuple[str, str]]:
+        return FileName, (str(self), self.sha256)
+
 
 @dataclass(frozen=True, eq=False)
 class LoRA:
@@ -87,6 +90,10 @@ class LoRA:
     style: str
     updates: Mapping[str, tuple[WeightUpdate, ...]]
     skipped_keys: int = 0
+
+    def __reduce__(self) -> tuple[type[LoRA], tuple[object, ...]]:
+        # For processes that merge it as well; a mapping that nobody can change has no form of its own there.
+        return LoRA, (self.name, self.style, dict(self.updates), self.skipped_keys)
 
 
 LoRASet = Sequence[tuple[LoRA, float]]

@@ -1,0 +1,1 @@
+"""One step computed by several processes: each has a share of every sequence's rows (Ulysses sequence parallelism)."""

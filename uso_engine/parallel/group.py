@@ -1,0 +1,140 @@
+"""The processes that compute one step together, and what they send each other.
+
+Two channels over one store: objects go through gloo, which waits as long as an engine is idle; tensors of a step through NCCL
+on GPUs and gloo on CPUs, with a time limit, since within a step nobody waits for long. No process group of `torch.distributed`
+is made: a service that the engine is embedded in may have its own.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from uso_engine.errors import ParallelError
+
+Kind = TypeVar("Kind")
+_IDLE = timedelta(days=400)
+_HOST = "127.0.0.1"
+_CONNECTING = timedelta(minutes=1)
+_FAULTS = (RuntimeError, ConnectionError)
+"""What collectives raise: gloo a RuntimeError, NCCL and the store a `DistError`, which is one."""
+
+
+def serve_store(size: int) -> dist.TCPStore:
+    """The store of a group of so many processes of this machine, on a free port; only the first process serves it."""
+    return dist.TCPStore(_HOST, 0, size, is_master=True, wait_for_workers=False, timeout=_CONNECTING)
+
+
+def connect_store(port: int, size: int) -> dist.TCPStore:
+    """The store that the first process serves on a port.
+
+    Raises:
+        ParallelError: it does not.
+    """
+    try:
+        return dist.TCPStore(_HOST, port, size, is_master=False, wait_for_workers=False, timeout=_CONNECTING)
+    except _FAULTS as error:
+        raise ParallelError(f"no process of this machine serves a group on port {port}: {error}") from error
+
+
+class Group:
+    """So many processes, this one among them.
+
+    Args:
+        store: which the first process serves.
+        rank: of this process, from 0.
+        size: processes.
+        device: where this process computes.
+        step_timeout_s: how long it waits for the others within a step.
+
+    Raises:
+        ParallelError: the others did not come.
+    """
+
+    def __init__(self, store: dist.TCPStore, rank: int, size: int, device: torch.device, step_timeout_s: float) -> None:
+        self.rank, self.size, self.device = rank, size, device
+        limit = timedelta(seconds=step_timeout_s)
+        try:
+            self._control = dist.ProcessGroupGloo(dist.PrefixStore("control", store), rank, size, _IDLE)
+            data = dist.PrefixStore("data", store)
+            if device.type == "cuda":
+                options = dist.ProcessGroupNCCL.Options()
+                options._timeout = limit
+                self._data: dist.ProcessGroup = dist.ProcessGroupNCCL(data, rank, size, options)
+            else:
+                self._data = dist.ProcessGroupGloo(data, rank, size, limit)
+        except _FAULTS as error:
+            raise ParallelError(f"process {rank} of {size} could not join the others: {error}") from error
+
+    def share_object(self, value: Kind | None) -> Kind:
+        """Give every process what the first one has; the others wait for it, however long."""
+        data = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8) if self.rank == 0 else None
+        length = torch.tensor([0 if data is None else len(data)])
+        self._broadcast(self._control, length)
+        content = torch.empty(int(length), dtype=torch.uint8) if data is None else data
+        self._broadcast(self._control, content)
+        # From the engine's own first process on this machine, which has started this one.
+        shared: Kind = pickle.loads(content.numpy().tobytes()) if self.rank else value  # noqa: S301
+        return shared
+
+    def share(self, tensor: Tensor) -> Tensor:
+        """Give every process the first one's tensor, in the others' own of that shape."""
+        self._broadcast(self._data, tensor)
+        return tensor
+
+    def all_to_all(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+        """Send rows to every process, and receive theirs.
+
+        Args:
+            x: [rows, ...], first those for the first process.
+            sent: rows for each process.
+            received: rows from each.
+
+        Returns:
+            [sum of received, ...], first those of the first process.
+
+        Raises:
+            ParallelError: a process is gone, or takes longer than a step may.
+        """
+        x = x.contiguous()
+        result = x.new_empty(sum(received), *x.shape[1:])
+        try:
+            # As bytes: not every backend moves every dtype.
+            self._data.alltoall_base(_as_bytes(result), _as_bytes(x), list(received), list(sent)).wait()
+        except _FAULTS as error:
+            raise self._gone(error) from error
+        return result
+
+    def close(self) -> None:
+        """Leave the others."""
+        for channel in (self._data, self._control):
+            channel.shutdown()
+
+    def abort(self) -> None:
+        """Give up what is under way, so that no thread waits for processes that are gone."""
+        for channel in (self._data, self._control):
+            channel.abort()
+
+    def _broadcast(self, channel: dist.ProcessGroup, tensor: Tensor) -> None:
+        options = dist.BroadcastOptions()
+        options.rootRank = 0
+        try:
+            channel.broadcast([tensor], options).wait()
+        except _FAULTS as error:
+            raise self._gone(error) from error
+
+    def _gone(self, error: Exception) -> ParallelError:
+        return ParallelError(
+            f"process {self.rank} of {self.size} lost the others: one has ended, or did not answer in time ({error})"
+        )
+
+
+def _as_bytes(x: Tensor) -> Tensor:
+    """[rows, bytes of a row], in the same memory."""
+    return x.flatten(1).view(torch.uint8)
