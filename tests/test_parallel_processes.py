@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from uso_engine.loading.follower_processes import FollowerProcesses, follower_de
 BASE = load_config("uso-tiny")
 CPU = torch.device("cpu")
 LAYER = "double_blocks.0.img_attn.proj"
-REQUEST = {"prompt": "a fish", "seed": 7, "image_size": {"width": 96, "height": 64}, "num_inference_steps": 2}
+REQUEST: dict[str, Any] = {"prompt": "a fish", "seed": 7, "image_size": {"width": 96, "height": 64}, "num_inference_steps": 2}
 
 
 def with_processes(count: int, base: EngineConfig = BASE, **changes: object) -> EngineConfig:

@@ -10,6 +10,7 @@ from uso_engine.precision.transformer import layer_formats
 from uso_engine.profiling.roofline import GPUS, Tokens, floor_ms, step_flops
 
 from .roofline import memory_bytes
+from .sequence_parallel import LINKS, PUBLISHED_SPEEDUP, exchanged_bytes, parallel_step
 
 
 def roofline(records: list[Record]) -> str:
@@ -24,6 +25,21 @@ def roofline(records: list[Record]) -> str:
         cells = [f"{floor['floor']:.0f} / {floor['separate kernels']:.0f}" for floor in floors]
         rows.append([f"{name}, L = {tokens.all}", f"{step_flops(params, tokens) / 1e12:.1f}", *cells])
     return markdown(["1024 x 1024, bf16", "TFLOP a step", *(f"{name}, ms" for name in GPUS)], rows)
+
+
+def sequence_parallel(records: list[Record]) -> str:
+    """A step on several H100s; computed."""
+    params, tokens = TransformerParams(), Tokens(style=192, content=1024)
+    alone, rows = parallel_step(params, tokens, 1, LINKS[0]).all, []
+    for size in (1, 2, 4, 8):
+        steps = [parallel_step(params, tokens, size, link) for link in LINKS]
+        published = f"{PUBLISHED_SPEEDUP[size]:.2f}" if size in PUBLISHED_SPEEDUP else ""
+        cells = [f"{step.all:.0f} ({alone / step.all:.2f} x)" for step in steps]
+        sent = f"{exchanged_bytes(params, tokens, size) / 1e9:.2f}"
+        beside = f"{steps[0].copying + steps[0].waiting:.0f}"
+        rows.append([str(size), f"{steps[0].computing:.0f}", sent, beside, *cells, published])
+    header = ["H100s", "computing, ms", "sent by each, GB", "copies and waits, ms"]
+    return markdown([*header, *(f"step, {link.name}, ms" for link in LINKS), "published, other engine"], rows)
 
 
 def reads_floats(params: TransformerParams, tier: TierName) -> bool:
@@ -116,5 +132,6 @@ TABLES = (
     *(Table(document, "ladder", ("ladder",), ladder) for document in ("README.md", "docs/performance.md")),
     Table("docs/performance.md", "roofline", (), roofline),
     Table("docs/performance.md", "memory", (), memory),
+    Table("docs/scaling.md", "ulysses", (), sequence_parallel),
     Table("docs/performance.md", "stages", ("stage",), stages),
 )
