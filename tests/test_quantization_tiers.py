@@ -10,7 +10,7 @@ from uso_engine.model.params import TransformerParams
 from uso_engine.model.transformer import Transformer
 from uso_engine.precision.quantized_linear import QuantizedLinear
 from uso_engine.precision.tiers import QUANTIZED_TIERS, TIERS, TierName, tiers_of_gpu
-from uso_engine.precision.transformer import check_tier, layer_formats, linears, quantized_transformer
+from uso_engine.precision.transformer import DTYPES, check_tier, layer_formats, linears, quantized_transformer
 from uso_engine.sampling.admission import admit
 from uso_engine.sampling.job import ImageJob
 from uso_engine.sampling.latents import draw_noise, token_grid
@@ -28,6 +28,9 @@ from uso_engine.weights.recipe import draw, recipe_source
 
 PARAMS = small_params(guidance_embed=True)
 STEPS = 3
+INEXACT = [name for name, tier in TIERS.items() if not tier.is_exact]
+LAVISH = 5
+"""How many times the error a bound may be at most: those of the tiers there are have 1.4 to 3.1 times the errors here."""
 
 
 def pristine(salt: str = "", **changes: float) -> TensorSource:
@@ -72,7 +75,7 @@ def run(
     ("salt", "width", "height", "style", "contents"),
     [("one ", 96, 64, 24, ((12, 8),)), ("two ", 64, 80, 0, ()), ("three ", 48, 48, 48, ((8, 8), (6, 10)))],
 )
-def test_tiers_stay_within_their_bounds(
+def test_tiers_stay_within_their_bounds_and_need_them(
     salt: str, width: int, height: int, style: int, contents: tuple[tuple[int, int], ...]
 ) -> None:
     source = pristine(salt)
@@ -82,13 +85,16 @@ def test_tiers_stay_within_their_bounds(
 
     truth = answer(floating(source))
     errors = {}
-    for tier in QUANTIZED_TIERS:
-        module = quantize(PARAMS, source, layer_formats(PARAMS, tier))
+    for tier in INEXACT:
+        if TIERS[tier].is_quantized:
+            module = quantize(PARAMS, source, layer_formats(PARAMS, tier))
+        else:
+            module = floating(source).to(DTYPES[TIERS[tier].dtype])
         errors[tier] = [relative_error(a, b) for a, b in zip(answer(module), truth, strict=True)]
         for name, error in zip(("velocity.0", "unpacked"), errors[tier], strict=True):
             bound = bound_for(name, tier, STEPS - 1)
             assert bound is not None
-            assert error <= bound, (tier, name, error)
+            assert bound / LAVISH <= error <= bound, (tier, name, error)
     # Nothing would be quantised if a cruder tier were not worse.
     assert errors["int8"][0] < errors["fp8"][0] < errors["int4"][0]
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from kernel_runs import PLACES, check_error, drawn, poisoned, run_kernel
 from torch import Tensor
+from torch.nn import functional as F
 
 from uso_kernels.gated_residual import (
     gated_residual,
@@ -33,13 +34,7 @@ def operands(width: int, place: Place) -> dict[str, Tensor]:
     }
 
 
-def normed(x: Tensor, given: dict[str, Tensor]) -> Tensor:
-    """Plain PyTorch in x's type, the module's own."""
-    return normalized(x, given["shift"], given["scale"], given["tiles"], 1e-6).to(x.dtype)
-
-
-def added(given: dict[str, Tensor]) -> Tensor:
-    return summed(given["x"], given["y"], given["gate"], given["tiles"]).to(given["x"].dtype)
+# Plain PyTorch and the truth are written here, with nothing of the modules: what kernel and reference share shows in neither.
 
 
 def of_rows(table: Tensor, given: dict[str, Tensor]) -> Tensor:
@@ -47,8 +42,19 @@ def of_rows(table: Tensor, given: dict[str, Tensor]) -> Tensor:
     return torch.stack([table[int(sequence)].double() for sequence in given["tiles"] for _ in range(16)])
 
 
+def plain_norm(x: Tensor, given: dict[str, Tensor]) -> Tensor:
+    """With torch's own LayerNorm, in float32, then rounded to x's type."""
+    scale, shift = (of_rows(given[name], given).float() for name in ("scale", "shift"))
+    return (F.layer_norm(x.float(), x.shape[1:], eps=1e-6) * (1 + scale) + shift).to(x.dtype)
+
+
+def plain_sum(given: dict[str, Tensor]) -> Tensor:
+    total = given["x"].float() + of_rows(given["gate"], given).float() * given["y"].float()
+    return total.to(given["x"].dtype)
+
+
 def true_norm(x: Tensor, given: dict[str, Tensor]) -> Tensor:
-    """The formula of the module's docstring in float64, with nothing of the module."""
+    """The formula of the module's docstring in float64."""
     x = x.double()
     centred = x - x.sum(1, keepdim=True) / x.shape[1]
     deviation = (centred.square().sum(1, keepdim=True) / x.shape[1] + 1e-6).sqrt()
@@ -73,7 +79,7 @@ def test_layer_norm_modulate(place: Place, width: int) -> None:
     given = operands(width, place)
     out = poisoned(*given["x"].shape, dtype=place[1], device=place[0])
     run_kernel(layer_norm_modulate_into, given["x"], given["shift"], given["scale"], given["tiles"], 1e-6, out, None)
-    check_error(out, normed(given["x"], given), true_norm(given["x"], given))
+    check_error(out, plain_norm(given["x"], given), true_norm(given["x"], given))
 
 
 @pytest.mark.parametrize("with_norm", [False, True])
@@ -87,10 +93,10 @@ def test_gated_residual(place: Place, width: int, with_norm: bool) -> None:
     run_kernel(
         gated_residual_into, *(given[n] for n in names), *norm, given["tiles"], 1e-6, total, out if with_norm else None, None
     )
-    eager, true_total = added(given), true_sum(given)
+    eager, true_total = plain_sum(given), true_sum(given)
     check_error(total, eager, true_total)
     if with_norm:
-        check_error(out, normed(eager, given), true_norm(true_total, given))
+        check_error(out, plain_norm(eager, given), true_norm(true_total, given))
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
@@ -100,7 +106,7 @@ def test_quantising_endings(place: Place, dtype: torch.dtype) -> None:
     given = operands(200, place)
     x, shift, scale, tiles = given["x"], given["shift"], given["scale"], given["tiles"]
     total = poisoned(*x.shape, dtype=place[1], device=place[0])
-    for name, source in (("norm", x), ("gated", added(given))):
+    for name, source in (("norm", x), ("gated", plain_sum(given))):
         values, scales = new_quantized(x.shape[0], x.shape[1], dtype, x.device)
         values.copy_(poisoned(*x.shape, dtype=dtype, device=place[0]))
         scales.fill_(float("nan"))
@@ -145,11 +151,12 @@ def test_public_functions_agree_in_floats_and_in_eight_bits(dtype: torch.dtype) 
     given = operands(64, ("cpu", torch.float32))
     x, y, gate, shift, scale, tiles = given.values()
     total, expected = gated_residual_layer_norm_modulate(x, y, gate, shift, scale, tiles)
-    assert torch.equal(total, added(given))
+    assert torch.equal(total, summed(x, y, gate, tiles))
     assert torch.equal(gated_residual(x, y, gate, tiles), total)
     again, rows = gated_residual_layer_norm_modulate(x, y, gate, shift, scale, tiles, dtype)
     assert torch.equal(again, total)
-    for result, floats in ((rows, expected), (layer_norm_modulate(x, shift, scale, tiles, dtype), normed(x, given))):
+    norm = normalized(x, shift, scale, tiles, 1e-6)
+    for result, floats in ((rows, expected), (layer_norm_modulate(x, shift, scale, tiles, dtype), norm)):
         assert isinstance(result, QuantizedRows) and isinstance(floats, Tensor)
         values, scales = quantize_rows_reference(floats, dtype)
         assert torch.equal(result.values.view(torch.int8), values.view(torch.int8))
