@@ -132,6 +132,10 @@ class Scheduler:
             ticket.begun = True
         return chosen
 
+    def has_room(self, ticket: Ticket) -> bool:
+        """Whether a request fits beside those that have begun, as memory goes."""
+        return self._fits(ticket, self._begun())
+
     def step_taken(self, tickets: Iterable[Ticket]) -> None:
         """Count a step of these requests."""
         for ticket in tickets:
