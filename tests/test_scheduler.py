@@ -54,16 +54,15 @@ def test_small_ones_share_a_step_up_to_its_tokens() -> None:
     assert take(scheduler(huge := ticket(1000))) == [huge]
 
 
-def test_a_small_one_passes_a_large_one_that_keeps_its_half() -> None:
+def test_a_small_one_passes_a_large_one_that_keeps_two_thirds() -> None:
     large, small = ticket(100, 50), ticket(60, 10, arrival_s=1)
     made = scheduler(large)
     take(made)
     made.add(small)
     taken = [take(made)[0] for _ in range(20)]
-    # The large one gets a step as soon as it is owed one: at most every second token goes elsewhere.
-    assert taken.count(small) == 10
-    assert [entry is large for entry in taken[:6]] == [False, False, True, False, False, True]
-    assert taken.index(small) == 0
+    # The large one gets a step as soon as it is owed one: at most every third token goes elsewhere.
+    assert [entry is large for entry in taken[:6]] == [False, True, False, True, False, True]
+    assert [(taken.count(entry), entry.steps_left) for entry in (small, large)] == [(10, 0), (10, 39)]
 
 
 @dataclass
@@ -80,8 +79,10 @@ ARRIVALS = st.lists(st.builds(Arrival, st.integers(1, 300), st.integers(1, 12), 
 
 @settings(max_examples=300, deadline=None)
 @given(ARRIVALS, st.integers(1, 400))
-def test_nobody_takes_more_than_twice_as_long_as_one_after_another(arrivals: Sequence[Arrival], step_tokens: int) -> None:
-    """With v tokens of earlier requests before it and w of its own, in full steps: 2 (v + w), and one step that has begun."""
+def test_nobody_takes_more_than_one_and_a_half_times_as_long_as_one_after_another(
+    arrivals: Sequence[Arrival], step_tokens: int
+) -> None:
+    """With v tokens of earlier requests before it and w of its own, in full steps: 1.5 (v + w), and one step that has begun."""
     made = scheduler(step_tokens=step_tokens)
     waiting = sorted(arrivals, key=lambda arrival: arrival.at)
     tickets = [(ticket(entry.tokens, entry.steps, entry.at), entry) for entry in waiting]
@@ -94,7 +95,7 @@ def test_nobody_takes_more_than_twice_as_long_as_one_after_another(arrivals: Seq
             entry, _ = coming.pop(0)
             made.add(entry)
             work = sum(max(step_tokens, other.tokens) * other.steps_left for other in made.tickets)
-            bounds[id(entry)] = spent + 2 * work + longest
+            bounds[id(entry)] = spent + 1.5 * work + longest
         chosen = take(made)
         spent += sum(entry.tokens for entry in chosen)
         for entry in chosen:
@@ -108,7 +109,7 @@ def test_priority_is_a_head_start_and_not_a_right() -> None:
     late = ticket(100, 5, arrival_s=2 * HEAD_START_S, priority=1)
     made = scheduler(first := ticket(100, 5), late)
     taken = [take(made)[0] for _ in range(6)]
-    assert taken.count(first) >= 3  # It is first in the order of arrival, so half of the steps are its own.
+    assert taken.count(first) >= 4  # It is first in the order of arrival, so two of three steps are its own.
 
 
 def test_only_those_who_agree_share_a_step() -> None:

@@ -78,6 +78,22 @@ def test_sync_mode_keeps_the_image_in_the_answer(client: fal_client.SyncClient) 
     assert answer["images"][0]["url"].startswith("data:image/png;base64,")
 
 
+def test_run_waits_for_the_answer(client: fal_client.SyncClient, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fal_client.client.RUN_URL_FORMAT", f"{served.url}/run/")
+    fields = arguments(prompt="run steps:3", seed=5, num_images=2)
+    answer = client.run(MODEL, fields)
+    assert answer["seed"] == 5 and len(answer["images"]) == 2
+    assert Image.open(io.BytesIO(HTTP.get(answer["images"][1]["url"]).content)).getpixel((5, 5)) == (6, 0, 7)
+    queued = client.subscribe(MODEL, fields, interval=0.05)
+    assert {**answer, "images": 0, "data": 0, "timings": 0, "meta": 0} == {
+        **queued, "images": 0, "data": 0, "timings": 0, "meta": 0,
+    }  # fmt: skip
+    with pytest.raises(fal_client.FalClientHTTPError, match="X-Fal-Request-Timeout is for the queue"):
+        client.run(MODEL, fields, start_timeout=5)
+    with pytest.raises(fal_client.FalClientHTTPError, match="no such model"):
+        client.run("fal-ai/flux", fields)
+
+
 def test_states_positions_and_cancelling(client: fal_client.SyncClient, served: Served) -> None:
     first = client.submit(MODEL, arguments(prompt="steps:100000"))
     second = client.submit(MODEL, arguments(prompt="second"), priority="low")

@@ -8,6 +8,8 @@ pass). Here they let files pass, too: a file is judged by the server.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
 
 from schemathesis.generation.jsonschema import strategy
 from schemathesis.transport.serialization import contains_binary
@@ -15,8 +17,9 @@ from schemathesis.transport.serialization import contains_binary
 _validator_of = strategy._validator
 
 
-def _validator_that_lets_files_pass(schema: object) -> Callable[[object], bool]:
-    is_valid: Callable[[object], bool] = _validator_of(schema)
+@lru_cache(maxsize=4096)
+def _validator_that_lets_files_pass(schema: Any) -> Callable[[Any], bool]:
+    is_valid = _validator_of(schema)
     return lambda value: contains_binary(value) or is_valid(value)
 
 

@@ -38,7 +38,7 @@ def make_loop(
         limits.max_step_tokens,
         limits.lora_patience_s,
         loras=ChosenLoRAs(),
-        fits=room_of(placement, limits.max_step_tokens),
+        fits=room_of(placement, limits.max_step_tokens, lambda: queue.decoding),
     )
     queue = RequestQueue(parts.config.name, limits, scheduler, Counters(), clock)
     # Under a plan a phase has the memory to itself.

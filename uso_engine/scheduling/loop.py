@@ -76,7 +76,9 @@ class RequestLoop:
 
     def submit(self, request: ActiveRequest) -> None:
         """Begin with a request that is in line."""
-        self.conditioning.put(lambda: self._stages.condition(request), request.tokens)
+        # Beside denoising it never waits for room: there is no plan then.
+        has_room = (lambda: True) if self._overlapped else (lambda: self.queue.has_room(request))
+        self.conditioning.put(lambda: self._stages.condition(request), request.tokens, has_room=has_room)
 
     def call(self, worker: Worker, work: Callable[[], Result]) -> Result:
         """Do something that is no request in a worker's thread, and wait for it.
@@ -269,10 +271,10 @@ class RequestLoop:
         """Conditioning and decoding, where they have no threads of their own."""
         if self._overlapped:
             return False
-        waiting = self.conditioning.has_tasks or self.decoding.has_tasks
-        if waiting:
+        if self.conditioning.can_run_one or self.decoding.can_run_one:
             self.machine.rest()
-        conditioned, decoded = self.conditioning.run_one(), self.decoding.run_one()
+        # What ends makes room for what begins.
+        decoded, conditioned = self.decoding.run_one(), self.conditioning.run_one()
         return conditioned or decoded
 
     def _prepare_thread(self) -> None:

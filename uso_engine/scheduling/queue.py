@@ -58,6 +58,16 @@ class RequestQueue:
         """Those that have not ended, in the order in which they were accepted."""
         return tuple(self._requests)
 
+    @property
+    def decoding(self) -> tuple[ActiveRequest, ...]:
+        """Those that have taken their last step and have not ended."""
+        return tuple(request for request in self.requests if request.stage in ("waiting for decoding", "decoding"))
+
+    def has_room(self, request: ActiveRequest) -> bool:
+        """Whether a request may be encoded beside those that hold memory; one that has ended may be done with."""
+        with self.lock:
+            return request not in self._requests or self.scheduler.has_room(request)
+
     def from_outside(self, work: Callable[[], Result]) -> Result:
         """Do something under the lock in a caller's thread, which does not hold it yet."""
         try:

@@ -11,24 +11,27 @@ from .active import ActiveRequest
 from .scheduler import Ticket
 
 
-def room_of(placement: Placement | None, max_step_tokens: int) -> Callable[[Ticket, Sequence[Ticket]], bool]:
-    """What a scheduler asks before a request begins: by itself it always may, `Generation.open` has checked that.
+def room_of(
+    placement: Placement | None, max_step_tokens: int, ending: Callable[[], Sequence[ActiveRequest]]
+) -> Callable[[Ticket, Sequence[Ticket]], bool]:
+    """What is asked before a request is encoded or begins: by itself it always may, `Generation.open` has checked that.
 
     Args:
         placement: with the plan; None where nothing bounds memory.
         max_step_tokens: what a step holds.
+        ending: requests that take no more steps and hold their latents still.
     """
     if placement is None:
         return lambda ticket, begun: True
 
     def fits(ticket: Ticket, begun: Sequence[Ticket]) -> bool:
-        if not begun:
-            return True
+        holding = dict.fromkeys((*begun, *ending()))
+        holding.pop(ticket, None)
         sizes = [
             request.work.size()
-            for request in (*begun, ticket)
+            for request in (*holding, ticket)
             if isinstance(request, ActiveRequest) and isinstance(request.work, Generation)
         ]
-        return placement.has_room(sizes, max_step_tokens)
+        return not holding or placement.has_room(sizes, max_step_tokens)
 
     return fits

@@ -3,13 +3,13 @@
 At these lengths one image fills the machine, so requests together are done no sooner than one after another; what a policy can
 give is a fair order. Steps are shared between two lines of the same requests:
 
-    in order of arrival       half of the tokens, at least: nobody waits for ever
+    in order of arrival       two thirds of the tokens, at least: nobody waits for ever
     in order of work left     the rest: a small request passes large ones
 
 A deficit keeps the shares: what a step without the first in line takes is owed to it, and paid as soon as it is worth a step.
-So the first in line has every second token or more, whatever arrives, and the worst case is twice that of one after another:
-a request with w tokens of work behind v tokens of earlier requests is done after 2 (v + w) tokens of steps, and one step, where
-each of their steps counts as a full one, since others may share it. A request counts as having arrived `HEAD_START_S` earlier
+So the first in line has two of three tokens or more, whatever arrives, and the worst case is one and a half times that of one
+after another: a request with w tokens of work behind v tokens of earlier requests is done after 1.5 (v + w) tokens of steps, and
+one step, where each of their steps counts as a full one, since others may share it. A request counts as having arrived `HEAD_START_S` earlier
 for each level of its priority, and as having a quarter of its work.
 
 A step has room for `max_step_tokens`, about what it takes to keep the device busy; up to there company costs little. It is
@@ -27,7 +27,8 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
-ARRIVAL_SHARE = 0.5
+OWED_PER_TOKEN = 2
+"""Tokens that the first in order of arrival is owed for each that goes elsewhere; so its share is two thirds."""
 HEAD_START_S = 60.0
 PRIORITY_FACTOR = 4.0
 
@@ -90,7 +91,7 @@ class Scheduler:
         self.loras = loras
         self._fits = fits
         self._tickets: list[Ticket] = []
-        self._owed = 0.0
+        self._owed = 0
         self._loras_since_s = float("-inf")
 
     @property
@@ -107,7 +108,7 @@ class Scheduler:
         if ticket in self._tickets:
             self._tickets.remove(ticket)
         if not self._tickets:
-            self._owed, self._step_tokens = 0.0, self.max_step_tokens
+            self._owed, self._step_tokens = 0, self.max_step_tokens
 
     def choose(self, now_s: float) -> list[Ticket]:
         """The requests of the next step; none where nobody may take one.
@@ -131,6 +132,10 @@ class Scheduler:
         for ticket in chosen:
             ticket.begun = True
         return chosen
+
+    def has_room(self, ticket: Ticket) -> bool:
+        """Whether a request fits beside those that have begun, as memory goes."""
+        return self._fits(ticket, self._begun())
 
     def step_taken(self, tickets: Iterable[Ticket]) -> None:
         """Count a step of these requests."""
@@ -185,9 +190,9 @@ class Scheduler:
     def _count(self, first: Ticket, chosen: Sequence[Ticket], tokens: int) -> None:
         """What the first in order of arrival is owed after this step."""
         if first in chosen:
-            self._owed = max(0.0, self._owed - first.tokens)
+            self._owed = max(0, self._owed - first.tokens)
         else:
-            self._owed += ARRIVAL_SHARE / (1 - ARRIVAL_SHARE) * tokens
+            self._owed += OWED_PER_TOKEN * tokens
 
 
 def _place(ticket: Ticket) -> float:

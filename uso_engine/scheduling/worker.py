@@ -22,11 +22,13 @@ class Task:
         run: does it; its errors are its own affair.
         size: smaller ones go first, every other time.
         abandon: told why it will not be done.
+        has_room: whether it may be done now, as memory goes; asked where there is no thread.
     """
 
     run: Callable[[], None]
     size: float = 0.0
     abandon: Callable[[BaseException], None] | None = None
+    has_room: Callable[[], bool] = lambda: True
 
 
 class Worker:
@@ -45,34 +47,46 @@ class Worker:
         self._stopped: BaseException | None = None
         self._thread: threading.Thread | None = None
 
-    def put(self, run: Callable[[], None], size: float = 0.0, abandon: Callable[[BaseException], None] | None = None) -> None:
+    def put(self, run: Callable[[], None], size: float = 0.0, *, has_room: Callable[[], bool] = lambda: True) -> None:
         """Add a task, from any thread."""
-        self._arriving.put(Task(run, size, abandon))
+        self._add(Task(run, size, has_room=has_room))
+
+    def _add(self, task: Task) -> None:
+        self._arriving.put(task)
         self._notify()
 
     def call(self, work: Callable[[], Result]) -> Answer[Result]:
         """Add a task that somebody waits for, from any thread."""
         answer: Answer[Result] = Answer()
-        self.put(lambda: answer.give(Outcome.of(work)), abandon=lambda error: answer.give(Outcome(error=error)))
+        self._add(Task(lambda: answer.give(Outcome.of(work)), abandon=lambda error: answer.give(Outcome(error=error))))
         if self._stopped is not None:  # Nobody may be there any more; if somebody is, the first answer counts.
             answer.give(Outcome(error=self._stopped))
         return answer
 
     def run_one(self) -> bool:
-        """Do the next task in this thread; whether there was one."""
-        self._take_in()
-        if not self._tasks:
+        """Do the next task in this thread; whether there was one that could be done."""
+        task = self._next()
+        if task is None:
             return False
-        task = self._tasks[0] if self._oldest_next else min(self._tasks, key=lambda task: task.size)
         self._oldest_next = not self._oldest_next
         self._tasks.remove(task)
         task.run()
         return True
 
     @property
-    def has_tasks(self) -> bool:
-        """Whether anything is to be done."""
-        return bool(self._tasks) or not self._arriving.empty()
+    def can_run_one(self) -> bool:
+        """Whether anything can be done now."""
+        return self._next() is not None
+
+    def _next(self) -> Task | None:
+        self._take_in()
+        if not self._tasks:
+            return None
+        if not self._tasks[0].has_room():
+            self._oldest_next = True  # Nobody passes it: what becomes free is for it.
+            return None
+        smallest = min(self._tasks, key=lambda task: task.size)
+        return self._tasks[0] if self._oldest_next or not smallest.has_room() else smallest
 
     def start(self, prepare: Callable[[], None], on_fault: Callable[[BaseException], None]) -> None:
         """Do tasks in a thread from now on.

@@ -20,6 +20,7 @@ from .auth import KeyRing
 from .body_limit import BodyLimit
 from .engine_state import EngineState, OpenEngine
 from .fal_routes import fal_router
+from .fal_run import fal_run_router
 from .files import ImageFiles
 from .host_check import HostCheck
 from .image_routes import image_router
@@ -127,6 +128,7 @@ def _routed(
     app.state.keys = keys
     app.include_router(image_router(service))
     app.include_router(fal_router(service, runner))
+    app.include_router(fal_run_router(service))
     app.include_router(plain_router(service))
     if service.settings.page:
         app.include_router(page_router())

@@ -24,7 +24,7 @@ from .wire_request import engine_request
 _FOLLOW_EVERY_S = 0.5
 _PRIORITIES = {"normal": 0, "low": -1}
 _EVENTS: dict[int | str, dict[str, Any]] = {200: {"description": "Events.", "content": {MEDIA_TYPE: {}}}}
-_ANSWERED = answers(s200=("GenerationResponse", "The images."))
+ANSWERED = answers(s200=("GenerationResponse", "The images."))
 Owner = Annotated[str, Path(max_length=64, description="First part of the model's name.")]
 Name = Annotated[str, Path(max_length=64, description="Second part of the model's name.")]
 Identifier = Annotated[str, Path(max_length=64, json_schema_extra={"format": "uuid"})]
@@ -49,7 +49,7 @@ def _add_submission(router: APIRouter, service: Service, runner: QueueRunner) ->
     @router.post("/{owner}/{name}", openapi_extra=json_body("FalRequest"), response_model=FalTicket)
     async def submit(request: Request, owner: Owner, name: Name, key: Caller) -> Response:
         """Accept a request. When this answers, it is kept: it outlives the server's end."""
-        model = _model(service, owner, name)
+        model = check_model(service, owner, name)
         if "fal_webhook" in request.query_params:
             raise bad_request("fal_webhook is not supported: nothing is sent to other servers; follow status_url instead")
         service.limits.admit(key)
@@ -74,14 +74,14 @@ def _add_following(router: APIRouter, service: Service, runner: QueueRunner) -> 
     @router.get("/{owner}/{name}/requests/{identifier}/status", response_model=FalStatus, responses=_ACCEPTED)
     async def status(request: Request, owner: Owner, name: Name, identifier: Identifier, key: Caller) -> Response:
         """Where a request stands: IN_QUEUE, IN_PROGRESS or COMPLETED; 202 until it is completed."""
-        view = await _view(runner, _model(service, owner, name), identifier, key.name)
+        view = await _view(runner, check_model(service, owner, name), identifier, key.name)
         told = status_of(service.base_url(request), view.state, identifier, view.position)
         return _json(told, 200 if told.status == "COMPLETED" else 202)
 
     @router.get("/{owner}/{name}/requests/{identifier}/status/stream", response_class=Response, responses=_EVENTS)
     async def follow(request: Request, owner: Owner, name: Name, identifier: Identifier, key: Caller) -> Response:
         """The same, as server-sent events: one for each change, until it is completed."""
-        model = _model(service, owner, name)
+        model = check_model(service, owner, name)
         view = await _view(runner, model, identifier, key.name)
         base_url = service.base_url(request)
 
@@ -102,10 +102,10 @@ def _add_following(router: APIRouter, service: Service, runner: QueueRunner) -> 
 
 
 def _add_answers(router: APIRouter, service: Service, runner: QueueRunner) -> None:
-    @router.get("/{owner}/{name}/requests/{identifier}", response_class=Response, responses=_ANSWERED)
+    @router.get("/{owner}/{name}/requests/{identifier}", response_class=Response, responses=ANSWERED)
     async def result(request: Request, owner: Owner, name: Name, identifier: Identifier, key: Caller) -> Response:
         """The answer to a completed request, with the status that it ended with."""
-        view = await _view(runner, _model(service, owner, name), identifier, key.name)
+        view = await _view(runner, check_model(service, owner, name), identifier, key.name)
         if view.state.status != "COMPLETED":
             raise Refusal(400, "The request is not completed yet.", errors=[f"it is {view.state.status}"])
         body = await runner.answer(identifier)
@@ -116,7 +116,7 @@ def _add_answers(router: APIRouter, service: Service, runner: QueueRunner) -> No
     @router.put("/{owner}/{name}/requests/{identifier}/cancel", status_code=202, response_model=FalCancellation)
     async def cancel(request: Request, owner: Owner, name: Name, identifier: Identifier, key: Caller) -> Response:
         """Cancel a request that is not completed; one that runs ends at its next step."""
-        model = _model(service, owner, name)
+        model = check_model(service, owner, name)
         found = await runner.cancel(identifier, key.name, model) if is_identifier(identifier) else None
         if found is None:
             raise _unknown()
@@ -132,7 +132,12 @@ async def _view(runner: QueueRunner, model: str, identifier: str, key: str) -> Q
     return view
 
 
-def _model(service: Service, owner: str, name: str) -> str:
+def check_model(service: Service, owner: str, name: str) -> str:
+    """The model that a path names.
+
+    Raises:
+        Refusal: 404, there is none of that name.
+    """
     model = f"{owner}/{name}"
     if model not in service.settings.queue_models:
         known = ", ".join(service.settings.queue_models)

@@ -150,10 +150,10 @@ def _describe_answers(document: Schema) -> None:
 
 
 def _describe_names(document: Schema, settings: ServerSettings) -> None:
-    """The parts of the model's name that paths of fal's queue take."""
+    """The parts of the model's name that fal's paths take."""
     pairs = [name.split("/") for name in settings.queue_models]
     for path, operations in document["paths"].items():
-        if path.startswith("/queue/"):
+        if path.startswith(("/queue/", "/run/")):
             for operation in operations.values():
                 for parameter in operation["parameters"]:
                     if parameter["name"] in ("owner", "name"):
