@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Build the wheel, install it into an empty environment for every Python and every extra that needs no GPU, and generate a
-# picture there from a folder that has nothing to do with the checkout. Writes what each extra brings, with its licence.
+# picture there from a folder that has nothing to do with the checkout.
 #
 #   deploy/check_release.sh OUT [PYTHON …]      default: python3.11 python3.12 python3.13, those of them that are there
 #
-# OUT gets the wheel, release.jsonl (one line per environment) and, of the first Python, packages-EXTRA.json and sbom-EXTRA.json.
+# OUT gets the wheel and release.jsonl, one line per environment, which are records of benchmarks/results. What each extra brings
+# is written by `python -m benchmarks.release.sbom`.
 set -euo pipefail
 
 if test $# -lt 1; then
@@ -26,7 +27,7 @@ commit=$(git -C "$root" rev-parse --short HEAD 2>/dev/null || echo unknown)
 quietly=(--quiet --disable-pip-version-check --no-input --no-compile)
 
 "${pythons[0]}" -m venv "$work/build"
-"$work/build/bin/python" -m pip install "${quietly[@]}" -c "$root/constraints.txt" build hatchling pip-licenses cyclonedx-bom
+"$work/build/bin/python" -m pip install "${quietly[@]}" -c "$root/constraints.txt" build hatchling
 rm -f "$out"/*.whl "$out/release.jsonl"
 "$work/build/bin/python" -m build --wheel --no-isolation --outdir "$out" "$root" >/dev/null
 wheel=$(ls "$out"/*.whl)
@@ -37,10 +38,8 @@ for python in "${pythons[@]}"; do
 	"$python" -m venv "$environment"
 	"$environment/bin/python" -m pip install "${quietly[@]}" -c "$root/constraints.txt" torch
 	"$environment/bin/python" -m pip install "${quietly[@]}" -c "$root/constraints.txt" "$wheel"
-	cp -al "$environment" "$work/bare"
 	for extra in none cpu export gguf heif otel quant serve s3; do
-		rm -rf "$environment"
-		cp -al "$work/bare" "$environment"
+		test ! -d "$work/bare" || { rm -rf "$environment" && cp -al "$work/bare" "$environment"; }
 		test "$extra" = none || "$environment/bin/python" -m pip install "${quietly[@]}" -c "$root/constraints.txt" "$wheel[$extra]"
 		mkdir -p "$work/elsewhere"
 		(
@@ -63,11 +62,7 @@ for python in "${pythons[@]}"; do
 			found = {"python": platform.python_version(), "extra": extra, "pixels": pixels, "versions": versions}
 			print(json.dumps({"benchmark": "release", **found, "packages": packages, "machine": machine}))
 		PYTHON
-		if test "$python" = "${pythons[0]}"; then
-			"$work/build/bin/pip-licenses" --python "$environment/bin/python" --format json --with-urls >"$out/packages-$extra.json"
-			"$work/build/bin/cyclonedx-py" environment "$environment/bin/python" --output-format JSON --output-reproducible \
-				--output-file "$out/sbom-$extra.json"
-		fi
 		tail -n 1 "$out/release.jsonl"
+		test "$extra" != none || cp -al "$environment" "$work/bare"
 	done
 done

@@ -267,6 +267,10 @@ class Pipeline:
         self.loaded.close()
         if self.placement is not None:
             self.placement.close()
+        self.clear_caches()
+
+    def clear_caches(self) -> None:
+        """Let go of cached conditions: the next request encodes everything that it names."""
         self._prompts.clear()
         self._styles.clear()
         self._contents.clear()

@@ -18,6 +18,7 @@ from .evaluate import evaluate
 from .export_safety import export_safety
 from .generate import generate
 from .info import info
+from .profile import profile
 from .quantize import quantize
 from .serve import new_key, serve
 from .verify import verify
@@ -37,7 +38,7 @@ configurations.command("list")(list_all)
 configurations.command()(show)
 configurations.command()(from_comfyui)
 configurations.command()(from_diffusers)
-for command in (compare, download, check, evaluate, export_safety, generate, info, quantize, serve, new_key, verify):
+for command in (compare, download, check, evaluate, export_safety, generate, info, profile, quantize, serve, new_key, verify):
     app.command()(command)
 
 

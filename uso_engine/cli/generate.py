@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from uso_engine.config import EngineConfig
     from uso_engine.engine import USOEngine
     from uso_engine.imaging.contact_sheet import Captioned
+    from uso_engine.profiling.step_work import StepWork
 
 DEMONSTRATION = "uso-tiny"
 
@@ -124,7 +125,7 @@ def generate(
     from uso_engine.api.research import ResearchOptions
 
     research = ResearchOptions(sampler=sampler, shift=shift)  # type: ignore[arg-type]  # which it checks
-    with _load(settings, device, attention, memory_budget) as engine:
+    with load_engine(settings, device, attention, memory_budget) as engine:
         if loras:
             engine.set_loras(loras)
         failed = _run_all(engine, requests, research, is_batch=batch is not None)
@@ -132,7 +133,8 @@ def generate(
         raise fail(f"{failed} of {len(requests)} requests failed; the images of the others were written")
 
 
-def _load(settings: EngineConfig, device: str | None, attention: str, memory_budget: float | None) -> USOEngine:
+def load_engine(settings: EngineConfig, device: str | None, attention: str, memory_budget: float | None) -> USOEngine:
+    """Load an engine, saying what is being loaded, what the embedded model is for, and what waits on the host."""
     if settings.demonstration:
         warn(
             "it shows that everything runs, not what USO can do. "
@@ -172,7 +174,9 @@ def _run(engine: USOEngine, fields: Mapping[str, object], outputs: Outputs, rese
     request = engine.request_type.model_validate(fields)
     # Before anything is written: a result may take the place of its own content image.
     references = [] if outputs.sheet is None else _open_references(request)
-    with GenerationProgress(errors) as progress:
+    from uso_engine.profiling.step_work import counted_steps
+
+    with counted_steps(engine.pipeline.transformer) as work, GenerationProgress(errors) as progress:
         result = engine.generate(request, on_step=progress.on_step, research=research)
     for warning in result.warnings:
         warn(warning)
@@ -188,6 +192,7 @@ def _run(engine: USOEngine, fields: Mapping[str, object], outputs: Outputs, rese
     say(f"seed {result.seed}, {result.width}x{result.height}, attention {'+'.join(result.attention)}; {stages}", to=errors)
     if is_verbose():
         say(_what_ran(engine, result), label="ran:", style="bold", to=errors)
+        say(_speed(engine, result, work), label="steps:", style="bold", to=errors)
 
 
 def _what_ran(engine: USOEngine, result: GenerationResult) -> str:
@@ -201,6 +206,14 @@ def _what_ran(engine: USOEngine, result: GenerationResult) -> str:
         f"attention {'+'.join(result.attention)}; {ran['steps_taken']} steps; LoRAs {loras or 'none'}; memory plan: {plan}; "
         f"{result.tokens_used} tokens in {seconds:.2f} s"
     )
+
+
+def _speed(engine: USOEngine, result: GenerationResult, work: StepWork) -> str:
+    """How near the steps came to the least time that the device could need for them."""
+    from uso_engine.profiling.ceilings import known_rates
+
+    rates = known_rates(engine.device, engine.pipeline.transformer.img_in.weight.dtype)
+    return work.speed(result.timings["denoise"], rates)
 
 
 def _write_response(result: GenerationResult, path: Path, images: list[Path]) -> None:

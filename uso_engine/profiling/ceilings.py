@@ -13,7 +13,7 @@ from uso_kernels.cpu import widens
 
 from .roofline import GPU, GPUS, Rates
 
-_ROUNDS = 3
+_ROUNDS = 8
 
 
 @dataclass(frozen=True)
