@@ -27,9 +27,10 @@ from .dense import (
     dense_attention_refuses,
     dense_preference,
     dense_runs_on_amx,
+    is_whole,
     unequal_lengths,
 )
-from .triton import attention_reference, triton_attention
+from .triton import attend_sequence, attention_reference, triton_attention
 from .varlen import varlen_attention, varlen_attention_missing
 from .xformers import xformers_attention, xformers_attention_missing
 
@@ -41,6 +42,7 @@ __all__ = [
     "available_backends",
     "choose_backend",
     "dense_preference",
+    "prepare_attention",
     "resolve_backend",
 ]
 Attend = Callable[[Tensor, Tensor, Tensor, Ragged, Ragged, Tensor | None], Tensor]
@@ -199,6 +201,31 @@ def attention(
     if out is not None and (out.shape != q.shape or out.dtype != q.dtype or out.device != q.device or out.stride(2) != 1):
         raise ValueError(f"out must be {q.dtype} {tuple(q.shape)} with contiguous heads, got {out.dtype} {tuple(out.shape)}")
     return BACKENDS[name].attend(q, k, v, queries, keys, out)
+
+
+def prepare_attention(backend: str, like: Tensor, queries: Ragged, keys: Ragged) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """`attention` at one place of a step: the backend is looked for once, and operands are taken as they are.
+
+    Args:
+        backend: as for `attention`.
+        like: of the device and dtype of the operands.
+        queries: as for `attention`.
+        keys: as for `attention`.
+
+    Returns:
+        A function of q, k and v, each [., H, D] with contiguous heads and rows as the layouts say. Autograd takes `attention`.
+
+    Raises:
+        ValueError: no such backend.
+        BackendUnavailable: a backend asked for by name cannot run here.
+    """
+    name = resolve_backend(backend, like, queries, keys)
+    if torch.is_grad_enabled():
+        return lambda q, k, v: attention(q, k, v, queries, keys, backend=backend)
+    if name == "dense" and is_whole(queries) and is_whole(keys) and not cpu.widens(like):
+        return attend_sequence
+    attend = BACKENDS[name].attend
+    return lambda q, k, v: attend(q, k, v, queries, keys, None)
 
 
 def _check_operands(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged) -> None:
