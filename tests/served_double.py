@@ -20,7 +20,7 @@ from uso_engine.api.events import Conditioning, Decoding, Done, Event, Queued, S
 from uso_engine.api.fields import image_seeds
 from uso_engine.api.request import GenerationRequest
 from uso_engine.api.result import GenerationResult
-from uso_engine.api.statistics import EngineStatistics
+from uso_engine.api.statistics import EngineStatistics, GraphStatistics
 from uso_engine.config import EngineConfig, load_config
 from uso_engine.errors import (
     EngineDeadError,
@@ -144,7 +144,22 @@ class DoubleEngine:
         return 0
 
     def statistics(self) -> EngineStatistics:
-        return EngineStatistics(0, self.running, 0, 5, 500, 100, 1, 1.0, 2, 0, 0, {"done": len(self.ended)}, {})
+        return EngineStatistics(
+            0,
+            self.running,
+            0,
+            5,
+            500,
+            100,
+            1,
+            1.0,
+            2,
+            0,
+            0,
+            {"done": len(self.ended)},
+            {},
+            GraphStatistics("auto", None, replayed=3),
+        )
 
 
 def _preview(noise: bool) -> Image.Image:

@@ -11,6 +11,7 @@ from random_models import SMALL, drawn_conditions, small_transformer
 from torch import Tensor
 
 from uso_engine.api.events import Done
+from uso_engine.api.statistics import GraphStatistics
 from uso_engine.errors import USOError
 from uso_engine.model.transformer import Transformer
 from uso_engine.queue_limits import QueueLimits
@@ -107,6 +108,9 @@ class SmallMachine:
     @property
     def batches_formed(self) -> int:
         return self.denoiser.batches_formed
+
+    def graph_statistics(self) -> GraphStatistics:
+        return GraphStatistics("off", "this machine has none")
 
     def admit(self, request: ActiveRequest) -> None:
         assert request.work is not None

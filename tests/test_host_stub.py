@@ -1,4 +1,4 @@
-"""The stubbed GPU sees every launch of a step, and a second step prepares none."""
+"""The stubbed GPU sees every launch of a step; a second step prepares none and looks at no operands."""
 
 import os
 import subprocess
@@ -8,13 +8,17 @@ from pathlib import Path
 PROGRAM = """
 import torch
 from benchmarks.step.host_stub import DEEP, deep_step, stubbed_gpu
-from uso_kernels.operation import OPERATIONS
+from uso_kernels.operation import OPERATIONS, Operation
 
 with torch.no_grad(), stubbed_gpu() as launches:
     step = deep_step()
     step()
     first, prepared = launches.count, {name: dict(known.prepared) for name, known in OPERATIONS.items()}
+    looked_at, fill = [], Operation.fill
+    Operation.fill = lambda known, operands: looked_at.append(known.name) or fill(known, operands)
     step()
+    # Only the norms before the first blocks are no call sites.
+    assert looked_at == 3 * ["layer_norm_modulate_into"], looked_at
     print(first, launches.count - first, sum(map(len, prepared.values())))
     assert {name: dict(known.prepared) for name, known in OPERATIONS.items()} == prepared
 """

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from uso_kernels import operation as module
 from uso_kernels.launch import Config, Generation, Launch
-from uso_kernels.operation import OPERATIONS, Operation, operation
+from uso_kernels.operation import OPERATIONS, CallSite, Operation, operation
 
 ROUTES: list[str] = []
 
@@ -182,6 +182,64 @@ class _Jitted:
             return self.compiled
 
         return run
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_a_call_site_hands_over_addresses_and_looks_no_more() -> None:
+    """The first call is an ordinary one; later ones are launches by address, but for operands that are not aligned."""
+    compiled = _CompiledForAddresses()
+    kernel = _Jitted(compiled)  # type: ignore[arg-type]
+    seen: list[int] = []
+
+    def moved_for_a_test(x: Tensor, out: Tensor, offset: float) -> None:
+        out.copy_(x + offset)
+
+    def describe(generation: Generation, x: Tensor, out: Tensor, offset: float) -> Launch:
+        return Launch("moved", kernel, (1,), {"x_ptr": x, "out_ptr": out, "offset": offset}, Config(1, 1, {"BLOCK": 8}))
+
+    def check(x: Tensor, out: Tensor, offset: float) -> None:
+        seen.append(len(x))
+
+    moved = operation(writes=("out",), launch=describe, check=check)(moved_for_a_test)
+    try:
+        site, base = CallSite(moved), torch.arange(64.0)
+        for _ in range(3):
+            x, out = base[:8].clone(), torch.zeros(8)
+            compiled.tensors = {tensor.data_ptr(): tensor for tensor in (x, out)}
+            site(x, out, 2.0)
+            assert torch.equal(out, x + 2.0)
+        assert (seen, kernel.launched, compiled.calls) == ([8], 1, 2)
+        out = torch.zeros(8)
+        site(base[1:9], out, 2.0)
+        assert torch.equal(out, base[1:9] + 2.0)
+        assert (seen, kernel.launched, compiled.calls) == ([8, 8], 2, 2)
+    finally:
+        del OPERATIONS[moved.name]
+
+
+def test_a_call_site_on_a_cpu_is_the_operation(doubled: Operation) -> None:
+    site, x = CallSite(doubled), torch.ones(3)
+    for turn in range(3):
+        ROUTES.clear()
+        out = torch.zeros(3)
+        site(x * turn, out)
+        assert torch.equal(out, 2 * x * turn)
+        assert ROUTES == ["operator"]
+
+
+class _CompiledForAddresses:
+    """As `_Compiled`, called with addresses."""
+
+    def __init__(self) -> None:
+        self.calls, self.tensors = 0, dict[int, Tensor]()
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def runner(x: object, out: object, offset: object, block: object) -> None:
+            assert isinstance(x, int) and isinstance(out, int) and isinstance(offset, float) and block == 8
+            self.calls += 1
+            self.tensors[out].copy_(self.tensors[x] + offset)
+
+        return runner
 
 
 @pytest.mark.usefixtures("on_a_gpu")

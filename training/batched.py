@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from uso_engine.model.blocks import DoubleBlock, SelfAttention, SingleBlock
+from uso_engine.model.block_layers import SelfAttention
+from uso_engine.model.blocks import DoubleBlock, SingleBlock
 from uso_engine.model.modulation import sinusoidal_embedding
 from uso_engine.model.rope import content_positions, grid_positions, rope_tables
 from uso_engine.model.transformer import Transformer

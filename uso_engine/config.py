@@ -198,6 +198,12 @@ class EngineConfig(Section):
     memory_budget_gib: float | None = Field(
         None, ge=0.001, le=1e6, description="GPU memory that may be used, in GiB; by default what the GPU has free"
     )
+    cuda_graphs: Literal["auto", "on", "off"] = Field(
+        "auto", description="steps as CUDA graphs: where the host is the slower one, wherever they repeat, or never"
+    )
+    cuda_graph_mib: float = Field(
+        1024, ge=1, le=LARGEST_CACHE_MIB, description="GPU memory of all CUDA graphs together, in MiB"
+    )
     transformer: TransformerConfig
     loras: tuple[LoRAConfig, ...] = Field((), strict=False, max_length=MOST_LORAS)  # TOML has lists
     projector: ProjectorConfig | None = None

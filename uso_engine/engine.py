@@ -40,6 +40,7 @@ from .progress import StepProgress
 from .provenance import log_warnings
 from .request_type import request_type_of
 from .sampling.step import OnStep, Step
+from .sampling.step_graphs import why_no_graphs
 from .scheduling.assembly import make_loop, statistics_of
 from .scheduling.waiting import refuse_inside_on_step, wait_for
 
@@ -125,6 +126,8 @@ class USOEngine(DiffusersFace):
         tier = None if dtype is None else TIER_OF_DTYPE[dtype]
         asked = config.memory_budget_gib if memory_budget_gib is None else memory_budget_gib
         budget = find_budget(config, config.precision.tier if tier is None else tier, runs_on, asked)
+        # It may refuse: before minutes of loading.
+        why_no_graphs(config.cuda_graphs, runs_on, has_plan=budget is not None, is_shared=config.parallel.ulysses > 1)
         pipeline, safety = load_parts(config, device=runs_on, tier=tier, attention=attention, budget=budget, progress=progress)
         return cls(config, pipeline, safety=safety, device=runs_on, image_limits=image_limits)
 

@@ -24,10 +24,12 @@ def engine_step(
     rows = latents.new_zeros(batch.output.rows, latents.shape[1])
     rows[: len(latents)] = latents
     modulation = sequence.modulation[:1]
+    transformer.attention_backend = attention
+    run = transformer.run_of(batch)
 
     def evaluate() -> Tensor:
         transformer.attention_backend = attention
-        velocity: Tensor = transformer(batch, rows, modulation)
+        velocity: Tensor = transformer(run, rows, modulation)
         return velocity[: len(latents)]
 
     return evaluate

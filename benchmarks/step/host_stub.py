@@ -54,7 +54,8 @@ def stubbed_gpu() -> Iterator[Launches]:
         stack.enter_context(patch("uso_kernels.cpu.multiplies_bfloat16", lambda: True))
         for name in ("addmm", "mm", "_addmm_activation"):
             stack.enter_context(patch.object(torch, name, _unwritten))
-        stack.enter_context(patch("uso_kernels.matmul.linear.activates_in_product", lambda y: True))
+        for module in ("linear", "product"):
+            stack.enter_context(patch(f"uso_kernels.matmul.{module}.activates_in_product", lambda y: True))
         stack.enter_context(patch.object(F, "linear", _unwritten_linear))
         stack.enter_context(patch.object(F, "scaled_dot_product_attention", lambda q, k, v: torch.empty_like(q)))
         yield launches
@@ -89,8 +90,8 @@ class _Driver:
         return torch.device("cpu")
 
 
-def _unwritten(*operands: Tensor, out: Tensor, **options: object) -> Tensor:
-    return out
+def _unwritten(*operands: Tensor, out: Tensor | None = None, **options: object) -> Tensor:
+    return operands[-2].new_empty(operands[-2].shape[0], operands[-1].shape[1]) if out is None else out
 
 
 def _unwritten_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -17,7 +17,7 @@ from .example import Example, Size
 from .launch import Generation, Launch, jit, needs_gradient, strided, tl
 from .layer_norm_modulate import CONFIGS, check_norm_operands, norm_config, normalized, normalized_row
 from .operands import check_matrix, check_tiles
-from .operation import operation
+from .operation import Fill, operation
 from .ragged import TILE_ROWS, Ragged
 from .rows import Rows, check_row_width, new_rows, parts, store_limit, store_row, write_rows
 
@@ -143,7 +143,7 @@ def gated_residual_into(
         write_rows(normalized(total, shift, scale, tile_sequence, eps), out, row_scales)
 
 
-def gated_residual(x: Tensor, y: Tensor, gate: Tensor, tile_sequence: Tensor) -> Tensor:
+def gated_residual(x: Tensor, y: Tensor, gate: Tensor, tile_sequence: Tensor, *, call: Fill = gated_residual_into) -> Tensor:
     """Add a block's gated output to its input.
 
     Args:
@@ -151,6 +151,7 @@ def gated_residual(x: Tensor, y: Tensor, gate: Tensor, tile_sequence: Tensor) ->
         y: [T, C], the block's output.
         gate: [S, C], may be a strided view.
         tile_sequence: int32 [T / TILE_ROWS].
+        call: the operation, or a `CallSite` of it.
 
     Returns:
         [T, C], x + gate * y in x's dtype, summed in float32.
@@ -160,8 +161,8 @@ def gated_residual(x: Tensor, y: Tensor, gate: Tensor, tile_sequence: Tensor) ->
     """
     if needs_gradient(x, y, gate):
         return summed(x, y, gate, tile_sequence).to(x.dtype)
-    total = x.new_empty(x.shape)
-    gated_residual_into(x, y, gate, None, None, tile_sequence, 0.0, total, None, None)
+    total = torch.empty_like(x)
+    call(x, y, gate, None, None, tile_sequence, 0.0, total, None, None)
     return total
 
 
@@ -174,6 +175,8 @@ def gated_residual_layer_norm_modulate(
     tile_sequence: Tensor,
     dtype: torch.dtype | None = None,
     eps: float = 1e-6,
+    *,
+    call: Fill = gated_residual_into,
 ) -> tuple[Tensor, Rows]:
     """Add a block's gated output, then normalise and modulate the sum for the next one.
 
@@ -186,6 +189,7 @@ def gated_residual_layer_norm_modulate(
         tile_sequence: int32 [T / TILE_ROWS].
         dtype: what the reader of the second result takes, see `uso_kernels.layer_norm_modulate`.
         eps: added to the variance.
+        call: the operation, or a `CallSite` of it.
 
     Returns:
         The new residual stream and its normalised, modulated form, both [T, C].
@@ -196,8 +200,8 @@ def gated_residual_layer_norm_modulate(
     if dtype is None and needs_gradient(x, y, gate, shift, scale):
         total = summed(x, y, gate, tile_sequence).to(x.dtype)
         return total, normalized(total, shift, scale, tile_sequence, eps).to(x.dtype)
-    total, out = x.new_empty(x.shape), new_rows(x.shape[0], x.shape[-1], x, dtype)
-    gated_residual_into(x, y, gate, shift, scale, tile_sequence, eps, total, *parts(out))
+    total, out = torch.empty_like(x), new_rows(x.shape[0], x.shape[-1], x, dtype)
+    call(x, y, gate, shift, scale, tile_sequence, eps, total, *parts(out))
     return total, out
 
 

@@ -29,6 +29,7 @@ else:
 
 HAS_TRITON = triton is not None
 __all__ = [
+    "ALIGNMENT",
     "COMPUTE_CAPABILITIES",
     "HAS_TRITON",
     "SHARED_MEMORY_LIMIT_BYTES",
@@ -69,6 +70,9 @@ SHARED_MEMORY_LIMIT_BYTES: Mapping[Generation, int] = {
     "blackwell_consumer": 99 * 1024,
 }
 """Shared memory one program may use. Source: CUDA C++ Programming Guide, technical specifications per compute capability."""
+
+ALIGNMENT = 16
+"""Triton compiles for addresses that are multiples of so many bytes apart from others."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -221,6 +225,21 @@ class PreparedLaunch:
         for place, operand in self.positions:
             arguments[place] = operands[operand]
         self.launch(*arguments)
+
+    def run_aligned(self, operands: tuple[Any, ...]) -> bool:
+        """The same by the operands' addresses, for a launch that was prepared for multiples of `ALIGNMENT`.
+
+        Returns:
+            Whether they were, and it was launched.
+        """
+        arguments, all_addresses = self.template.copy(), 0
+        for place, operand in self.positions:
+            arguments[place] = address = operands[operand].data_ptr()
+            all_addresses |= address
+        if all_addresses % ALIGNMENT:
+            return False
+        self.launch(*arguments)
+        return True
 
 
 def strided(**tensors: Tensor | None) -> dict[str, object]:

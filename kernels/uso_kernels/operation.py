@@ -18,7 +18,7 @@ from torch.autograd.graph import increment_version
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from .launch import Generation, Launch, PreparedLaunch, current_device, generation_of
+from .launch import ALIGNMENT, Generation, Launch, PreparedLaunch, current_device, generation_of
 
 OPERATIONS: dict[str, Operation] = {}
 """Every operation whose module was imported, by name."""
@@ -68,36 +68,46 @@ class Operation:
         on CUDA tensors goes to the launch, which is prepared where operands like these were launched before, unless something
         has to see the operator: autograd, a compiler, a mode that watches operations.
         """
+        self.fill(operands)
+
+    def fill(self, operands: tuple[object, ...]) -> PreparedLaunch | None:
+        """Fill the operands that it writes.
+
+        Returns:
+            The launch for operands like these, where there is one that can be run again.
+        """
         signature = _signature(operands)
         if signature is None:
             if self.check is not None:
                 self.check(*operands)
             self.op(*operands)
-            return
+            return None
         prepared = self.prepared.get(signature)
         if prepared is not None and signature[0] == current_device():
             prepared.run(operands)
         else:
-            self._prepare(signature, operands)
+            prepared = self._prepare(signature, operands)
         for position in self.writes:
             written = operands[position]
             # As the operator would: whoever kept the tensor for a backward pass learns that it changed.
             if isinstance(written, Tensor) and not written.is_inference():
                 increment_version(written)
+        return prepared
 
-    def _prepare(self, signature: Signature, operands: tuple[object, ...]) -> None:
+    def _prepare(self, signature: Signature, operands: tuple[object, ...]) -> PreparedLaunch | None:
         """Check, compute, and keep the launch for operands like these."""
         if self.check is not None:
             self.check(*operands)
         if self.describe is None:
             self.native(*operands)
-            return
+            return None
         launch = self.launch(_generation(operands), *operands)
         prepared = launch.prepared(launch.run(), operands)
         if prepared is not None:
             if len(self.prepared) >= MOST_PREPARED:
                 self.prepared.clear()
             self.prepared[signature] = prepared
+        return prepared
 
     def launch(self, generation: Generation, *operands: object) -> Launch:
         """The Triton launch for a generation of GPUs; the operands may lie anywhere.
@@ -108,6 +118,36 @@ class Operation:
         if self.describe is None:
             raise TypeError(f"{self.name} is computed by a library and has no Triton kernel")
         return self.describe(generation, *operands)
+
+
+class CallSite:
+    """One place in a step from which an operation is called with operands of one layout each time.
+
+    The first call looks at them; later ones fill their addresses into its launch, which costs a fifth. Whoever keeps a site
+    says by that: shapes, strides, types and device stay as they were, every operand that is written is new, and nothing has to
+    see the operator (`is_watched`). Where there is no launch to be run again, each call is an ordinary one.
+
+    Args:
+        operation: what is called.
+    """
+
+    def __init__(self, operation: Operation) -> None:
+        self._operation = operation
+        self._prepared: PreparedLaunch | None = None
+
+    def __call__(self, *operands: object) -> None:
+        if self._prepared is None or not self._prepared.run_aligned(operands):
+            prepared = self._operation.fill(operands)
+            self._prepared = prepared if prepared is not None and _is_aligned(operands) else None
+
+
+def is_watched() -> bool:
+    """Whether autograd, a compiler or a mode has to see the operators that compute."""
+    return torch.is_grad_enabled() or torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
+
+
+def _is_aligned(operands: tuple[object, ...]) -> bool:
+    return not any(operand.data_ptr() % ALIGNMENT for operand in operands if isinstance(operand, Tensor))
 
 
 def operation(
@@ -177,7 +217,6 @@ def _signature(operands: tuple[object, ...]) -> Signature | None:
             index = device.index
         elif index != device.index:
             return None
-        # Triton compiles for addresses that are multiples of 16 apart from others.
-        found += (operand.dtype, operand.shape, operand.stride(), operand.data_ptr() % 16)
+        found += (operand.dtype, operand.shape, operand.stride(), operand.data_ptr() % ALIGNMENT)
     found[0] = index
     return tuple(found)

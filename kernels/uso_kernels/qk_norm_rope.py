@@ -17,7 +17,7 @@ from torch import Tensor
 from .example import Example, Size
 from .launch import Config, Generation, Launch, head_strided, jit, needs_gradient, tl
 from .operands import check_matrix, check_row_index
-from .operation import operation
+from .operation import Fill, operation
 
 
 def _norm_rope(x: Tensor, scale: Tensor, turn: Tensor, eps: float) -> Tensor:
@@ -215,6 +215,8 @@ def qk_norm_rope(
     k: Tensor,
     v: Tensor | None,
     eps: float = 1e-6,
+    *,
+    call: Fill = qk_norm_rope_into,
 ) -> None:
     """Write one stream's queries and keys into the joint attention layout, and its values where they have to move.
 
@@ -229,6 +231,7 @@ def qk_norm_rope(
         k: [T, H, D], written at `rows`.
         v: [T, H, D], written at `rows`; None where attention reads the values in qkv, where they are.
         eps: added to the mean square.
+        call: the operation, or a `CallSite` of it.
 
     Raises:
         ValueError: operands that do not fit together.
@@ -237,7 +240,7 @@ def qk_norm_rope(
         _check_operands(qkv, q_scale, k_scale, cos, sin, rows, q, k, v, eps)
         qk_norm_rope_into.reference(qkv, q_scale, k_scale, cos, sin, rows, q, k, v, eps)
     else:
-        qk_norm_rope_into(qkv, q_scale, k_scale, cos, sin, rows, q, k, v, eps)
+        call(qkv, q_scale, k_scale, cos, sin, rows, q, k, v, eps)
 
 
 def examples(generation: Generation, size: Size) -> Iterator[Example]:

@@ -11,6 +11,34 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class GraphStatistics:
+    """What became of an engine's steps by ``cuda_graphs``.
+
+    Args:
+        mode: "auto", "on" or "off".
+        reason: why no step is captured here; None where some may be.
+        kept: CUDA graphs.
+        held_bytes: device memory of all of them.
+        captured: graphs that were made.
+        replayed: steps that a graph computed.
+        eager: steps computed without one: the first of their kind, those that keep the GPU busier than the host, and all where
+            there is a reason or a failure.
+        evicted: graphs that were let go for others, or because memory ran out.
+        failures: why steps of a kind could not be captured, one sentence for each kind.
+    """
+
+    mode: str
+    reason: str | None
+    kept: int = 0
+    held_bytes: int = 0
+    captured: int = 0
+    replayed: int = 0
+    eager: int = 0
+    evicted: int = 0
+    failures: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class EngineStatistics:
     """What an engine has done and holds, at one moment.
 
@@ -28,6 +56,7 @@ class EngineStatistics:
         memory_retries: steps that were taken again in smaller company because memory ran out.
         outcomes: how many requests ended how: ``done``, ``failed``, ``cancelled``, ``timed_out``, ``refused``.
         caches: of prompts, style images and content images.
+        graphs: steps as CUDA graphs.
     """
 
     queued: int
@@ -43,3 +72,4 @@ class EngineStatistics:
     memory_retries: int
     outcomes: Mapping[str, int]
     caches: Mapping[str, CacheStatistics]
+    graphs: GraphStatistics

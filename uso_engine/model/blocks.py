@@ -2,66 +2,32 @@
 
 A block receives each residual stream together with its normalised, modulated form, and ends by adding its output and preparing
 that form for the block that follows: gated addition and the next LayerNorm are one pass over the data.
+
+What does not change from step to step is looked up once per batch (`Run.prepared`): a `_prepare` function fetches layers,
+layouts and kernels, and the function within it computes.
 """
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from uso_kernels.gated_residual import gated_residual_into
 from uso_kernels.gelu_concat import gelu_concat
-from uso_kernels.qk_norm_rope import qk_norm_rope
+from uso_kernels.operation import CallSite
+from uso_kernels.qk_norm_rope import qk_norm_rope, qk_norm_rope_into
 from uso_kernels.ragged import Ragged
 from uso_kernels.rows import Rows
 
+from .block_layers import FeedForward, QKNorm, SelfAttention, prepare_finish, prepare_hidden, values_of
 from .linear import Linear
 from .modulation import DOUBLE_VECTORS, SINGLE_VECTORS, ModulationLinear
+from .packing import JointRows, PackedBatch
 from .params import TransformerParams
 from .residual import NextNorm, Residual, proceed
 from .run import Run
-
-
-class HeadScale(nn.Module):
-    """RMSNorm weight of one head dimension."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.empty(width), requires_grad=False)
-
-
-class QKNorm(nn.Module):
-    """RMSNorm weights of queries and keys."""
-
-    def __init__(self, head_dim: int) -> None:
-        super().__init__()
-        self.query_norm = HeadScale(head_dim)
-        self.key_norm = HeadScale(head_dim)
-
-
-class SelfAttention(nn.Module):
-    """Fused q/k/v projection, norms and output projection of one stream."""
-
-    def __init__(self, params: TransformerParams) -> None:
-        super().__init__()
-        width = params.hidden_size
-        self.qkv = Linear(width, 3 * width, bias=params.qkv_bias)
-        self.norm = QKNorm(params.head_dim)
-        self.proj = Linear(width, width)
-
-
-class FeedForward(nn.ModuleDict):
-    """The two layers of an MLP under their checkpoint names."""
-
-    def __init__(self, params: TransformerParams) -> None:
-        width, mlp_width = params.hidden_size, params.mlp_width
-        super().__init__({"0": Linear(width, mlp_width), "2": Linear(mlp_width, width)})
-
-    @property
-    def layers(self) -> tuple[Linear, Linear]:
-        """Both layers, or what has replaced them."""
-        return cast("tuple[Linear, Linear]", (self["0"], self["2"]))
 
 
 class DoubleBlock(nn.Module):
@@ -81,91 +47,91 @@ class DoubleBlock(nn.Module):
         """Image's six vectors, then text's, of N conditioning vectors: [N, C] to [N, 12, C]."""
         return torch.cat((self.img_mod(activated), self.txt_mod(activated)), dim=1)
 
-    def first_norms(self, modulation: Tensor) -> tuple[NextNorm, NextNorm]:
-        """The norms before attention, of text and of image, from this block's [S, 12, C]."""
-        text = NextNorm(modulation[:, 6], modulation[:, 7], self.txt_attn.qkv.takes)
-        return text, NextNorm(modulation[:, 0], modulation[:, 1], self.img_attn.qkv.takes)
+    def first_norms(self, vectors: Sequence[Tensor]) -> tuple[NextNorm, NextNorm]:
+        """The norms before attention, of text and of image, from this block's twelve vectors [S, C]."""
+        text = NextNorm(vectors[6], vectors[7], self.txt_attn.qkv.takes)
+        return text, NextNorm(vectors[0], vectors[1], self.img_attn.qkv.takes)
 
     def forward(
-        self, text: Residual, image: Residual, modulation: Tensor, run: Run, following: tuple[NextNorm, NextNorm] | None
+        self, text: Residual, image: Residual, vectors: Sequence[Tensor], run: Run, following: tuple[NextNorm, NextNorm] | None
     ) -> tuple[Residual, Residual]:
         """Run the block.
 
         Args:
             text: residual of [T_txt, C].
             image: residual of [T_img, C].
-            modulation: [S, 12, C].
+            vectors: twelve of the modulation table, [S, C] each.
             run: the batch, and what to compute it with.
             following: the next block's norms of text and image; None after the last double block.
 
         Returns:
             Both residuals after the block.
         """
-        batch = run.batch
-        text_attended, image_attended = self._attend(text.normed, image.normed, run)
-        text_next, image_next = following if following is not None else (None, None)
-        image = _finish(
-            image.x, image_attended, modulation[:, :6], self.img_attn.proj, self.img_mlp, batch.image, run, image_next
-        )
-        text = _finish(text.x, text_attended, modulation[:, 6:], self.txt_attn.proj, self.txt_mlp, batch.text, run, text_next)
-        return text, image
+        return run.prepared(self, self._prepare)(text, image, vectors, following)
 
-    def _attend(self, text: Rows, image: Rows, run: Run) -> tuple[Rows, Rows]:
+    def _prepare(self, run: Run) -> _DoubleStep:
+        attend = self._prepare_attention(run)
+        finish_image = prepare_finish(self.img_attn.proj, self.img_mlp, run.batch.image, run)
+        finish_text = prepare_finish(self.txt_attn.proj, self.txt_mlp, run.batch.text, run)
+
+        def compute(
+            text: Residual, image: Residual, vectors: Sequence[Tensor], following: tuple[NextNorm, NextNorm] | None
+        ) -> tuple[Residual, Residual]:
+            text_attended, image_attended = attend(text.normed, image.normed)
+            text_next, image_next = following or (None, None)
+            image = finish_image(image.x, image_attended, vectors[:6], image_next)
+            return finish_text(text.x, text_attended, vectors[6:], text_next), image
+
+        return compute
+
+    def _prepare_attention(self, run: Run) -> Callable[[Rows, Rows], tuple[Rows, Rows]]:
         """Attention of both streams to both, from their normalised forms, as their output projections take it."""
-        batch, width = run.batch, self.heads * self.head_dim
-        q, k = batch.new_heads(self.txt_attn.qkv.dtype, self.heads, self.head_dim, 2)
+        batch, heads, dtype = run.batch, self.heads, self.txt_attn.qkv.dtype
+        like, shape = batch.text_tokens.new_empty(0, dtype=dtype), (batch.joint.rows, 3 * heads * self.head_dim)
         # Both streams' projections in one matrix, if its rows are in joint order then; else values are moved like q and k.
-        projected = q.new_empty(len(q), 3 * width) if run.fusion.values and batch.is_in_order else None
-        (v,) = batch.new_heads(q.dtype, self.heads, self.head_dim, 1) if projected is None else (None,)
-        for normed, attn, layout, joint in (
-            (text, self.txt_attn, batch.text, batch.text_in_joint),
-            (image, self.img_attn, batch.image, batch.image_in_joint),
-        ):
-            scales = attn.norm.query_norm.scale, attn.norm.key_norm.scale
-            cos, sin, joint_q, joint_k = (x[joint.span] for x in (batch.cos, batch.sin, q, k))
-            qkv = attn.qkv(normed, layout, out=None if projected is None else projected[joint.span])
-            joint_v = None if v is None else v[joint.span]
-            qk_norm_rope(qkv, *scales, cos, sin, joint.rows, joint_q, joint_k, joint_v)
-        values = _values(projected, self.heads) if projected is not None else v
-        assert values is not None
-        attended = run.attend(q, k, values, batch.joint).flatten(1)
+        # Autograd keeps the first stream's projection, which writing the second's beside it would change.
+        in_place = run.fusion.values and batch.is_in_order and not torch.is_grad_enabled()
+        attend = run.prepare_attention(like, batch.joint)
+        place_text = _prepare_place(self.txt_attn, batch.text, batch.text_in_joint)
+        place_image = _prepare_place(self.img_attn, batch.image, batch.image_in_joint)
         # Both streams in one launch: as 8-bit rows where both matrices take them.
         takes = self.txt_attn.proj.takes if self.txt_attn.proj.takes == self.img_attn.proj.takes else None
-        return batch.split(attended, takes)
+
+        def compute(text: Rows, image: Rows) -> tuple[Rows, Rows]:
+            q, k = batch.new_heads(dtype, heads, self.head_dim, 2)
+            projected = like.new_empty(shape) if in_place else None
+            v = batch.new_heads(dtype, heads, self.head_dim, 1)[0] if projected is None else None
+            of_text, of_image = _by_stream(batch, q, k, v, projected)
+            place_text(text, *of_text)
+            if torch.is_grad_enabled():  # For autograd a view is what its tensor was when the view was taken.
+                _, of_image = _by_stream(batch, q, k, v, projected)
+            place_image(image, *of_image)
+            if projected is not None:
+                v = values_of(projected, heads)
+            assert v is not None
+            return batch.split(attend(q, k, v).flatten(1), takes)
+
+        return compute
 
 
-def _values(qkv: Tensor, heads: int) -> Tensor:
-    """The values [T, H, D] in a projection [T, 3C]."""
-    return qkv.chunk(3, dim=1)[2].unflatten(1, (heads, -1))
+_DoubleStep = Callable[[Residual, Residual, Sequence[Tensor], tuple[NextNorm, NextNorm] | None], tuple[Residual, Residual]]
 
 
-def _hidden(layer: Linear, x: Rows, layout: Ragged, run: Run, reader: Linear, outputs: slice = slice(None)) -> Rows:
-    """The activated hidden layer of an MLP, as the matrix that reads it takes it."""
-    if run.fusion.gelu and layer.takes is None and reader.takes is None:
-        return layer.activated(x, layout, outputs)
-    hidden = layer(x, layout, outputs)
-    return gelu_concat(None, hidden, reader.takes, out=hidden)
+def _by_stream(batch: PackedBatch, *joint: Tensor | None) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    parts = [(None, None) if x is None else batch.by_stream(x) for x in joint]
+    return [part[0] for part in parts], [part[1] for part in parts]
 
 
-def _finish(
-    x: Tensor,
-    attended: Rows,
-    modulation: Tensor,
-    proj: Linear,
-    mlp: FeedForward,
-    layout: Ragged,
-    run: Run,
-    following: NextNorm | None,
-) -> Residual:
-    """Output projection, MLP and the two gated additions of one stream; modulation is its [S, 6, C]."""
-    tiles, (widen, narrow) = layout.tile_sequence, mlp.layers
-    _, _, attention_gate, mlp_shift, mlp_scale, mlp_gate = modulation.unbind(1)
-    x, normed = proceed(x, proj(attended, layout), attention_gate, tiles, NextNorm(mlp_shift, mlp_scale, widen.takes))
-    hidden = _hidden(widen, normed, layout, run, narrow)
-    del normed
-    y = narrow(hidden, layout)
-    del hidden  # The new residual and its normed form may have its memory.
-    return proceed(x, y, mlp_gate, tiles, following)
+def _prepare_place(attn: SelfAttention, layout: Ragged, joint: JointRows) -> Callable[..., None]:
+    """One stream's projection, and its way into the joint order: q, k and v there, or the projection itself."""
+    project, call = attn.qkv.prepare(layout), CallSite(qk_norm_rope_into)
+    scales = attn.norm.query_norm.scale, attn.norm.key_norm.scale
+    rows, cos, sin = joint
+
+    def compute(normed: Rows, q: Tensor, k: Tensor, v: Tensor | None, out: Tensor | None) -> None:
+        qk_norm_rope(project(normed, out=out), *scales, cos, sin, rows, q, k, v, call=call)
+
+    return compute
 
 
 class SingleBlock(nn.Module):
@@ -184,89 +150,135 @@ class SingleBlock(nn.Module):
         """Shift, scale and gate of N conditioning vectors: [N, C] to [N, 3, C]."""
         return self.modulation(activated)
 
-    def first_norm(self, modulation: Tensor) -> NextNorm:
-        """The norm before this block, from its [S, 3, C]."""
-        return NextNorm(modulation[:, 0], modulation[:, 1], self.linear1.takes)
+    def first_norm(self, vectors: Sequence[Tensor]) -> NextNorm:
+        """The norm before this block, from its three vectors [S, C]."""
+        return NextNorm(vectors[0], vectors[1], self.linear1.takes)
 
-    def forward(self, residual: Residual, modulation: Tensor, run: Run, following: NextNorm) -> Residual:
-        """Run the block on every row.
+    def forward(
+        self, residual: Residual, vectors: Sequence[Tensor], run: Run, following: NextNorm, *, is_last: bool = False
+    ) -> Residual:
+        """Run the block.
 
         Args:
             residual: of [T, C].
-            modulation: [S, 3, C].
+            vectors: three of the modulation table, [S, C] each.
             run: the batch, and what to compute it with.
-            following: the next block's norm.
+            following: the next norm.
+            is_last: only the rows of the images being made leave the last block, so only they are computed: keys and values
+                need every row; queries, MLP and output do not. `residual.normed` must be floats then.
 
         Returns:
-            The residual after the block.
+            The residual after the block, [T, C], or [T_out, C] after the last one.
         """
-        y = self._attention_and_mlp(residual.normed, run)
-        return proceed(residual.x, y, modulation[:, 2], run.batch.joint.tile_sequence, following)
+        return run.prepared(self, self._prepare_last if is_last else self._prepare)(residual, vectors, following)
 
-    def forward_output_rows(self, residual: Residual, modulation: Tensor, run: Run, following: NextNorm) -> Residual:
-        """Run the last block: only the rows of the images being made leave it, so only they are computed.
+    def _prepare(self, run: Run) -> _SingleStep:
+        tiles, call = run.batch.joint.tile_sequence, CallSite(gated_residual_into)
+        attention_and_mlp = self._prepare_attention_and_mlp(run)
 
-        Keys and values need every row; queries, MLP and output do not. Arguments as for `forward`, but `residual.normed` must
-        be floats; returns a residual of [T_out, C].
-        """
-        assert isinstance(residual.normed, Tensor)
-        rows, layout = run.batch.output_joint_rows, run.batch.output
-        y = self._attention_and_mlp(residual.normed, run, rows)
-        return proceed(residual.x.index_select(0, rows), y, modulation[:, 2], layout.tile_sequence, following)
+        def compute(residual: Residual, vectors: Sequence[Tensor], following: NextNorm) -> Residual:
+            return proceed(residual.x, attention_and_mlp(residual.normed), vectors[2], tiles, following, call)
 
-    def _attention_and_mlp(self, normed: Rows, run: Run, rows: Tensor | None = None) -> Tensor:
+        return compute
+
+    def _prepare_last(self, run: Run) -> _SingleStep:
+        rows, tiles, call = run.batch.output_joint_rows, run.batch.output.tile_sequence, CallSite(gated_residual_into)
+        attention_and_mlp = self._prepare_attention_and_mlp(run, rows)
+
+        def compute(residual: Residual, vectors: Sequence[Tensor], following: NextNorm) -> Residual:
+            y = attention_and_mlp(residual.normed)
+            return proceed(residual.x.index_select(0, rows), y, vectors[2], tiles, following, call)
+
+        return compute
+
+    def _prepare_attention_and_mlp(self, run: Run, rows: Tensor | None = None) -> Callable[[Rows], Tensor]:
         """The block's output for every row, or for some."""
         if run.fusion.parts and self.linear2.takes is None:
-            return self._by_parts(normed, run, rows)
-        if rows is None:
-            return self._joined(normed, run)
-        assert isinstance(normed, Tensor)
-        return self._joined_of_rows(normed, rows, run)
+            return self._prepare_by_parts(run, rows)
+        return self._prepare_joined(run) if rows is None else self._prepare_joined_of_rows(run, rows)
 
-    def _by_parts(self, normed: Rows, run: Run, rows: Tensor | None) -> Tensor:
-        batch, width = run.batch, self.width
-        q, k, v = self._queries_keys_values(self.linear1(normed, batch.joint, slice(0, 3 * width)), run, run.fusion.values)
-        layout = batch.joint
-        if rows is not None:
-            layout, q = batch.output, q.index_select(0, rows)
-        attended = run.attend(q, k, v, layout).flatten(1)
-        del q, k, v  # The MLP's hidden layer may have their memory.
-        if rows is not None:
-            assert isinstance(normed, Tensor)
-            normed = normed.index_select(0, rows)
-        hidden = _hidden(self.linear1, normed, layout, run, self.linear2, slice(3 * width, None))
-        del normed
-        assert isinstance(hidden, Tensor)
-        return self.linear2.of_parts((attended, hidden), layout)
+    def _prepare_by_parts(self, run: Run, rows: Tensor | None) -> Callable[[Rows], Tensor]:
+        batch, width, in_place = run.batch, self.width, run.fusion.values
+        layout = batch.joint if rows is None else batch.output
+        project = self.linear1.prepare(batch.joint, slice(0, 3 * width))
+        hidden_layer = prepare_hidden(self.linear1, layout, run, self.linear2, slice(3 * width, None))
+        contract = self.linear2.prepare_parts((width, self.linear2.in_features - width), layout)
+        like = batch.text_tokens.new_empty(0, dtype=self.linear1.dtype)
+        attend = run.prepare_attention(like, layout)
+        queries_keys_values = self._prepare_queries_keys_values(run)
 
-    def _joined(self, normed: Rows, run: Run) -> Tensor:
+        def compute(normed: Rows) -> Tensor:
+            q, k, v = queries_keys_values(project(normed), in_place)
+            if rows is not None:
+                q = q.index_select(0, rows)
+            attended = attend(q, k, v).flatten(1)
+            del q, k, v  # The MLP's hidden layer may have their memory.
+            if rows is not None:
+                assert isinstance(normed, Tensor)
+                normed = normed.index_select(0, rows)
+            hidden = hidden_layer(normed)
+            del normed
+            return contract(attended, hidden)
+
+        return compute
+
+    def _prepare_joined(self, run: Run) -> Callable[[Rows], Tensor]:
         """One product for q, k, v and the hidden layer, one for attention's result beside the activated hidden layer."""
-        layout, width = run.batch.joint, self.width
-        projected = self.linear1(normed, layout)
-        # Where values are copied, attention's result may take their columns: beside the MLP, where linear2 reads.
-        operand = projected[:, 2 * width :] if self.linear2.takes is None else None
-        in_place = run.fusion.values and operand is None
-        attended = self._attend(*self._queries_keys_values(projected[:, : 3 * width], run, in_place), layout, run, operand)
-        return self.linear2(gelu_concat(attended, projected[:, 3 * width :], self.linear2.takes, out=operand), layout)
+        layout, width, takes = run.batch.joint, self.width, self.linear2.takes
+        project, contract = self.linear1.prepare(layout), self.linear2.prepare(layout)
+        attend, queries_keys_values = self._prepare_attention(run, layout), self._prepare_queries_keys_values(run)
+        in_place = run.fusion.values and takes is not None
 
-    def _joined_of_rows(self, normed: Tensor, rows: Tensor, run: Run) -> Tensor:
-        layout, width = run.batch.output, self.width
-        qkv = self.linear1(normed, run.batch.joint, slice(0, 3 * width))
-        q, k, v = self._queries_keys_values(qkv, run, run.fusion.values)
-        operand = q.new_empty(len(rows), self.linear2.in_features) if self.linear2.takes is None else None
-        attended = self._attend(q.index_select(0, rows), k, v, layout, run, operand)
-        del qkv, q, k, v
-        hidden = self.linear1(normed.index_select(0, rows), layout, slice(3 * width, None))
-        return self.linear2(gelu_concat(attended, hidden, self.linear2.takes, out=operand), layout)
+        def compute(normed: Rows) -> Tensor:
+            projected = project(normed)
+            # Where values are copied, attention's result may take their columns: beside the MLP, where linear2 reads.
+            operand = projected[:, 2 * width :] if takes is None else None
+            # q, k and v are the call's alone: what follows may have their memory.
+            attended = attend(*queries_keys_values(projected[:, : 3 * width], in_place), operand)
+            return contract(gelu_concat(attended, projected[:, 3 * width :], takes, out=operand))
 
-    def _queries_keys_values(self, qkv: Tensor, run: Run, in_place: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """What attention takes from a projection [T, 3C], its values where they are or in memory of their own."""
-        q, k = run.batch.new_heads(qkv.dtype, self.heads, self.head_dim, 2)
-        v = None if in_place else torch.empty_like(q)
-        qk_norm_rope(qkv, self.norm.query_norm.scale, self.norm.key_norm.scale, run.batch.cos, run.batch.sin, None, q, k, v)
-        return q, k, _values(qkv, self.heads) if v is None else v
+        return compute
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, queries: Ragged, run: Run, operand: Tensor | None) -> Tensor:
+    def _prepare_joined_of_rows(self, run: Run, rows: Tensor) -> Callable[[Rows], Tensor]:
+        layout, width, takes, columns = run.batch.output, self.width, self.linear2.takes, self.linear2.in_features
+        project, contract = self.linear1.prepare(run.batch.joint, slice(0, 3 * width)), self.linear2.prepare(layout)
+        expand = self.linear1.prepare(layout, slice(3 * width, None))
+        attend, queries_keys_values = self._prepare_attention(run, layout), self._prepare_queries_keys_values(run)
+        in_place = run.fusion.values
+
+        def compute(normed: Rows) -> Tensor:
+            assert isinstance(normed, Tensor)
+            qkv = project(normed)
+            q, k, v = queries_keys_values(qkv, in_place)
+            operand = q.new_empty(len(rows), columns) if takes is None else None
+            attended = attend(q.index_select(0, rows), k, v, operand)
+            del qkv, q, k, v
+            return contract(gelu_concat(attended, expand(normed.index_select(0, rows)), takes, out=operand))
+
+        return compute
+
+    def _prepare_queries_keys_values(self, run: Run) -> Callable[[Tensor, bool], tuple[Tensor, Tensor, Tensor]]:
+        """What attention takes from a projection [T, 3C], its values where they are (True) or in memory of their own."""
+        heads, head_dim, new_heads, call = self.heads, self.head_dim, run.batch.new_heads, CallSite(qk_norm_rope_into)
+        scales, tables = (self.norm.query_norm.scale, self.norm.key_norm.scale), (run.batch.cos, run.batch.sin)
+
+        def compute(qkv: Tensor, in_place: bool) -> tuple[Tensor, Tensor, Tensor]:
+            q, k = new_heads(qkv.dtype, heads, head_dim, 2)
+            v = None if in_place else torch.empty_like(q)
+            qk_norm_rope(qkv, *scales, *tables, None, q, k, v, call=call)
+            return q, k, values_of(qkv, heads) if v is None else v
+
+        return compute
+
+    def _prepare_attention(self, run: Run, queries: Ragged) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]:
         """Attention's result [T_q, C], in the first columns of linear2's operand where there is one."""
-        beside = None if operand is None else operand[:, : self.width].unflatten(1, (self.heads, self.head_dim))
-        return run.attend(q, k, v, queries, out=beside).flatten(1)
+        width, heads, attend = self.width, (self.heads, self.head_dim), run.prepare_attention_into(queries)
+
+        def compute(q: Tensor, k: Tensor, v: Tensor, operand: Tensor | None) -> Tensor:
+            beside = None if operand is None else operand[:, :width].unflatten(1, heads)
+            return attend(q, k, v, beside).flatten(1)
+
+        return compute
+
+
+_SingleStep = Callable[[Residual, Sequence[Tensor], NextNorm], Residual]

@@ -2,14 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from uso_kernels.matmul.linear import linear, linear_of_parts
+from uso_kernels.matmul.product import Product, ProductOfParts
 from uso_kernels.ragged import Ragged
 from uso_kernels.rows import Rows
+
+
+class Projection(Protocol):
+    """A layer at one place of a step: called with the arguments that change from call to call."""
+
+    def __call__(self, x: Rows, *, out: Tensor | None = None) -> Tensor:
+        """Apply the layer."""
+
+    def activated(self, x: Rows) -> Tensor:
+        """Apply the layer and GELU."""
+
+
+class LayerCall:
+    """A `Projection` that calls the module: for layers that somebody hooks into, and kinds that prepare nothing.
+
+    Args:
+        layer: a `Linear`, or what has replaced one.
+        sequences: what `Linear.forward` is called with.
+        outputs: likewise.
+    """
+
+    def __init__(self, layer: nn.Module, sequences: Ragged | None, outputs: slice) -> None:
+        self._layer, self._sequences, self._outputs = layer, sequences, outputs
+
+    def __call__(self, x: Rows, *, out: Tensor | None = None) -> Tensor:
+        """Apply the layer."""
+        result: Tensor = self._layer(x, self._sequences, self._outputs, out=out)
+        return result
+
+    def activated(self, x: Rows) -> Tensor:
+        """Apply the layer and GELU."""
+        result: Tensor = self._layer.activated(x, self._sequences, self._outputs)  # type: ignore[operator]
+        return result
 
 
 class Linear(nn.Module):
@@ -73,6 +108,19 @@ class Linear(nn.Module):
     def of_parts(self, parts: Sequence[Tensor], sequences: Ragged | None = None) -> Tensor:
         """Apply the layer to columns that lie in several tensors, see `uso_kernels.matmul.linear`. Only for floats."""
         return linear_of_parts(parts, self.weight, self.bias, sequences)
+
+    def prepare(self, sequences: Ragged | None, outputs: slice = slice(None)) -> Projection:
+        """The layer at one place of a step, where `forward` and `activated` are called with these arguments each time.
+
+        It stands for the weight as it is now; whoever keeps it sees to that (`uso_engine.model.run.Layers`).
+        """
+        if self._forward_pre_hooks or self._forward_hooks:
+            return LayerCall(self, sequences, outputs)
+        return Product(self.weight[outputs], self._bias(outputs), sequences)
+
+    def prepare_parts(self, widths: Sequence[int], sequences: Ragged | None) -> Callable[..., Tensor]:
+        """`of_parts` at one place of a step, for parts of so many columns."""
+        return ProductOfParts(self.weight, self.bias, widths, sequences)
 
     def _bias(self, outputs: slice) -> Tensor | None:
         return None if self.bias is None else self.bias[outputs]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from uso_kernels.gated_residual import gated_residual, gated_residual_layer_norm_modulate
 from uso_kernels.layer_norm_modulate import layer_norm_modulate
+from uso_kernels.operation import CallSite
 from uso_kernels.rows import Rows
 
 
@@ -32,9 +33,19 @@ def begin(x: Tensor, norm: NextNorm, tiles: Tensor) -> Residual:
     return Residual(x, layer_norm_modulate(x, norm.shift, norm.scale, tiles, norm.dtype))
 
 
-def proceed(x: Tensor, y: Tensor, gate: Tensor, tiles: Tensor, norm: NextNorm | None) -> Residual:
-    """A residual stream after the gated addition of y, with the LayerNorm that follows where one does."""
+def proceed(x: Tensor, y: Tensor, gate: Tensor, tiles: Tensor, norm: NextNorm | None, call: CallSite) -> Residual:
+    """A residual stream after the gated addition of y, with the LayerNorm that follows where one does.
+
+    Args:
+        x: [T, C], the stream.
+        y: [T, C].
+        gate: [S, C].
+        tiles: the sequence of each tile of rows.
+        norm: what follows, None where nothing does.
+        call: of `gated_residual_into`, for this place.
+    """
     if norm is None:
-        total = gated_residual(x, y, gate, tiles)
+        total = gated_residual(x, y, gate, tiles, call=call)
         return Residual(total, total)
-    return Residual(*gated_residual_layer_norm_modulate(x, y, gate, norm.shift, norm.scale, tiles, norm.dtype))
+    shift, scale, dtype = norm
+    return Residual(*gated_residual_layer_norm_modulate(x, y, gate, shift, scale, tiles, dtype, call=call))

@@ -1,15 +1,23 @@
-"""What every block of one evaluation shares: the batch, and the ways to compute that can be chosen."""
+"""What every block of an evaluation shares: the batch, the ways to compute that can be chosen, and what was prepared for it.
+
+A step's shapes, strides, weights and kernels are those of the step before. So each block looks at its layers once for a batch
+and gives back a function of what does change; a `Run` keeps these functions as long as the layers are what they were.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from uso_kernels.attention import attention
+from uso_kernels.attention import attention, prepare_attention
+from uso_kernels.launch import current_device
+from uso_kernels.operation import is_watched
 from uso_kernels.ragged import Ragged
 
+from .modulation import ModulationLinear
 from .packing import PackedBatch
 
 
@@ -30,18 +38,65 @@ class Fusion:
 
 
 ALL_FUSED = Fusion()
+Made = TypeVar("Made")
+
+
+class Layers:
+    """The layers of a block as they stand: which modules and tensors, where in memory, and whether anyone hooks into them.
+
+    Args:
+        block: what to look at; its modulation linears have no part in a step and are left out.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        modules = _modules(block)
+        holders = [held for module in modules for held in (module._modules, module._parameters, module._buffers)]
+        self._holders = [holder for holder in holders if holder]
+        # Kept, so that no other object can have one's id.
+        self._values = [value for holder in self._holders for value in holder.values()]
+        self._ids = list(map(id, self._values))
+        self._hooks = [hooks for module in modules for hooks in (module._forward_pre_hooks, module._forward_hooks)]
+        self._tensors = [value for value in self._values if isinstance(value, Tensor)]
+        self._addresses = [tensor.data_ptr() for tensor in self._tensors]
+
+    @property
+    def is_current(self) -> bool:
+        """Whether nothing was replaced, moved or hooked into since; what has hooks may change with every call."""
+        if any(self._hooks) or [id(value) for holder in self._holders for value in holder.values()] != self._ids:
+            return False
+        return [tensor.data_ptr() for tensor in self._tensors] == self._addresses
+
+
+def _modules(block: nn.Module) -> list[nn.Module]:
+    found = [block]
+    for child in block.children():
+        if not isinstance(child, ModulationLinear):
+            found += _modules(child)
+    return found
 
 
 class Exchange(Protocol):
     """Attention where other processes have the batch's other rows; `uso_engine.parallel.exchange` is the real one."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, queries: Ragged, backend: str, out: Tensor | None) -> Tensor:
-        """As `Run.attend`."""
+        """Attention of this process's queries to every process's keys.
+
+        Args:
+            q: [T_q, H, D], rows of this process's share.
+            k: [T, H, D], rows of its share in joint order.
+            v: [T, H, D].
+            queries: where q's rows lie: the joint or the output layout of the share's batch.
+            backend: of `uso_kernels.attention`, or "auto".
+            out: [T_q, H, D], where the result goes.
+
+        Returns:
+            [T_q, H, D].
+        """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
-    """One evaluation.
+    """Evaluations of one batch, one after another.
 
     Args:
         batch: the sequences.
@@ -54,20 +109,67 @@ class Run:
     attention: str = "auto"
     fusion: Fusion = ALL_FUSED
     exchange: Exchange | None = None
+    _prepared: dict[nn.Module, tuple[Layers, object]] = field(default_factory=dict, repr=False)
+    _kept: dict[str, tuple[object, object]] = field(default_factory=dict, repr=False)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, queries: Ragged, out: Tensor | None = None) -> Tensor:
-        """Attend within each sequence.
+    def begin(self, *operands: Tensor) -> bool:
+        """Begin an evaluation.
 
         Args:
-            q: [T_q, H, D].
-            k: [T, H, D] in joint order.
-            v: [T, H, D].
-            queries: where q's rows lie: the batch's joint or output layout.
-            out: [T_q, H, D], where the result goes.
+            operands: what changes from one to the next.
 
         Returns:
-            [T_q, H, D].
+            Whether what was prepared serves this one, too. Else it is dropped: a layer is not what it was, an operand has
+            another layout, or autograd, a compiler or a mode has to see what is computed.
         """
-        if self.exchange is not None:
-            return self.exchange.attend(q, k, v, queries, self.attention, out)
-        return attention(q, k, v, queries, self.batch.joint, backend=self.attention, out=out)
+        watched = is_watched()
+        layouts = [current_device(), watched, *((x.dtype, x.device, x.shape, x.stride()) for x in operands)]
+        serves = not watched and self._kept.get("layouts") == (None, layouts)
+        serves = serves and all(layers.is_current for layers, _ in self._prepared.values())
+        if not serves:
+            self._prepared.clear()
+            self._kept.clear()
+            self._kept["layouts"] = (None, layouts)
+        return serves
+
+    def prepared(self, block: nn.Module, prepare: Callable[[Run], Made]) -> Made:
+        """A block's function for this batch, made when it is first asked for."""
+        if block._forward_pre_hooks:
+            # The hook may have given it other weights a moment ago, as the streaming of layers does.
+            return prepare(self)
+        found = self._prepared.get(block)
+        if found is None:
+            found = self._prepared[block] = Layers(block), prepare(self)
+        made: Made = found[1]  # type: ignore[assignment]
+        return made
+
+    def prepare_attention(self, like: Tensor, queries: Ragged) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """Attention within each sequence, at one place of a step, with what can be looked up before.
+
+        Args:
+            like: of the operands' device and dtype.
+            queries: where q's rows lie: the batch's joint or output layout.
+
+        Returns:
+            A function of q [T_q, H, D] and of k and v [T, H, D] in joint order.
+        """
+        # None of these functions holds the run, which holds them: what is kept of a batch goes with it at once.
+        if self.exchange is None:
+            return prepare_attention(self.attention, like, queries, self.batch.joint)
+        attend_into = self.prepare_attention_into(queries)
+        return lambda q, k, v: attend_into(q, k, v, None)
+
+    def prepare_attention_into(self, queries: Ragged) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]:
+        """As `prepare_attention`, of q, k, v and [T_q, H, D] where the result goes, None for memory of its own."""
+        keys, backend, exchange = self.batch.joint, self.attention, self.exchange
+        if exchange is not None:
+            return lambda q, k, v, out: exchange.attend(q, k, v, queries, backend, out)
+        return lambda q, k, v, out: attention(q, k, v, queries, keys, backend=backend, out=out)
+
+    def vectors(self, modulation: Tensor, split: Callable[[Tensor], Made]) -> Made:
+        """What is split of a step's modulation, made once for a tensor whose contents change from step to step."""
+        found = self._kept.get("vectors")
+        if found is None or found[0] is not modulation:
+            found = self._kept["vectors"] = modulation, split(modulation)
+        made: Made = found[1]  # type: ignore[assignment]
+        return made

@@ -8,7 +8,7 @@ Split in what depends on a step (`forward`) and what does not (`embed_text`, `em
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -133,11 +133,22 @@ class Transformer(nn.Module):
         chosen = [resolve_backends(self.attention_backend, batch.text_tokens, layout, batch.joint) for layout in layouts]
         return tuple(dict.fromkeys(name for names in chosen for name in names))
 
-    def forward(self, batch: PackedBatch, latents: Tensor, modulation: Tensor, observer: Observer | None = None) -> Tensor:
-        """Predict the velocity of every image in a packed batch.
+    def run_of(self, batch: PackedBatch, exchange: Exchange | None = None) -> Run:
+        """Evaluations of a batch one after another, which `forward` takes in its place: what they share is then made once.
 
         Args:
             batch: the sequences.
+            exchange: where this process has a share of the rows only: how attention reaches the others.
+        """
+        return Run(batch, self.attention_backend, self.fusion, exchange)
+
+    def forward(
+        self, batch: PackedBatch | Run, latents: Tensor, modulation: Tensor, observer: Observer | None = None
+    ) -> Tensor:
+        """Predict the velocity of every image in a packed batch.
+
+        Args:
+            batch: the sequences, or a `run_of` them.
             latents: [T_out, in_channels], packed latents in output order, the weights' dtype.
             modulation: [S, vectors, C], each sequence's row of its modulation table for this step.
             observer: sees intermediate tensors, which nothing overwrites later.
@@ -145,61 +156,65 @@ class Transformer(nn.Module):
         Returns:
             [T_out, in_channels], velocity in output order.
         """
-        if self.together is not None:
-            return self.together.evaluate(self, batch, latents, modulation, observer)
-        return self.evaluate(batch, latents, modulation, observer)
-
-    def evaluate(
-        self,
-        batch: PackedBatch,
-        latents: Tensor,
-        modulation: Tensor,
-        observer: Observer | None = None,
-        exchange: Exchange | None = None,
-    ) -> Tensor:
-        """`forward` in this process alone; with an exchange, of this process's share of the rows."""
+        run = batch if isinstance(batch, Run) else self.run_of(batch)
+        if (run.attention, run.fusion) != (self.attention_backend, self.fusion):
+            run = self.run_of(run.batch, run.exchange)
+        if self.together is not None and run.exchange is None:
+            return self.together.evaluate(self, run.batch, latents, modulation, observer)
+        run.begin(latents, modulation)
         with dense_preference(latents.device):  # Once for all blocks.
-            return self._velocity(Run(batch, self.attention_backend, self.fusion, exchange), latents, modulation, observer)
+            return self._velocity(run, latents, modulation, observer)
 
     def _velocity(self, run: Run, latents: Tensor, modulation: Tensor, observer: Observer | None) -> Tensor:
         batch = run.batch
-        double, single, final = self._split_modulation(modulation)
-        # The last block computes fewer rows than it is given and takes floats, to pick them.
+        plan = run.vectors(modulation, self._plan)
+        joint = begin(self._double_stream(latents, plan, run, observer), plan.single_norms[0], batch.joint.tile_sequence)
         singles = _blocks(self.single_blocks, SingleBlock)
-        norms = [block.first_norm(vectors) for block, vectors in zip(singles, single, strict=True)]
-        norms[-1] = norms[-1]._replace(dtype=None)
-        joint = begin(self._double_stream(latents, double, run, observer), norms[0], batch.joint.tile_sequence)
         for i, block in enumerate(singles[:-1]):
-            joint = block(joint, single[i], run, norms[i + 1])
+            joint = block(joint, plan.single[i], run, plan.single_norms[i + 1])
             if observer is not None:
                 observer(f"single.{i}", joint.x, batch.joint)
-        last_norm = NextNorm(final[:, 0], final[:, 1], self.final_layer.linear.takes)
-        output = singles[-1].forward_output_rows(joint, single[-1], run, last_norm)
+        output = singles[-1](joint, plan.single[-1], run, plan.last_norm, is_last=True)
         velocity: Tensor = self.final_layer.linear(output.normed, batch.output)
         if observer is not None:
             observer(f"single.{len(singles) - 1}", output.x, batch.output)
             observer("velocity", velocity, batch.output)
         return velocity
 
-    def _double_stream(self, latents: Tensor, modulation: tuple[Tensor, ...], run: Run, observer: Observer | None) -> Tensor:
+    def _double_stream(self, latents: Tensor, plan: _Vectors, run: Run, observer: Observer | None) -> Tensor:
         """The residual in joint order [T, C] after all double blocks."""
-        batch, blocks = run.batch, _blocks(self.double_blocks, DoubleBlock)
-        text_norm, image_norm = blocks[0].first_norms(modulation[0])
+        batch, norms = run.batch, plan.double_norms
+        text_norm, image_norm = norms[0]
         text = begin(batch.text_tokens, text_norm, batch.text.tile_sequence)
         image = begin(batch.image_stream(self.img_in(latents, batch.output)), image_norm, batch.image.tile_sequence)
-        for i, block in enumerate(blocks):
-            following = blocks[i + 1].first_norms(modulation[i + 1]) if i + 1 < len(blocks) else None
-            text, image = block(text, image, modulation[i], run, following)
+        for i, block in enumerate(_blocks(self.double_blocks, DoubleBlock)):
+            text, image = block(text, image, plan.double[i], run, norms[i + 1] if i + 1 < len(norms) else None)
             if observer is not None:
                 observer(f"double.{i}.txt", text.x, batch.text)
                 observer(f"double.{i}.img", image.x, batch.image)
         return batch.merge(text.x, image.x)
 
-    def _split_modulation(self, modulation: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
-        """Views of each double block's [S, 12, C], each single block's [S, 3, C] and the final layer's [S, 2, C]."""
-        doubles, singles = DOUBLE_VECTORS * self.params.depth, SINGLE_VECTORS * self.params.depth_single_blocks
-        double, single, final = modulation.split((doubles, singles, FINAL_VECTORS), dim=1)
-        return double.split(DOUBLE_VECTORS, dim=1), single.split(SINGLE_VECTORS, dim=1), final
+    def _plan(self, modulation: Tensor) -> _Vectors:
+        """What each block reads of [S, vectors, C], as views [S, C], and the norm before it."""
+        rows, doubles = modulation.unbind(1), DOUBLE_VECTORS * self.params.depth
+        double = [rows[i : i + DOUBLE_VECTORS] for i in range(0, doubles, DOUBLE_VECTORS)]
+        single = [rows[i : i + SINGLE_VECTORS] for i in range(doubles, len(rows) - FINAL_VECTORS, SINGLE_VECTORS)]
+        blocks = _blocks(self.double_blocks, DoubleBlock), _blocks(self.single_blocks, SingleBlock)
+        double_norms = [block.first_norms(vectors) for block, vectors in zip(blocks[0], double, strict=True)]
+        single_norms = [block.first_norm(vectors) for block, vectors in zip(blocks[1], single, strict=True)]
+        # The last block computes fewer rows than it is given and takes floats, to pick them.
+        single_norms[-1] = single_norms[-1]._replace(dtype=None)
+        return _Vectors(double, single, double_norms, single_norms, NextNorm(rows[-2], rows[-1], self.final_layer.linear.takes))
+
+
+class _Vectors(NamedTuple):
+    """A step's modulation by block: the vectors [S, C] of each, and the norms before them and before the final layer."""
+
+    double: list[tuple[Tensor, ...]]
+    single: list[tuple[Tensor, ...]]
+    double_norms: list[tuple[NextNorm, NextNorm]]
+    single_norms: list[NextNorm]
+    last_norm: NextNorm
 
 
 Block = TypeVar("Block", DoubleBlock, SingleBlock)

@@ -10,8 +10,7 @@ from uso_engine.weights.loaded import LoadedTransformer
 from .group import Group
 from .identity import check_same
 from .messages import End, LoRAMessage, Message
-from .shares import Share, share_of
-from .step import StepMessage, evaluate, receive_batch
+from .step import SharedRun, StepMessage, evaluate, receive_batch
 
 
 @torch.no_grad()
@@ -35,7 +34,7 @@ def follow(group: Group, loaded: LoadedTransformer) -> None:
 
 
 def _serve(group: Group, loaded: LoadedTransformer) -> None:
-    known: dict[int, Share] = {}
+    known: dict[int, SharedRun] = {}
     while True:
         message: Message = group.share_object(None)
         match message:
@@ -47,16 +46,16 @@ def _serve(group: Group, loaded: LoadedTransformer) -> None:
                 _take_part(group, loaded, message, known)
 
 
-def _take_part(group: Group, loaded: LoadedTransformer, message: StepMessage, known: dict[int, Share]) -> None:
+def _take_part(group: Group, loaded: LoadedTransformer, message: StepMessage, known: dict[int, SharedRun]) -> None:
     for number in known.keys() - message.alive:
         del known[number]
     if message.batch is not None:
         batch: PackedBatch = receive_batch(group, message.batch)
-        known[message.number] = share_of(batch, group.rank, group.size)
-    share = known[message.number]
+        known[message.number] = SharedRun.begin(loaded.module, group, batch)
+    shared = known[message.number]
     weight = loaded.module.img_in.weight
-    latents = weight.new_empty(share.output.whole.rows, loaded.module.params.in_channels)
+    latents = weight.new_empty(shared.share.output.whole.rows, loaded.module.params.in_channels)
     modulation = weight.new_empty(message.modulation_shape)
     group.share(latents)
     group.share(modulation)
-    evaluate(loaded.module, group, share, latents, modulation, observer=None, observed=message.observed)
+    evaluate(loaded.module, group, shared, latents, modulation, observer=None, observed=message.observed)

@@ -18,8 +18,7 @@ from uso_engine.weights.lora import LoRASet
 from .group import Group
 from .identity import check_same
 from .messages import End, LoRAMessage, Message
-from .shares import Share, share_of
-from .step import BatchDescription, StepMessage, evaluate, send_batch
+from .step import BatchDescription, SharedRun, StepMessage, evaluate, send_batch
 
 Result = TypeVar("Result")
 
@@ -34,7 +33,7 @@ class Leader:
 
     def __init__(self, group: Group, end_others: Callable[[], str]) -> None:
         self._group, self._end_others = group, end_others
-        self._batches: dict[int, tuple[weakref.ref[PackedBatch], int, Share]] = {}
+        self._batches: dict[int, tuple[weakref.ref[PackedBatch], int, SharedRun]] = {}
         self._numbers = count()
         self._failure: ParallelError | None = None
         # The loop's thread and a caller that verifies or closes may come at once.
@@ -64,7 +63,7 @@ class Leader:
         with self._lock:
             self._check()
             known = self._find(batch)
-            number, share = known if known is not None else (next(self._numbers), share_of(batch, 0, self.size))
+            number, shared = known or (next(self._numbers), SharedRun.begin(transformer, self._group, batch))
             alive = {entry[1] for entry in self._batches.values()} | {number}
             description = BatchDescription.of(batch) if known is None else None
             message = StepMessage(number, frozenset(alive), description, tuple(modulation.shape), observer is not None)
@@ -73,11 +72,11 @@ class Leader:
                 self._group.share_object(message)
                 if known is None:
                     send_batch(self._group, batch)
-                    self._batches[id(batch)] = weakref.ref(batch), number, share
+                    self._batches[id(batch)] = weakref.ref(batch), number, shared
                 self._group.share(latents.contiguous())
                 self._group.share(modulation.contiguous())
                 velocity = evaluate(
-                    transformer, self._group, share, latents, modulation, observer=observer, observed=observer is not None
+                    transformer, self._group, shared, latents, modulation, observer=observer, observed=observer is not None
                 )
                 assert velocity is not None
                 return velocity
@@ -109,7 +108,7 @@ class Leader:
             self._check()
             self._guarded(lambda: self._group.share_object(message))
 
-    def _find(self, batch: PackedBatch) -> tuple[int, Share] | None:
+    def _find(self, batch: PackedBatch) -> tuple[int, SharedRun] | None:
         """The number and share of a batch that the others know; forgets those that are gone here."""
         for key in [key for key, (reference, _, _) in self._batches.items() if reference() is None]:
             del self._batches[key]

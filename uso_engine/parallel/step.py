@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from uso_engine.model.packing import PackedBatch
+from uso_engine.model.run import Run
 from uso_engine.model.sequence import Sequence
 from uso_engine.model.transformer import Observer, Transformer
 from uso_kernels.ragged import Ragged
 
 from .exchange import Exchange
 from .group import Group
-from .shares import Lengths, Share, lengths_of
+from .shares import Lengths, Share, lengths_of, share_of
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,32 @@ def receive_batch(group: Group, description: BatchDescription) -> PackedBatch:
     return batch
 
 
+@dataclass(frozen=True)
+class SharedRun:
+    """Evaluations of a batch by all processes, one after another.
+
+    Args:
+        share: this process's.
+        exchange: with the other processes.
+        run: of the share.
+    """
+
+    share: Share
+    exchange: Exchange
+    run: Run
+
+    @staticmethod
+    def begin(transformer: Transformer, group: Group, batch: PackedBatch) -> SharedRun:
+        """Take this process's share of a batch."""
+        share = share_of(batch, group.rank, group.size)
+        exchange = Exchange(group, share)
+        return SharedRun(share, exchange, transformer.run_of(share.batch, exchange))
+
+
 def evaluate(
     transformer: Transformer,
     group: Group,
-    share: Share,
+    shared: SharedRun,
     latents: Tensor,
     modulation: Tensor,
     *,
@@ -95,7 +118,7 @@ def evaluate(
     Args:
         transformer: with the same weights in every process.
         group: the processes.
-        share: this process's.
+        shared: of the batch.
         latents: [T_out, in_channels] of the whole batch.
         modulation: [S, vectors, C].
         observer: sees the whole batch's intermediate tensors, on the first process.
@@ -104,7 +127,7 @@ def evaluate(
     Returns:
         [T_out, in_channels], the whole batch's velocity, on the first process; None on the others.
     """
-    exchange = Exchange(group, share)
+    share, exchange = shared.share, shared.exchange
 
     def look(name: str, x: Tensor, layout: Ragged) -> None:
         order = share.order_of(layout)
@@ -113,5 +136,5 @@ def evaluate(
             observer(name, rows, order.whole)
 
     mine = latents.index_select(0, share.output.of(group.rank))
-    velocity = transformer.evaluate(share.batch, mine, modulation, look if observed else None, exchange)
+    velocity = transformer(shared.run, mine, modulation, look if observed else None)
     return exchange.gather(velocity, share.output)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from uso_engine.model.linear import LayerCall, Projection
 from uso_kernels.matmul.linear import linear, linear_of_parts
 from uso_kernels.quantize_rows import quantize_rows
 from uso_kernels.ragged import Ragged
@@ -83,6 +84,10 @@ class QuantizedLinear(nn.Module, abc.ABC):
     ) -> Tensor:
         """Apply the layer, as `uso_engine.model.linear.Linear.forward` does."""
 
+    def prepare(self, sequences: Ragged | None, outputs: slice = slice(None)) -> Projection:
+        """The layer at one place of a step, as `uso_engine.model.linear.Linear.prepare`."""
+        return LayerCall(self, sequences, outputs)
+
     def dequantized_weight(self) -> Tensor:
         """The weight that the stored values stand for, float32 [N, K]."""
         raise NotImplementedError
@@ -144,6 +149,10 @@ class WeightOnlyLinear(QuantizedLinear):
     def of_parts(self, parts: Sequence[Tensor], sequences: Ragged | None = None) -> Tensor:
         """Apply the layer to columns in several tensors, as `uso_engine.model.linear.Linear.of_parts` does."""
         return linear_of_parts(parts, self.weight_like(parts[0], slice(None)), self.bias, sequences)
+
+    def prepare_parts(self, widths: Sequence[int], sequences: Ragged | None) -> Callable[..., Tensor]:
+        """`of_parts` at one place of a step, as `uso_engine.model.linear.Linear.prepare_parts`."""
+        return lambda *parts: self.of_parts(parts, sequences)
 
 
 def _floats(x: Rows) -> Tensor:

@@ -16,13 +16,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from uso_engine.errors import BackendError
 from uso_engine.model.packing import PackedBatch
+from uso_engine.model.run import Run
 from uso_engine.model.sequence import Sequence
 from uso_engine.model.transformer import Observer, Transformer
 from uso_kernels.euler_update import euler_update, guide_reference
 from uso_kernels.ragged import TILE_ROWS, round_up_to_tile
 
 from .job import ImageJob, Job
+from .step_graphs import StepGraphs
 
 KEPT_BATCHES = 4
 """Batches whose tables are kept, so that jobs which take turns find theirs again; a few MB each."""
@@ -35,7 +38,8 @@ class Tables:
     Args:
         jobs: in order.
         sequences: the jobs' sequences, then those of the negative prompts.
-        batch: all of them, packed.
+        run: all of them, packed, and what their steps share.
+        modulation: [S, vectors, C], which every step fills with its own.
         rows: rows of each job's latent, with padding.
         row_job: int64 [T_pos], the job of each row.
         guided_rows: rows to evaluate again under the negative prompts; None where no image has one.
@@ -45,12 +49,18 @@ class Tables:
 
     jobs: tuple[Job, ...]
     sequences: tuple[Sequence, ...]
-    batch: PackedBatch
+    run: Run
+    modulation: Tensor
     rows: tuple[int, ...]
     row_job: Tensor
     guided_rows: Tensor | None
     negative_rows: Tensor | None
     guidance: Tensor | None
+
+    @property
+    def batch(self) -> PackedBatch:
+        """All sequences, packed."""
+        return self.run.batch
 
     @property
     def positive_rows(self) -> int:
@@ -63,10 +73,11 @@ class Denoiser:
 
     Args:
         transformer: the loaded model.
+        graphs: evaluate it by CUDA graphs where they are to; None: never.
     """
 
-    def __init__(self, transformer: Transformer) -> None:
-        self._transformer = transformer
+    def __init__(self, transformer: Transformer, graphs: StepGraphs | None = None) -> None:
+        self._transformer, self._graphs = transformer, graphs
         self._tables: OrderedDict[tuple[int, ...], Tables] = OrderedDict()
         self.batches_formed = 0
 
@@ -87,7 +98,7 @@ class Denoiser:
         key = tuple(map(id, jobs))
         found = self._tables.get(key)
         if found is None:
-            found = self._tables[key] = _form(jobs)
+            found = self._tables[key] = _form(jobs, self._transformer)
             self.batches_formed += 1
             while len(self._tables) > KEPT_BATCHES:
                 self._tables.popitem(last=False)
@@ -114,7 +125,10 @@ class Denoiser:
         Raises:
             ValueError: no jobs, or some with and some without the authors' numerics.
             RuntimeError: one of them has taken all its steps.
+            BackendError: an observer where ``cuda_graphs`` is "on", or a step that cannot be captured there.
         """
+        if observer is not None and self._graphs is not None and self._graphs.mode == "on":
+            raise BackendError('an observer sees nothing of a captured step; set cuda_graphs to "auto" or "off"')
         for job in jobs:
             if job.index >= job.steps:
                 raise RuntimeError(f"all {job.steps} steps are taken")
@@ -122,7 +136,12 @@ class Denoiser:
         if len({job.rounds_each_operation for job in jobs}) > 1:
             raise ValueError("jobs with and without reference_numerics cannot take a step together")
         latents = torch.cat([job.latent for job in jobs])
-        velocity = self._velocity(tables, latents, observer)
+        try:
+            velocity = self._velocity(tables, latents, observer)
+        except torch.OutOfMemoryError:
+            if self._graphs is not None:
+                self._graphs.release()
+            raise
         delta = torch.stack([job.deltas[job.index] for job in jobs]).index_select(0, tables.row_job)
         if jobs[0].rounds_each_operation:
             if tables.negative_rows is not None:
@@ -141,8 +160,12 @@ class Denoiser:
             latents = torch.cat((latents, latents.index_select(0, tables.guided_rows)))
         index = [job.index for job in tables.jobs]
         index += [job.index for job in tables.jobs if job.image.negative is not None]
-        modulation = torch.stack([entry.modulation[i] for entry, i in zip(tables.sequences, index, strict=True)])
-        return self._transformer(tables.batch, latents, modulation, observer)
+        steps = [entry.modulation[i] for entry, i in zip(tables.sequences, index, strict=True)]
+        torch.stack(steps, out=tables.modulation)
+        if self._graphs is not None and observer is None:
+            return self._graphs.evaluate(tables.run, latents, tables.modulation)
+        velocity: Tensor = self._transformer(tables.run, latents, tables.modulation, observer)
+        return velocity
 
 
 def _proceed(jobs: Sequences[Job], latents: Sequences[Tensor], velocities: Sequences[Tensor]) -> None:
@@ -155,7 +178,7 @@ def _proceed(jobs: Sequences[Job], latents: Sequences[Tensor], velocities: Seque
         job.latent, job.multistep, job.index = latent, multistep, job.index + 1
 
 
-def _form(jobs: Sequences[Job]) -> Tables:
+def _form(jobs: Sequences[Job], transformer: Transformer) -> Tables:
     if not jobs:
         raise ValueError("nothing to denoise: expected at least one image, got none")
     negatives = [job.image.negative for job in jobs if job.image.negative is not None]
@@ -165,7 +188,10 @@ def _form(jobs: Sequences[Job]) -> Tables:
     counts = torch.tensor([count // TILE_ROWS for count in rows])
     row_job = torch.arange(len(jobs)).repeat_interleave(counts).repeat_interleave(TILE_ROWS)
     guided = _guided_tables(jobs, rows, device) if negatives else (None, None, None)
-    return Tables(tuple(jobs), sequences, PackedBatch.form(sequences), rows, row_job.to(device), *guided)
+    run = transformer.run_of(PackedBatch.form(sequences))
+    table = sequences[0].modulation
+    modulation = table.new_empty(len(sequences), *table.shape[1:])
+    return Tables(tuple(jobs), sequences, run, modulation, rows, row_job.to(device), *guided)
 
 
 def _guided_tables(jobs: Sequences[Job], rows: Sequences[int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,6 +9,7 @@ from uso_engine.api.statistics import EngineStatistics
 from uso_engine.generation import LoadedParts
 from uso_engine.loading.lora_choice import ChosenLoRAs
 from uso_engine.queue_limits import QueueLimits
+from uso_engine.sampling.step_graphs import MIB, StepGraphs
 
 from .counters import Counters
 from .loop import RequestLoop
@@ -41,8 +42,16 @@ def make_loop(
         fits=room_of(placement, limits.max_step_tokens, lambda: queue.decoding),
     )
     queue = RequestQueue(parts.config.name, limits, scheduler, Counters(), clock)
+    graphs = StepGraphs(
+        parts.pipeline.transformer,
+        parts.config.cuda_graphs,
+        limit_bytes=int(parts.config.cuda_graph_mib * MIB),
+        has_plan=placement is not None,
+    )
     # Under a plan a phase has the memory to itself.
-    return RequestLoop(queue, PipelineMachine(parts.pipeline), parts.device, overlapped=placement is None, threaded=threaded)
+    return RequestLoop(
+        queue, PipelineMachine(parts.pipeline, graphs), parts.device, overlapped=placement is None, threaded=threaded
+    )
 
 
 def statistics_of(loop: RequestLoop, parts: LoadedParts) -> EngineStatistics:
@@ -63,4 +72,5 @@ def statistics_of(loop: RequestLoop, parts: LoadedParts) -> EngineStatistics:
         memory_retries=counters.memory_retries,
         outcomes=dict(counters.outcomes),
         caches=parts.pipeline.cache_statistics(),
+        graphs=loop.machine.graph_statistics(),
     )

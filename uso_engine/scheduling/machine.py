@@ -7,11 +7,13 @@ from typing import Protocol
 
 from torch import Tensor
 
+from uso_engine.api.statistics import GraphStatistics
 from uso_engine.generation import Generation
 from uso_engine.loading.lora_choice import ChosenLoRAs
 from uso_engine.pipeline import Pipeline
 from uso_engine.sampling.denoiser import Denoiser
 from uso_engine.sampling.job import Job
+from uso_engine.sampling.step_graphs import StepGraphs
 
 from .active import ActiveRequest
 
@@ -31,6 +33,9 @@ class Machine(Protocol):
     @property
     def batches_formed(self) -> int:
         """Batches whose tables were made."""
+
+    def graph_statistics(self) -> GraphStatistics:
+        """What became of the steps by ``cuda_graphs``."""
 
     def admit(self, request: ActiveRequest) -> None:
         """Make the jobs of a request that begins, and say which attention backends compute them."""
@@ -53,16 +58,21 @@ class PipelineMachine:
 
     Args:
         pipeline: loaded.
+        graphs: of its transformer.
     """
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._pipeline = pipeline
-        self._denoiser = Denoiser(pipeline.transformer)
+    def __init__(self, pipeline: Pipeline, graphs: StepGraphs) -> None:
+        self._pipeline, self._graphs = pipeline, graphs
+        self._denoiser = Denoiser(pipeline.transformer, graphs)
 
     @property
     def batches_formed(self) -> int:
         """Batches whose tables were made."""
         return self._denoiser.batches_formed
+
+    def graph_statistics(self) -> GraphStatistics:
+        """What became of the steps by ``cuda_graphs``."""
+        return self._graphs.statistics()
 
     def admit(self, request: ActiveRequest) -> None:
         """Make the jobs of a request that begins, and say which attention backends compute them.

@@ -28,10 +28,11 @@ from .dense import (
     dense_attention_refuses,
     dense_preference,
     dense_runs_on_amx,
+    is_whole,
     unequal_lengths,
 )
 from .flash import FLASH_ATTENTION_3, FLASH_ATTENTION_4
-from .triton import attention_reference, triton_attention
+from .triton import attend_sequence, attention_reference, triton_attention
 from .varlen import varlen_attention, varlen_attention_missing
 from .xformers import xformers_attention, xformers_attention_missing
 
@@ -43,6 +44,7 @@ __all__ = [
     "available_backends",
     "choose_backend",
     "dense_preference",
+    "prepare_attention",
     "resolve_backends",
 ]
 Attend = Callable[[Tensor, Tensor, Tensor, Ragged, Ragged, Tensor | None], Tensor]
@@ -197,24 +199,61 @@ def attention(
         return attention_reference(q, k, v, queries, keys)
     if out is not None and (out.shape != q.shape or out.dtype != q.dtype or out.device != q.device or out.stride(2) != 1):
         raise ValueError(f"out must be {q.dtype} {tuple(q.shape)} with contiguous heads, got {out.dtype} {tuple(out.shape)}")
-    if len(set(names)) == 1:
-        return BACKENDS[names[0]].attend(q, k, v, queries, keys, out)
-    return _attend_by_groups(names, q, k, v, queries, keys, out)
+    return _attend_by_groups(_groups(names, queries, keys), q, k, v, queries, keys, out)
 
 
-def _attend_by_groups(
-    names: Sequence[str], q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged, out: Tensor | None
-) -> Tensor:
-    """Attend by one backend after another, each for the sequences side by side that it was chosen for."""
-    out = q.new_empty(q.shape) if out is None else out
-    first = 0
+_Group = tuple[str, slice, slice, Ragged, Ragged]
+"""A backend, the rows of queries and of keys that it is for, and their layouts."""
+
+
+def _groups(names: Sequence[str], queries: Ragged, keys: Ragged) -> list[_Group]:
+    """Sequences side by side that one backend was chosen for."""
+    found, first = [], 0
     for name, group in groupby(names):
         stop = first + len(tuple(group))
         rows, key_rows = (slice(layout.starts[first], layout.end(stop - 1)) for layout in (queries, keys))
-        layouts = (queries.neighbours(first, stop), keys.neighbours(first, stop))
-        BACKENDS[name].attend(q[rows], k[key_rows], v[key_rows], *layouts, out[rows])
+        whole = stop - first == len(queries)
+        layouts = (queries, keys) if whole else (queries.neighbours(first, stop), keys.neighbours(first, stop))
+        found.append((name, rows, key_rows, *layouts))
         first = stop
+    return found
+
+
+def _attend_by_groups(
+    groups: Sequence[_Group], q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged, out: Tensor | None
+) -> Tensor:
+    """Attend by one backend after another, each for the sequences that it was chosen for."""
+    if len(groups) == 1:
+        return BACKENDS[groups[0][0]].attend(q, k, v, queries, keys, out)
+    out = q.new_empty(q.shape) if out is None else out
+    for name, rows, key_rows, group_queries, group_keys in groups:
+        BACKENDS[name].attend(q[rows], k[key_rows], v[key_rows], group_queries, group_keys, out[rows])
     return out
+
+
+def prepare_attention(backend: str, like: Tensor, queries: Ragged, keys: Ragged) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """`attention` at one place of a step: the backend is looked for once, and operands are taken as they are.
+
+    Args:
+        backend: as for `attention`.
+        like: of the device and dtype of the operands.
+        queries: as for `attention`.
+        keys: as for `attention`.
+
+    Returns:
+        A function of q, k and v, each [., H, D] with contiguous heads and rows as the layouts say. Autograd takes `attention`.
+
+    Raises:
+        ValueError: no such backend.
+        BackendUnavailable: a backend asked for by name cannot run here.
+    """
+    names = resolve_backends(backend, like, queries, keys)
+    if torch.is_grad_enabled():
+        return lambda q, k, v: attention(q, k, v, queries, keys, backend=backend)
+    if set(names) == {"dense"} and is_whole(queries) and is_whole(keys) and not cpu.widens(like):
+        return attend_sequence
+    groups = _groups(names, queries, keys)
+    return lambda q, k, v: _attend_by_groups(groups, q, k, v, queries, keys, None)
 
 
 def _check_operands(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged) -> None:

@@ -91,6 +91,11 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragg
     return out
 
 
+def is_whole(layout: Ragged) -> bool:
+    """Whether a packed tensor is one sequence without padding rows."""
+    return len(layout) == 1 and not layout.has_padding
+
+
 def unequal_lengths(queries: Ragged, keys: Ragged) -> str | None:
     """Why one dense call cannot serve these sequences, or None."""
     for name, layout in (("queries", queries), ("keys", keys)):

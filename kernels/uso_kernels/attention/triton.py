@@ -27,8 +27,8 @@ HEAD_DIMS = (64, 128)
 
 def attend_sequence(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Dense attention of one sequence: [L_q, H, D] with [L, H, D] to [L_q, H, D]."""
-    dense_q, dense_k, dense_v = (x.transpose(0, 1)[None] for x in (q, k, v))
-    return F.scaled_dot_product_attention(dense_q, dense_k, dense_v)[0].transpose(0, 1)
+    dense_q, dense_k, dense_v = q.unsqueeze(0).transpose(1, 2), k.unsqueeze(0).transpose(1, 2), v.unsqueeze(0).transpose(1, 2)
+    return F.scaled_dot_product_attention(dense_q, dense_k, dense_v).transpose(1, 2).squeeze(0)
 
 
 def attention_reference(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged) -> Tensor:
