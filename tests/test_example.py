@@ -3,14 +3,14 @@
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 from types import ModuleType
 
 import pytest
 import torch
 from kernel_runs import check_error, run_kernel
 from torch import Tensor
-from torch.testing._internal.optests import OpCheckError
-from torch.testing._internal.optests.generate_tests import DEFAULT_TEST_UTILS
+from torch.testing._internal.optests.generate_tests import DEFAULT_TEST_UTILS, OpCheckError
 
 from uso_engine.verification.measure import relative_error
 from uso_kernels.example import Example, Size, all_examples, kernel_modules
@@ -94,7 +94,7 @@ def test_every_example_keeps_torchs_rules() -> None:
         elif example.operation.name in seen:
             checks = ("test_schema", "test_faketensor")
         else:
-            checks = DEFAULT_TEST_UTILS
+            checks = tuple(DEFAULT_TEST_UTILS)
         seen.add(example.operation.name)
         torch.library.opcheck(example.operation.op, example.fresh(), test_utils=checks)
     assert seen == set(OPERATIONS)
@@ -124,11 +124,17 @@ def test_names_are_unique() -> None:
         assert len(names) == len(set(names))
 
 
+@lru_cache
+def examples_of(size: Size) -> dict[str, Example]:
+    """By name; what is read is made once."""
+    return {example.name: example for example in all_examples("hopper", size)}
+
+
 @pytest.mark.parametrize(("size", "name"), CASES, ids=CASE_IDS)
 def test_interpreted_kernel_does_what_its_reference_does(size: Size, name: str) -> None:
     """Memory for results begins as NaN, so nothing is left unwritten."""
     torch.manual_seed(0)
-    example = next(e for e in all_examples("hopper", size) if e.name == name)
+    example = examples_of(size)[name]
     kernel, eager, truth = example.fresh(), example.fresh(), tuple(map(widened, example.fresh()))
     run_kernel(example.operation, *kernel)
     for run, operands in ((example.operation.reference, eager), (example.operation.reference, truth)):

@@ -16,10 +16,9 @@ from uso_kernels.ahead_of_time import Compiled, compile_launch, standard_launche
 from uso_kernels.launch import COMPUTE_CAPABILITIES, SHARED_MEMORY_LIMIT_BYTES, Generation
 
 
-def compile_share(generation: Generation, share: int, shares: int) -> list[Compiled]:
-    """Compile every `shares`-th launch of a generation, beginning with number `share`."""
-    cases = list(standard_launches(generation))[share::shares]
-    return [compile_launch(name, launch, generation) for name, launch in cases]
+def compile_generation(generation: Generation) -> list[Compiled]:
+    """Compile every launch of a generation."""
+    return [compile_launch(name, launch, generation) for name, launch in standard_launches(generation)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -32,9 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown := [name for name in generations if name not in COMPUTE_CAPABILITIES]:
         parser.error(f"unknown generations {unknown}: expected some of {list(COMPUTE_CAPABILITIES)}")
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(compile_share, generation, share, 4) for generation in generations for share in range(4)]
-        for future in futures:
-            for compiled in future.result():
+        for found in pool.map(compile_generation, generations):
+            for compiled in found:
                 line = {**asdict(compiled), "shared_limit_bytes": SHARED_MEMORY_LIMIT_BYTES[compiled.generation]}
                 print(json.dumps(line), flush=True)
 
