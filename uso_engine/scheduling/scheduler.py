@@ -8,9 +8,9 @@ give is a fair order. Steps are shared between two lines of the same requests:
 
 A deficit keeps the shares: what a step without the first in line takes is owed to it, and paid as soon as it is worth a step.
 So the first in line has two of three tokens or more, whatever arrives, and the worst case is one and a half times that of one
-after another: a request with w tokens of work behind v tokens of earlier requests is done after 1.5 (v + w) tokens of steps, and
-one step, where each of their steps counts as a full one, since others may share it. A request counts as having arrived `HEAD_START_S` earlier
-for each level of its priority, and as having a quarter of its work.
+after another: a request with w tokens of work behind v tokens of earlier requests is done after 1.5 (v + w) tokens of steps,
+and one step, where each of their steps counts as a full one, since others may share it. A request counts as having arrived
+`HEAD_START_S` earlier for each level of its priority, and as having a quarter of its work.
 
 A step has room for `max_step_tokens`, about what it takes to keep the device busy; up to there company costs little. It is
 filled in order of work left.
@@ -28,7 +28,8 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 OWED_PER_TOKEN = 2
-"""Tokens that the first in order of arrival is owed for each that goes elsewhere; so its share is two thirds."""
+"""Tokens that the first in order of arrival is owed for each that goes elsewhere; so its share is two thirds. With half, large
+requests often take more than 1.3 times as long as one after another: `python -m benchmarks.serving.shares`."""
 HEAD_START_S = 60.0
 PRIORITY_FACTOR = 4.0
 
