@@ -79,9 +79,7 @@ ARRIVALS = st.lists(st.builds(Arrival, st.integers(1, 300), st.integers(1, 12), 
 
 @settings(max_examples=300, deadline=None)
 @given(ARRIVALS, st.integers(1, 400))
-def test_nobody_takes_more_than_one_and_a_half_times_as_long_as_one_after_another(
-    arrivals: Sequence[Arrival], step_tokens: int
-) -> None:
+def test_nobody_takes_more_than_half_as_long_again_as_one_after_another(arrivals: Sequence[Arrival], step_tokens: int) -> None:
     """With v tokens of earlier requests before it and w of its own, in full steps: 1.5 (v + w), and one step that has begun."""
     made = scheduler(step_tokens=step_tokens)
     waiting = sorted(arrivals, key=lambda arrival: arrival.at)

@@ -19,10 +19,12 @@ import torch
 from benchmarks.arguments import BenchmarkParser, amount, whole_number
 from benchmarks.measure import write_record
 from uso_engine import USOEngine
+from uso_engine.scheduling.scheduler import OWED_PER_TOKEN
 
 from .arrivals import SIZES, Arrival, arrivals
 from .occupancy import draw_occupancy
 from .policies import POLICIES, Player, Policy, Replay
+from .shares import arrival_share, quantile
 
 QUANTILES = (50, 95, 99)
 
@@ -34,11 +36,6 @@ def mean_service_s(engine: USOEngine) -> float:
         trace = [Arrival(1e3 * i, size, i + 1) for i in range(2)]
         mean += size.share * Player(engine, "one at a time").play(trace).served[-1].latency_s
     return mean
-
-
-def quantile(values: list[float], percent: int) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
 
 
 def summary(replay: Replay) -> dict[str, object]:
@@ -97,8 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             started = time.time()
             replays = compare(engine, trace, policies)
             summaries = {policy: summary(replay) for policy, replay in replays.items()}
-            record = {"burst": burst, "load": options.load, "service_s": service_s, "seed": seed, "clock": "process"}
-            write_record("serving", {**record, "requests": len(trace), "policies": summaries}, options.out)
+            drawn = {"burst": burst, "seed": seed, "load": options.load, "service_s": service_s, "requests": len(trace)}
+            record = {**drawn, "clock": "process", "arrival_share": arrival_share(OWED_PER_TOKEN), "policies": summaries}
+            write_record("serving", record, options.out)
             print(f"bursts of {burst}, seed {seed}, {time.time() - started:.0f} s")
             for policy, found in summaries.items():
                 print(f"  {policy}: {found}")

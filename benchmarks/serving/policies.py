@@ -65,6 +65,7 @@ class Replay:
         deciding_s: seconds of all rounds beside what the model and the stages took: who leaves, who is next, who is told.
         forming_s: seconds of making tables of batches, of those of steps and admissions.
         batches: whose tables were made.
+        tokens: of all steps.
     """
 
     served: list[Served] = field(default_factory=list)
@@ -75,6 +76,7 @@ class Replay:
     deciding_s: float = 0.0
     forming_s: float = 0.0
     batches: int = 0
+    tokens: int = 0
 
 
 class InsideRounds:
@@ -158,7 +160,7 @@ class Player:
             self._look(running, replay)
         replay.end_s = self._clock_s
         replay.step_s, replay.forming_s = self._inside.step_s, self._inside.forming_s
-        replay.batches = self._loop.machine.batches_formed
+        replay.batches, replay.tokens = self._loop.machine.batches_formed, counters.tokens
         return replay
 
     def _read(self) -> float:

@@ -24,10 +24,11 @@ def policies(records: list[Record]) -> str:
                     continue
                 times = " / ".join(f"{size[key]:.1f}" for key in ("p50_s", "p95_s", "p99_s"))
                 cells.append(f"{times} ({size['p95_s'] / alone[name]['p95_s']:.2f})")
+            share = f"{record.get('arrival_share', 0.5):.2f}" if policy == "ours" else ""
             trace = f"{_arrivals(record)}, {sum(size['requests'] for size in found['sizes'].values())} requests"
-            rows.append([hardware(record), trace, f"{record['seed']}", policy, *cells, f"{found['requests_per_s']:.2f}"])
+            rows.append([hardware(record), trace, f"{record['seed']}", policy, share, *cells, f"{found['requests_per_s']:.2f}"])
     sizes = [f"{name}: p50 / p95 / p99, s (p95, times one at a time)" for name in SIZES]
-    return markdown(["machine", "arrivals", "seed", "policy", *sizes, "requests/s"], rows)
+    return markdown(["machine", "arrivals", "seed", "policy", "share in order of arrival", *sizes, "requests/s"], rows)
 
 
 def deciding(records: list[Record]) -> str:
@@ -41,6 +42,21 @@ def deciding(records: list[Record]) -> str:
         rows.append([hardware(record), _arrivals(record), f"{record['seed']}", *counts, *cells])
     header = ["machine", "arrivals", "seed", "steps", "batches formed", "mean step, ms", "deciding", "forming", "both"]
     return markdown(header, rows)
+
+
+def shares(records: list[Record]) -> str:
+    """What a share of the steps in order of arrival does to each size, over many traces."""
+    rows = []
+    for record in latest(records, "burst", "arrival_share"):
+        cells = []
+        for name in SIZES:
+            size = record["sizes"][name]
+            over = f"; {size['over']} of {size['traces']} over" if "over" in size else ""
+            cells.append(f"{size['median']:.2f} to {size['largest']:.2f}{over}")
+        trace = f"{_arrivals(record)}, {record['requests']} requests, {record['seeds']} seeds"
+        rows.append([hardware(record), trace, f"{record['arrival_share']:.2f}", *cells])
+    sizes = [f"{name}: p95, times one at a time, median to largest" for name in SIZES]
+    return markdown(["machine", "arrivals", "share in order of arrival", *sizes], rows)
 
 
 def _newest(records: list[Record]) -> list[Record]:
@@ -68,6 +84,7 @@ def single(records: list[Record]) -> str:
 
 TABLES = (
     Table("docs/serving.md", "serving", ("serving",), policies),
+    Table("docs/serving.md", "shares", ("serving_shares",), shares),
     Table("docs/serving.md", "deciding", ("serving",), deciding),
     Table("docs/serving.md", "single", ("serving_single",), single),
     *HTTP_TABLES,

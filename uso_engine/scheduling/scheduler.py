@@ -28,7 +28,8 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 OWED_PER_TOKEN = 2
-"""Tokens that the first in order of arrival is owed for each that goes elsewhere; so its share is two thirds."""
+"""Tokens that the first in order of arrival is owed for each that goes elsewhere; so its share is two thirds. With half, large
+requests often take more than 1.3 times as long as one after another: `python -m benchmarks.serving.shares`."""
 HEAD_START_S = 60.0
 PRIORITY_FACTOR = 4.0
 
