@@ -39,17 +39,17 @@ def notes(records: Sequence[Record]) -> str:
     """Command, versions, driver and commit of every run, and whether a GPU is among them."""
     lines = []
     for (machine, size, dtype), found in runs(records).items():
-        last = found[-1]
-        versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
-        state = f", {last['machine']['gpu_state']}" if "gpu_state" in last["machine"] else ""
-        commit, taken = last["machine"]["commit"], last["machine"]["taken"][:10]
-        command = " ".join(last["command"].split())
-        lines.append(f"{machine}, {size}, {dtype}: `{command}` ({versions}{state}; commit {commit}, {taken}).")
+        for command in dict.fromkeys(record["command"] for record in found):
+            last = [record for record in found if record["command"] == command][-1]
+            versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
+            state = f", {last['machine']['gpu_state']}" if "gpu_state" in last["machine"] else ""
+            commit, taken = last["machine"]["commit"], last["machine"]["taken"][:10]
+            lines.append(f"{machine}, {size}, {dtype}: `{command}` ({versions}{state}; commit {commit}, {taken}).")
     if lines:
-        lines[-1] += "\nOne row: the same command with `--cases CASE --ways WAY --again`."
+        lines.append("One row: the same command with `--cases CASE --ways WAY --again`.")
     if not any("gpu" in record["machine"] and record["device"] == "cuda" for record in records):
         lines.append(NO_GPU)
-    return "\n\n" + "\n".join(lines)
+    return "\n\n" + "\n\n".join(lines)
 
 
 def overview(records: list[Record]) -> str:
