@@ -17,7 +17,9 @@ from benchmarks.compare.evaluations import Evaluations
 from benchmarks.compare.memory import peak_rise
 from benchmarks.compare.models import Models, encode
 from benchmarks.compare.peers import missing_fp8, missing_reference
+from benchmarks.compare.plots import PLOT, fit_batch, fit_tokens, ticks
 from benchmarks.compare.run import Comparison, done_cases, main, parser
+from benchmarks.compare.tables import NO_GPU, TABLES, overview, ratio
 from uso_engine.profiling.roofline import step_flops
 
 TINY = SIZES["tiny"]
@@ -128,12 +130,32 @@ def test_small_size_is_a_quarter_of_full_size() -> None:
     assert (small.params.hidden_size, small.params.depth, small.params.depth_single_blocks) == (1024, 3, 6)
 
 
-def test_a_first_request_is_made_in_a_process_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = [*ARGUMENTS, "--ways", "ours", "--out", str(tmp_path / "first.jsonl")]
+def test_a_process_prints_the_seconds_of_its_first_two_requests(capsys: pytest.CaptureFixture[str]) -> None:
+    main([*ARGUMENTS, "--first-of", "ours"])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(found) == {"first_s", "second_s"} and min(found.values()) > 0
+
+
+def test_two_processes_share_caches_that_were_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for Python that notes its arguments and how much the caches hold, and leaves something there."""
+    python = tmp_path / "python"
+    python.write_text(
+        f"""#!/bin/sh
+echo "$@" >>{tmp_path}/arguments
+mkdir -p "$TRITON_CACHE_DIR" && held=$(ls "$TRITON_CACHE_DIR" | wc -l) && touch "$TRITON_CACHE_DIR/kernel"
+test "$held" = 0 && echo '{{"first_s": 9.0, "second_s": 2.0}}' || echo '{{"first_s": 4.0, "second_s": 2.5}}'
+"""
+    )
+    python.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(python))
+    given = [*ARGUMENTS, "--ways", "ours", "diffusers", "--first-requests", "--out", str(tmp_path / "first.jsonl")]
     first_request.run(Comparison(parser().read(given), "the command"), given)
-    record = json.loads((tmp_path / "first.jsonl").read_text())
-    assert record["benchmark"] == "compare_first"
-    assert record["cold_s"] > 0 and record["warm_s"] > 0 and record["compile_s"] >= 0
+    records = [json.loads(line) for line in (tmp_path / "first.jsonl").read_text().splitlines()]
+    assert [(r["benchmark"], r["way"]) for r in records] == [("compare_first", "ours"), ("compare_first", "diffusers")]
+    assert all((r["cold_s"], r["warm_s"], r["second_s"], r["compile_s"]) == (9.0, 4.0, 2.5, 5.0) for r in records)
+    started = (tmp_path / "arguments").read_text().splitlines()
+    assert [line.rpartition("--first-of ")[2] for line in started] == ["ours", "ours", "diffusers", "diffusers"]
+    assert not any("--first-requests" in line for line in started)
 
 
 def test_a_process_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,6 +176,49 @@ def test_a_process_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.Monke
 def test_unknown_cases_and_ways_are_named(arguments: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=message):
         main([*ARGUMENTS, *arguments, "--out", str(tmp_path / "none.jsonl")])
+
+
+def test_the_tables_and_the_plot_show_what_was_recorded(out: Path) -> None:
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    shown = {table.marker: table.text(found) for table in TABLES if table.document != "README.md"}
+    overview_text = overview(found)
+    assert "| 64x64-content-style, L = 96 |" in overview_text
+    assert "`python -m benchmarks.compare --size tiny" in overview_text and NO_GPU in overview_text
+    assert "authors' way takes at least" in overview_text and "2.5 is " in overview_text
+    assert shown["compare"].count("\n| ") == 1 + len(found)
+    assert "| authors' code | USO_REFERENCE_DIR names no checkout of it |" in shown["compare not run"]
+    assert "sglang" in shown["compare not run"] and "Ceilings of" in shown["compare"]
+    assert shown["compare first"] == "Pending: not measured yet."
+    picture = PLOT.text(found)
+    # Of each way a mark in the legend and two numbers of pictures; one number of tokens makes no curve.
+    assert picture.count("<circle") == 4 + 8
+    assert PLOT.text([*found, {"benchmark": "other"}]) == picture
+    assert "Pending" in PLOT.text([])
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(1.0, "the same"), (1.014, "the same"), (0.986, "the same"), (1.016, "1.02 times"), (0.9, "0.90 times")]
+)
+def test_nothing_is_claimed_of_a_difference_that_two_runs_have(value: float, said: str) -> None:
+    assert ratio(value) == said
+
+
+def test_fits_find_the_curve_that_points_lie_on() -> None:
+    def line(tokens: int, images: int, step_ms: float, request_ms: float) -> dict[str, Any]:
+        case = f"64x64-content-style{f'-{images}-images' if images > 1 else ''}"
+        timings = {"step_ms": {"median_ms": step_ms}, "request_ms": {"median_ms": request_ms}}
+        return {"way": "ours", "case": case, "tokens": tokens, "images": images, **timings}
+
+    points = [line(n, 1, 2 * n + 3 * n**2 / 1000, 3000.0) for n in (100, 500, 900)]
+    assert fit_tokens(points, "ours") == pytest.approx((2, 3))
+    assert fit_batch([line(100, n, 1.0, 1e3 * (1 + 2 * n)) for n in (1, 2, 4)], "ours") == pytest.approx((1, 2))
+    assert fit_tokens(points[:2], "ours") is None and fit_batch(points, "ours") is None
+
+
+def test_axes_have_round_numbers() -> None:
+    assert ticks(722) == [0, 200, 400, 600]
+    assert ticks(4.2) == [0, 1, 2, 3, 4]
+    assert 3 <= len(ticks(0.013)) <= 7
 
 
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

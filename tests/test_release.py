@@ -46,8 +46,7 @@ def test_only_what_needs_a_gpu_lacks_a_version_and_a_licence(listed: dict[str, d
 
 
 def test_versions_are_those_that_the_suite_is_run_with(listed: dict[str, dict[str, Any]]) -> None:
-    lines = [line.partition("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]
-    pinned: dict[str, str] = {canonicalize_name(name): version for name, _, version in lines}
+    pinned = pins("constraints.txt")
     differing = {
         name: (entry["version"], pinned[name])
         for name, entry in listed.items()
@@ -64,6 +63,30 @@ def test_the_command_writes_what_is_installed_here(tmp_path: Path) -> None:
     assert torch["version"] == distribution("torch").version.partition("+")[0]
     assert extras_of(torch) == {CORE}
     assert torch["purl"] == f"pkg:pypi/torch@{torch['version']}"
+
+
+def pins(name: str) -> dict[str, str]:
+    """Versions of a file of constraints by canonical name."""
+    lines = [line.partition("==") for line in (ROOT / name).read_text().splitlines() if not line.startswith("#")]
+    return {canonicalize_name(package): version for package, equals, version in lines if equals}
+
+
+def test_the_lowest_versions_are_those_that_are_declared() -> None:
+    lowest = pins("constraints-lowest.txt")
+    for extra, requirements in declared().items():
+        for requirement in requirements if extra != "gpu" else ():
+            version = lowest[canonicalize_name(requirement.name)]
+            bound = next(entry.version for entry in requirement.specifier if entry.operator == ">=")
+            assert requirement.specifier.contains(version)
+            # A bound of 5 stands for the first 5.x that there is.
+            assert version.startswith(bound), f"{requirement}: constraints-lowest.txt has {version}"
+
+
+def test_the_oldest_torch_s_environment_has_what_the_suite_needs() -> None:
+    oldest, newest = pins("constraints-torch-2.11.txt"), pins("constraints.txt")
+    only_for_gpus = {"onnxruntime-gpu", "xformers"}
+    assert set(newest) - set(oldest) == only_for_gpus
+    assert set(oldest) <= set(newest)
 
 
 class _Stated:

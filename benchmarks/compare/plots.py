@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from html import escape
 
@@ -89,11 +90,10 @@ def panel(left: int, top: int, up: str, along: str, lines: dict[str, tuple[list[
     right, high = max(x for x, _ in points) * 1.05, max(y for _, y in points) * 1.08
     across, upwards = WIDTH / right, HEIGHT / high
     parts = [frame, labels]
-    for i in range(1, 5):
-        x, y = right * i / 4, high * i / 4
-        shown = f"{x:.0f}" if right > 20 else f"{x:.1f}"
-        parts.append(f'<text x="{left + x * across:.1f}" y="{top + HEIGHT + 16}" text-anchor="middle">{shown}</text>')
-        parts.append(f'<text x="{left - 6}" y="{top + HEIGHT - y * upwards + 4:.1f}" text-anchor="end">{y:.3g}</text>')
+    for x in ticks(right):
+        parts.append(f'<text x="{left + x * across:.1f}" y="{top + HEIGHT + 16}" text-anchor="middle">{x:g}</text>')
+    for y in ticks(high):
+        parts.append(f'<text x="{left - 6}" y="{top + HEIGHT - y * upwards + 4:.1f}" text-anchor="end">{y:g}</text>')
     for colour, (own, curve) in zip(_colours(len(lines)), lines.values(), strict=True):
         for x, y in own:
             parts.append(
@@ -105,6 +105,13 @@ def panel(left: int, top: int, up: str, along: str, lines: dict[str, tuple[list[
             corners = " ".join(f"{left + x * across:.1f},{top + HEIGHT - curve(x) * upwards:.1f}" for x in steps)
             parts.append(f'<polyline points="{corners}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
     return parts
+
+
+def ticks(end: float) -> list[float]:
+    """From three to six round numbers from 0 on."""
+    power = 10.0 ** math.floor(math.log10(end / 3))
+    step = max(factor * power for factor in (1, 2, 5) if factor * power <= end / 3)
+    return [i * step for i in range(int(end / step) + 1)]
 
 
 def legend(left: int, top: int, names: Sequence[str]) -> list[str]:

@@ -9,6 +9,8 @@ from benchmarks.records import Record, clock_note, hardware, latest
 
 LEAST_CLAIM = 0.015
 """A difference of less is none: so much two runs of the same thing differ."""
+TARGETS = (("authors' way", 2.5), ("diffusers", 1.0))
+"""How many times ours they are to take; the first is meant in bfloat16."""
 NO_GPU = "GPU numbers are pending: no record of a GPU is here yet."
 
 
@@ -39,17 +41,17 @@ def notes(records: Sequence[Record]) -> str:
     """Command, versions, driver and commit of every run, and whether a GPU is among them."""
     lines = []
     for (machine, size, dtype), found in runs(records).items():
-        last = found[-1]
-        versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
-        state = f", {last['machine']['gpu_state']}" if "gpu_state" in last["machine"] else ""
-        commit, taken = last["machine"]["commit"], last["machine"]["taken"][:10]
-        command = " ".join(last["command"].split())
-        lines.append(f"{machine}, {size}, {dtype}: `{command}` ({versions}{state}; commit {commit}, {taken}).")
+        for command in dict.fromkeys(record["command"] for record in found):
+            last = [record for record in found if record["command"] == command][-1]
+            versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
+            state = f", {last['machine']['gpu_state']}" if "gpu_state" in last["machine"] else ""
+            commit, taken = last["machine"]["commit"], last["machine"]["taken"][:10]
+            lines.append(f"{machine}, {size}, {dtype}: `{command}` ({versions}{state}; commit {commit}, {taken}).")
     if lines:
-        lines[-1] += "\nOne row: the same command with `--cases CASE --ways WAY --again`."
+        lines.append("One row: the same command with `--cases CASE --ways WAY --again`.")
     if not any("gpu" in record["machine"] and record["device"] == "cuda" for record in records):
         lines.append(NO_GPU)
-    return "\n\n" + "\n".join(lines)
+    return "\n\n" + "\n\n".join(lines)
 
 
 def overview(records: list[Record]) -> str:
@@ -65,7 +67,22 @@ def overview(records: list[Record]) -> str:
             times = [f"{ours['image_s']:.2f}", f"{ours['step_ms']['median_ms']:.0f}", f"{100 * ours['of_floor']:.0f} %"]
             rows.append([f"{machine}, {size}, {dtype}", f"{case}, L = {ours['tokens']}", *times, *cells])
     header = ["machine, size, type", "request", "ours, s an image", "ms a step", "of the floor", *peers]
-    return markdown(header, rows) + clock_note(records) + notes(records)
+    return markdown(header, rows) + targets(records) + clock_note(records) + notes(records)
+
+
+def targets(records: Sequence[Record]) -> str:
+    """Whether the least ratio of every run reaches what was aimed at."""
+    lines = []
+    for (machine, size, dtype), found in runs(records).items():
+        for way, aim in TARGETS:
+            ratios = [record["times_ours"] for record in found if record["way"] == way]
+            if not ratios:
+                continue
+            verdict = "reached" if min(ratios) >= aim - LEAST_CLAIM else "missed"
+            lines.append(
+                f"{machine}, {size}, {dtype}: {way} takes at least {min(ratios):.2f} times ours; {aim:g} is {verdict}."
+            )
+    return "\n\n" + "\n".join(lines) if lines else ""
 
 
 def measured(records: list[Record]) -> str:
