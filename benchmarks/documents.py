@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
-from .records import Record
+from .records import Record, load
 
 PENDING = "Pending: not measured yet."
 # At the beginning of a line: in the middle of one it is prose about markers.
@@ -72,6 +72,34 @@ class Plot:
 
     def _hash(self, root: Path) -> str:
         return hashlib.sha256(b"".join((root / source).read_bytes() for source in self.sources)).hexdigest()
+
+
+@dataclass(frozen=True)
+class SVG:
+    """A plot that is text: made of records like a table, and current where it says the same.
+
+    Args:
+        path: of the file, in the repository.
+        benchmarks: those whose records it shows.
+        draw: the records of these benchmarks, oldest first, to SVG.
+    """
+
+    path: str
+    benchmarks: tuple[str, ...]
+    draw: Callable[[list[Record]], str]
+
+    def is_current(self, root: Path) -> bool:
+        """Whether the file is what the records make."""
+        path = root / self.path
+        return path.exists() and path.read_text(encoding="utf-8") == self._text(root)
+
+    def write(self, root: Path) -> None:
+        """Draw it anew."""
+        (root / self.path).write_text(self._text(root), encoding="utf-8")
+
+    def _text(self, root: Path) -> str:
+        records = load(root / "benchmarks" / "results")
+        return self.draw([record for record in records if record["benchmark"] in self.benchmarks])
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

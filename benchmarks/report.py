@@ -11,9 +11,11 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .documents import Plot, Table, rewritten
+from .documents import SVG, Plot, Table, rewritten
 from .fidelity import curve
 from .fidelity import tables as fidelity
+from .frontier import plot as frontier_plot
+from .frontier import tables as frontier
 from .gpu import tables as gpu
 from .kernels import tables as kernels
 from .memory import tables as memory
@@ -23,9 +25,9 @@ from .step import tables as step
 from .tiers import tables as tiers
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = (step, tiers, kernels, memory, fidelity, serving, gpu)
+FOLDERS = (step, tiers, kernels, memory, fidelity, frontier, serving, gpu)
 TABLES: tuple[Table, ...] = tuple(table for folder in FOLDERS for table in folder.TABLES)
-PLOTS: tuple[Plot, ...] = (curve.PLOT,)
+PLOTS: tuple[Plot | SVG, ...] = (curve.PLOT, frontier_plot.PLOT)
 
 
 def documents(root: Path) -> Iterator[str]:
@@ -34,7 +36,7 @@ def documents(root: Path) -> Iterator[str]:
         yield from (path.relative_to(root).as_posix() for path in sorted(root.glob(pattern)))
 
 
-def outdated(root: Path, tables: tuple[Table, ...], plots: tuple[Plot, ...], records: list[Record]) -> Iterator[str]:
+def outdated(root: Path, tables: tuple[Table, ...], plots: tuple[Plot | SVG, ...], records: list[Record]) -> Iterator[str]:
     """Documents and plots that differ from their records, each with what to do about it.
 
     Raises:
@@ -48,7 +50,7 @@ def outdated(root: Path, tables: tuple[Table, ...], plots: tuple[Plot, ...], rec
     yield from (f"{plot.path} was not drawn from the records that are there" for plot in plots if not plot.is_current(root))
 
 
-def write(root: Path, tables: tuple[Table, ...], plots: tuple[Plot, ...], records: list[Record]) -> None:
+def write(root: Path, tables: tuple[Table, ...], plots: tuple[Plot | SVG, ...], records: list[Record]) -> None:
     """Make every table and plot anew."""
     for document in sorted({*documents(root), *(table.document for table in tables)}):
         path = root / document

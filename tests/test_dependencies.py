@@ -22,7 +22,7 @@ LAYERS = (
     {"errors", "interrupt_lock", "process_state", "local_names"},
     {"model", "precision"},
     {"imaging", "conditioning", "sampling", "weights", "safety"},
-    {"section", "queue_limits", "api", "config", "config_files"},
+    {"section", "queue_limits", "sampling_settings", "api", "config", "config_files"},
     {"request_type", "offload", "loading", "pipeline", "inputs", "generated", "generation", "preparation", "scheduling"}
     | {"engine", "async_engine", "diffusers_face", "progress", "call_arguments", "provenance", "stopwatch"},
     {"verification", "evaluation", "comparison", "embedded", "serving"},
