@@ -16,6 +16,8 @@ from .compare import tables as compare
 from .documents import Plot, SvgPlot, Table, rewritten, section_of, typed_results
 from .fidelity import curve
 from .fidelity import tables as fidelity
+from .frontier import plot as frontier_plot
+from .frontier import tables as frontier
 from .gpu import tables as gpu
 from .kernels import tables as kernels
 from .memory import tables as memory
@@ -26,9 +28,9 @@ from .step import tables as step
 from .tiers import tables as tiers
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = (compare, release, step, tiers, kernels, memory, fidelity, serving, gpu)
+FOLDERS = (compare, release, step, tiers, kernels, memory, fidelity, frontier, serving, gpu)
 TABLES: tuple[Table, ...] = tuple(table for folder in FOLDERS for table in folder.TABLES)
-PLOTS: tuple[Plot | SvgPlot, ...] = (curve.PLOT, compare_plots.PLOT)
+PLOTS: tuple[Plot | SvgPlot, ...] = (curve.PLOT, compare_plots.PLOT, frontier_plot.PLOT)
 RESULTS = {
     "README.md": ("Results",),
     "docs/performance.md": (

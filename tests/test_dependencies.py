@@ -23,7 +23,7 @@ LAYERS = (
     {"model", "precision"},
     {"imaging", "conditioning", "sampling", "weights", "safety"},
     {"parallel"},
-    {"section", "queue_limits", "api", "config", "config_files"},
+    {"section", "queue_limits", "sampling_settings", "api", "config", "config_files"},
     {"request_type", "offload", "loading", "pipeline", "inputs", "generated", "generation", "preparation", "scheduling"}
     | {"engine", "async_engine", "diffusers_face", "progress", "call_arguments", "provenance", "stopwatch"},
     {"verification", "evaluation", "comparison", "embedded", "profiling", "serving"},

@@ -30,6 +30,7 @@ from .queue_limits import QueueLimits
 from .request_type import request_type_of
 from .sampling.step import OnStep
 from .sampling.watched_steps import WatchedSteps
+from .sampling_settings import QualityName
 from .scheduling.handle import Failed, Message, RequestHandle, StepTaken
 from .scheduling.waiting import look, put_in_line
 
@@ -141,6 +142,7 @@ class AsyncUSOEngine:
         timeout_s: float | None = None,
         on_step: OnStep | None = None,
         research: ResearchOptions | None = None,
+        quality: QualityName | None = None,
         **fields: object,
     ) -> GenerationResult:
         """Make the images of a request; cancelling the task cancels it at its next step.
@@ -151,6 +153,7 @@ class AsyncUSOEngine:
             timeout_s: likewise.
             on_step: called after each denoising step in a thread beside the event loop, while other requests go on.
             research: additions that no request schema offers.
+            quality: as for `USOEngine.generate`.
             fields: of `GenerationRequest`.
 
         Raises:
@@ -158,7 +161,8 @@ class AsyncUSOEngine:
         """
         on_step = call_arguments.checked_on_step(on_step)
         watched = None if on_step is None else WatchedSteps(on_step)
-        async with self._messages(request, fields, research, priority, timeout_s, watched=watched) as (messages, handle):
+        ways = research, quality
+        async with self._messages(request, fields, ways, priority, timeout_s, watched=watched) as (messages, handle):
             while True:
                 message = await messages.get()
                 if isinstance(message, Done):
@@ -176,6 +180,7 @@ class AsyncUSOEngine:
         priority: int = 0,
         timeout_s: float | None = None,
         research: ResearchOptions | None = None,
+        quality: QualityName | None = None,
         **fields: object,
     ) -> AsyncIterator[Event]:
         """What happens to a request, as it happens, up to `Done`; closing the iterator cancels it at its next step.
@@ -186,13 +191,15 @@ class AsyncUSOEngine:
             priority: likewise.
             timeout_s: likewise.
             research: likewise.
+            quality: likewise.
             fields: likewise.
 
         Raises:
             ValueError and others: as for `USOEngine.generate`.
         """
         previews = call_arguments.checked_switch("previews", previews)
-        async with self._messages(request, fields, research, priority, timeout_s, previews=previews) as (messages, _):
+        ways = research, quality
+        async with self._messages(request, fields, ways, priority, timeout_s, previews=previews) as (messages, _):
             while True:
                 message = await messages.get()
                 if isinstance(message, Failed):
@@ -225,7 +232,7 @@ class AsyncUSOEngine:
         self,
         request: GenerationRequest | str | None,
         fields: dict[str, object],
-        research: ResearchOptions | None,
+        ways: tuple[ResearchOptions | None, QualityName | None],
         priority: int,
         timeout_s: float | None,
         *,
@@ -243,7 +250,7 @@ class AsyncUSOEngine:
         handle = RequestHandle(wants_steps=watched is not None, wants_previews=previews, deliver=deliver)
 
         def begin() -> None:
-            generation: Generation = prepare(engine.parts, engine.request_type, request, fields, research)
+            generation: Generation = prepare(engine.parts, engine.request_type, request, fields, *ways)
             generation.watched = watched
             put_in_line(engine.loop, handle, generation, priority, timeout_s)
 

@@ -21,7 +21,7 @@ from .imaging.sizes import SizeLimits
 from .model.params import FamilyName, TransformerParams
 from .precision.tiers import TextTierName, TierName
 from .queue_limits import QueueLimits
-from .sampling.sampler import LARGEST_SHIFT, SamplerName
+from .sampling_settings import QualityConfig, SamplingConfig
 from .section import Section
 from .weights.autoencoder_keys import AutoencoderParams
 from .weights.model_sizes import MOST_PROBLEMS, read_sizes, shown
@@ -104,13 +104,6 @@ class DefaultsConfig(Section):
     height: int = Field(1024, ge=16, le=LARGEST_SIDE)
     steps: int = Field(28, ge=1, le=50)
     guidance: float = Field(4.0, ge=1, le=20)
-
-
-class SamplingConfig(Section):
-    """How a request that does not say gets from noise to its latent: sampler, and shift instead of the family's schedule."""
-
-    sampler: SamplerName = "euler"
-    shift: float | None = Field(None, gt=0, le=LARGEST_SHIFT)
 
 
 class LimitsConfig(Section):
@@ -214,6 +207,7 @@ class EngineConfig(Section):
     content: ContentConfig = ContentConfig()
     defaults: DefaultsConfig = DefaultsConfig()
     sampling: SamplingConfig = SamplingConfig()
+    quality: QualityConfig = QualityConfig()
     limits: LimitsConfig = LimitsConfig()
     safety: SafetyConfig | None = None
     cache: CacheConfig = CacheConfig()

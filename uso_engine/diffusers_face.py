@@ -11,6 +11,7 @@ from .api.research import ResearchOptions
 from .api.result import GenerationResult
 from .config import EngineConfig
 from .sampling.step import OnStep
+from .sampling_settings import QualityName
 
 
 class DiffusersFace(ABC):
@@ -29,6 +30,7 @@ class DiffusersFace(ABC):
         progress: bool = False,
         priority: int = 0,
         timeout_s: float | None = None,
+        quality: QualityName | None = None,
         **fields: object,
     ) -> GenerationResult:
         """Make the images of a request."""

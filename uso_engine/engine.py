@@ -41,6 +41,7 @@ from .provenance import log_warnings
 from .request_type import request_type_of
 from .sampling.step import OnStep, Step
 from .sampling.step_graphs import why_no_graphs
+from .sampling_settings import QualityName
 from .scheduling.assembly import make_loop, statistics_of
 from .scheduling.waiting import refuse_inside_on_step, wait_for
 
@@ -166,6 +167,7 @@ class USOEngine(DiffusersFace):
         progress: bool = False,
         priority: int = 0,
         timeout_s: float | None = None,
+        quality: QualityName | None = None,
         **fields: object,
     ) -> GenerationResult:
         """Make the images of a request; waits for them. An interrupt (Ctrl-C) cancels it at its next step.
@@ -178,6 +180,7 @@ class USOEngine(DiffusersFace):
             progress: show a bar over the steps on standard error.
             priority: from -10 to 10; of requests that are there at once higher ones go first, but keep no other from its share.
             timeout_s: seconds until it has to be done, where that is less than ``queue.max_request_s`` of the configuration.
+            quality: "high", "fast" or "draft", measured points with less work; "reference" changes nothing.
             fields: of `GenerationRequest`.
 
         Returns:
@@ -194,7 +197,7 @@ class USOEngine(DiffusersFace):
             EngineDeadError: the thread that computes has failed; the cause says why.
         """
         refuse_inside_on_step()
-        generation = prepare(self.parts, self.request_type, request, fields, research)
+        generation = prepare(self.parts, self.request_type, request, fields, research, quality)
         on_step = call_arguments.checked_on_step(on_step)
         call_arguments.check_scheduling(priority, timeout_s)
         bar = StepProgress() if call_arguments.checked_switch("progress", progress) else None

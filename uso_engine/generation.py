@@ -33,6 +33,7 @@ from .sampling.settings import Denoised, DenoiseSettings
 from .sampling.step import Step
 from .sampling.strength import noised
 from .sampling.watched_steps import WatchedSteps
+from .sampling_settings import QualityName
 from .stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -68,17 +69,24 @@ class Generation:
         request: within the engine's limits, with its seed.
         options: of the request.
         loras: what has to be in the weights; None for what the engine has.
+        quality: the configuration's point that it asks for; the request has its steps already.
 
     Raises:
         ValueError: options of sampling that exclude each other.
     """
 
     def __init__(
-        self, parts: LoadedParts, request: GenerationRequest, options: ResearchOptions, loras: ChosenLoRAs | None = None
+        self,
+        parts: LoadedParts,
+        request: GenerationRequest,
+        options: ResearchOptions,
+        loras: ChosenLoRAs | None = None,
+        *,
+        quality: QualityName = "reference",
     ) -> None:
         assert request.seed is not None
         self.parts, self.request, self.options, self.loras = parts, request, options, loras
-        self.sampling = choose_sampling(parts.config, options)
+        self.sampling = choose_sampling(parts.config, options, quality)
         self.watch = Stopwatch(parts.device)
         self.seeds = image_seeds(request.seed, request.num_images)
         self.watched: WatchedSteps | None = None

@@ -9,6 +9,7 @@ from .api.request import GenerationRequest
 from .api.research import ResearchOptions
 from .generation import Generation, LoadedParts
 from .loading.lora_choice import choose_loras
+from .loading.sampling_choice import with_quality
 
 
 def prepare(
@@ -17,6 +18,7 @@ def prepare(
     request: GenerationRequest | str | None,
     fields: Mapping[str, object],
     research: ResearchOptions | None,
+    quality: object = None,
 ) -> Generation:
     """Check what `generate` was called with.
 
@@ -26,6 +28,7 @@ def prepare(
         request: a request, a prompt, or None.
         fields: of a request, given as keywords.
         research: additions.
+        quality: a named point of the configuration; None is "reference".
 
     Raises:
         ValueError: a request outside the schema or this engine's limits, or another type; names field, limit and value.
@@ -35,5 +38,6 @@ def prepare(
     checked = call_arguments.request_of(request, fields, kind).with_seed()
     call_arguments.check_safety(checked, parts.config.safety, has_checker=parts.safety is not None)
     options = call_arguments.checked_options(research)
+    checked, point = with_quality(parts.config, checked, options, quality)
     loras = None if options.loras is None else choose_loras(options.loras, parts.config)
-    return Generation(parts, checked, options, loras)
+    return Generation(parts, checked, options, loras, quality=point)

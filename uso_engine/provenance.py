@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 # They say how an engine is run, not what its pictures look like; those that do are in the record by other names.
 _SETTINGS_WITHOUT_EFFECT = {"name", "description", "demonstration", "model_name", "loras"}
-_SETTINGS_WITHOUT_EFFECT |= {"memory_budget_gib", "defaults", "limits", "cache", "queue", "sampling"}
+_SETTINGS_WITHOUT_EFFECT |= {"memory_budget_gib", "defaults", "limits", "cache", "queue", "sampling", "quality"}
 
 
 def result_of(

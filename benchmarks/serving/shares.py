@@ -3,7 +3,7 @@
     python -m benchmarks.serving.shares
 
 A request of each size is run by itself first; then nothing is computed any more, and the scheduler alone decides in a clock
-that these times move on. Company is given no gain. `benchmarks.serving.load` computes every step, which takes an hour for as many.
+that these times move on. Company is given no gain. `benchmarks.serving.load` computes every step, which would take an hour.
 """
 
 from __future__ import annotations

@@ -43,9 +43,10 @@ class ResearchOptions:
         alpha: what becomes of transparent pixels in the pictures: "white" lays them on white, "drop" takes the colours stored
             beneath, as the authors do.
         reference_numerics: keep time, noise and latents in the model's dtype, as the authors do; with Euler steps alone.
-        sampler: what makes a step of the velocity, "euler", "ab2", "dpmpp_2m" or "unipc"; None for the configuration's.
+        sampler: what makes a step of the velocity, "euler", "ab2" or "unipc"; None for the configuration's.
         shift: of the schedule, over 0 and at most 100: 1 spaces steps evenly, more stays longer near noise; None for the
             configuration's.
+        cosine: with a shift: from 0 to 1, the share of cosine spacing, which makes steps shorter at both ends.
         loras: to be in the weights beside the configuration's instead of what `USOEngine.set_loras` put there: paths (from the
             working directory) or hub ids, each alone or with its weight. Requests with other LoRAs wait for each other.
 
@@ -66,6 +67,7 @@ class ResearchOptions:
     reference_numerics: bool = False
     sampler: SamplerName | None = None
     shift: float | None = None
+    cosine: float = 0.0
     loras: Sequence[str | Path | tuple[str | Path, float]] | None = None
 
     def __post_init__(self) -> None:
@@ -86,6 +88,7 @@ class ResearchOptions:
             raise _refusal("reference_numerics", "True or False", self.reference_numerics)
         set_field(self, "sampler", _checked_sampler(self.sampler))
         set_field(self, "shift", _checked_shift(self.shift))
+        set_field(self, "cosine", _checked_cosine(self.cosine, self.shift))
         if isinstance(self.loras, list):
             set_field(self, "loras", tuple(self.loras))  # What they name is checked where they are read.
         if self.latents is not None and self.strength is not None:
@@ -154,6 +157,15 @@ def _checked_shift(value: object) -> float | None:
     number = plain_real(value)
     if not isinstance(number, (int, float)) or isinstance(number, bool) or not 0 < number <= LARGEST_SHIFT:
         raise _refusal("shift", f"a number over 0 and at most {LARGEST_SHIFT:g}", value)
+    return float(number)
+
+
+def _checked_cosine(value: object, shift: float | None) -> float:
+    number = plain_real(value)
+    if not isinstance(number, (int, float)) or isinstance(number, bool) or not 0 <= number <= 1:
+        raise _refusal("cosine", "a number from 0 to 1", value)
+    if number and shift is None:
+        raise ValueError(f"research.cosine={number:g} spaces the steps of a shift's schedule; give research.shift with it")
     return float(number)
 
 

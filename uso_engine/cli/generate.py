@@ -58,8 +58,13 @@ def generate(
     negative_prompt: Annotated[str | None, typer.Option(help="What to stay away from; doubles the work.")] = None,
     true_cfg_scale: Annotated[float | None, typer.Option(help="Weight of the prompt against the negative prompt.")] = None,
     style_scale: Annotated[float | None, typer.Option(help="Strength of the style images; 1 is the reference's.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="euler (the reference), ab2, dpmpp_2m or unipc.")] = None,
+    quality: Annotated[
+        str | None,
+        typer.Option(help="reference (the default), high, fast or draft: measured points with less work."),
+    ] = None,
+    sampler: Annotated[str | None, typer.Option(help="euler (the reference), ab2 or unipc.")] = None,
     shift: Annotated[float | None, typer.Option(help="Shift of the schedule: 1 is even, more stays longer near noise.")] = None,
+    cosine: Annotated[float, typer.Option(help="With --shift: share of cosine spacing, 0 to 1.")] = 0.0,
     lora: Annotated[
         list[str] | None, typer.Option(help="PATH or PATH=WEIGHT of a LoRA to merge besides USO's. Repeat.")
     ] = None,
@@ -119,18 +124,26 @@ def generate(
 
     loras = [parse_lora(text) for text in lora or []]
     settings = load_config(config if config is not None else DEMONSTRATION)
-    if batch is None:
-        # Before minutes of loading; in a batch one wrong line does not keep the others from being made.
-        request_type_of(settings).model_validate(given)
     from uso_engine.api.research import ResearchOptions
 
-    research = ResearchOptions(sampler=sampler, shift=shift)  # type: ignore[arg-type]  # which it checks
+    research = ResearchOptions(sampler=sampler, shift=shift, cosine=cosine)  # type: ignore[arg-type]  # which it checks
+    if batch is None:
+        # Before minutes of loading; in a batch one wrong line does not keep the others from being made.
+        _check(settings, request_type_of(settings).model_validate(given), research, quality)
     with load_engine(settings, device, attention, memory_budget) as engine:
         if loras:
             engine.set_loras(loras)
-        failed = _run_all(engine, requests, research, is_batch=batch is not None)
+        failed = _run_all(engine, requests, research, quality, is_batch=batch is not None)
     if failed:
         raise fail(f"{failed} of {len(requests)} requests failed; the images of the others were written")
+
+
+def _check(settings: EngineConfig, request: GenerationRequest, research: ResearchOptions, quality: str | None) -> None:
+    """Refuse what the engine would refuse once it is loaded."""
+    from uso_engine.loading.sampling_choice import choose_sampling, with_quality
+
+    _, point = with_quality(settings, request, research, quality)
+    choose_sampling(settings, research, point)
 
 
 def load_engine(settings: EngineConfig, device: str | None, attention: str, memory_budget: float | None) -> USOEngine:
@@ -153,7 +166,12 @@ def load_engine(settings: EngineConfig, device: str | None, attention: str, memo
 
 
 def _run_all(
-    engine: USOEngine, requests: Sequence[tuple[Outputs, Mapping[str, object]]], research: ResearchOptions, *, is_batch: bool
+    engine: USOEngine,
+    requests: Sequence[tuple[Outputs, Mapping[str, object]]],
+    research: ResearchOptions,
+    quality: str | None,
+    *,
+    is_batch: bool,
 ) -> int:
     """Run every request; returns how many failed. A single request's error is raised."""
     from uso_engine.errors import USOError
@@ -161,7 +179,7 @@ def _run_all(
     failed = 0
     for number, (outputs, fields) in enumerate(requests):
         try:
-            _run(engine, fields, outputs, research)
+            _run(engine, fields, outputs, research, quality)
         except (USOError, ValueError) as error:
             if not is_batch:
                 raise
@@ -170,14 +188,16 @@ def _run_all(
     return failed
 
 
-def _run(engine: USOEngine, fields: Mapping[str, object], outputs: Outputs, research: ResearchOptions) -> None:
+def _run(
+    engine: USOEngine, fields: Mapping[str, object], outputs: Outputs, research: ResearchOptions, quality: str | None
+) -> None:
     request = engine.request_type.model_validate(fields)
     # Before anything is written: a result may take the place of its own content image.
     references = [] if outputs.sheet is None else _open_references(request)
     from uso_engine.profiling.step_work import counted_steps
 
     with counted_steps(engine.pipeline.transformer) as work, GenerationProgress(errors) as progress:
-        result = engine.generate(request, on_step=progress.on_step, research=research)
+        result = engine.generate(request, on_step=progress.on_step, research=research, quality=quality)  # type: ignore[arg-type]
     for warning in result.warnings:
         warn(warning)
     paths = result.save(outputs.image, parameters=outputs.parameters)

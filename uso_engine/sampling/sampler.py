@@ -2,13 +2,13 @@
 
     next = of_latent * latent + sum of of_answers[i] * answer i steps ago
 
-An answer is the velocity v (ab2) or the clean latent that it points to, x - sigma * v (the others). The weights depend on the
+An answer is the velocity v (ab2) or the clean latent that it points to, x - sigma * v (unipc). The weights depend on the
 sigmas alone, so they are computed once, in float64, and a step of any sampler costs one evaluation of the model.
 
     euler       x + h v, h = sigma_next - sigma
     ab2         Adams-Bashforth of order 2: v extrapolated through the last two to the middle of the step
-    dpmpp_2m    DPM-Solver++(2M) in flow form: the clean latent extrapolated in log((1 - sigma) / sigma)
-    unipc       UniPC of order 2 with B2(h) = exp(h) - 1: 2M's step, and each answer also corrects the step that led to it
+    unipc       UniPC of order 2 with B2(h) = exp(h) - 1: the clean latent extrapolated in log((1 - sigma) / sigma), which is
+                DPM-Solver++(2M)'s step in flow form, and each answer also corrects the step that led to it
 
 The log-ratio is infinite at sigma 1 and 0: steps that would need it there are of first order, which are Euler's.
 
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-SamplerName = Literal["euler", "ab2", "dpmpp_2m", "unipc"]
+SamplerName = Literal["euler", "ab2", "unipc"]
 """The samplers; euler is the authors'."""
 
 Answer = Literal["velocity", "clean"]
@@ -116,7 +116,8 @@ def _ab2(sigmas: Sequence[float]) -> list[Update]:
     return [first, *(Update(1.0, (h * (1 + h / (2 * last)), -h * h / (2 * last)), 2) for last, h in pairwise(widths))]
 
 
-def _dpmpp_2m(sigmas: Sequence[float]) -> list[Update]:
+def _predictor(sigmas: Sequence[float]) -> list[Update]:
+    """UniPC's steps without its corrector: DPM-Solver++(2M)'s, of the clean latents that the answers point to."""
     found = []
     for i in range(len(sigmas) - 1):
         back = _extrapolation(sigmas, i)
@@ -137,9 +138,9 @@ def _extrapolation(sigmas: Sequence[float], i: int) -> float | None:
 
 
 def _unipc(sigmas: Sequence[float]) -> list[Update]:
-    """2M's steps, each from the latent as the newest answer corrects it; the correction is a sum of answers alone."""
+    """The predictor's steps, each from the latent as the newest answer corrects it: that is a sum of answers alone."""
     found = []
-    for i, plain in enumerate(_dpmpp_2m(sigmas)):
+    for i, plain in enumerate(_predictor(sigmas)):
         answers = [*plain.of_answers, 0.0, 0.0][:3]
         corrected = _correction(sigmas, i)
         for j, weight in enumerate(corrected):
@@ -153,8 +154,8 @@ def _unipc(sigmas: Sequence[float]) -> list[Update]:
 def _correction(sigmas: Sequence[float], i: int) -> tuple[float, ...]:
     """What the answers at steps i, i - 1 and i - 2 add to the latent at step i; nothing before the first step is taken.
 
-    The corrector is 2M's formula with one more point, the new answer. With h the width of the step that led here, in log-ratio,
-    and r < 0 the place of the answer before it in units of h, its weights solve
+    The corrector is the predictor's formula with one more point, the new answer. With h the width of the step that led here, in
+    log-ratio, and r < 0 the place of the answer before it in units of h, its weights solve
         a + b = (1 - (1 - exp(-h)) / h) / (1 - exp(-h)),   r a + b = (1 - 2 / h + 2 (1 - exp(-h)) / h^2) / (1 - exp(-h))
     """
     if i == 0:
@@ -178,6 +179,5 @@ def _correction(sigmas: Sequence[float], i: int) -> tuple[float, ...]:
 SAMPLERS: dict[SamplerName, Sampler] = {
     "euler": Sampler("euler", "velocity", _euler),
     "ab2": Sampler("ab2", "velocity", _ab2),
-    "dpmpp_2m": Sampler("dpmpp_2m", "clean", _dpmpp_2m),
     "unipc": Sampler("unipc", "clean", _unipc),
 }

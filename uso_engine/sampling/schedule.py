@@ -36,12 +36,13 @@ def schedule(steps: int, width: int, height: int) -> list[float]:
     return shifted_schedule(steps, math.exp(slope * counted_tokens + (0.5 - slope * 256)))
 
 
-def shifted_schedule(steps: int, shift: float) -> list[float]:
+def shifted_schedule(steps: int, shift: float, cosine: float = 0.0) -> list[float]:
     """Sigmas from 1 to 0 with a shift of one's own.
 
     Args:
         steps: number of denoising steps, at least 1.
         shift: over 0; 1 is evenly spaced, more stays longer at high sigmas.
+        cosine: from 0 to 1, the share of cosine spacing in the times that are shifted: steps become shorter at both ends.
 
     Returns:
         steps + 1 numbers, the first 1 and the last 0; float32 values.
@@ -52,6 +53,9 @@ def shifted_schedule(steps: int, shift: float) -> list[float]:
     if steps < 1:
         raise ValueError(f"a schedule needs at least 1 step, got {steps}")
     times = _evenly_spaced(steps)
+    if cosine:
+        blended = [(1 - cosine) * t + cosine * (1 - math.cos(math.pi * t)) / 2 for t in times.tolist()]
+        times = torch.tensor(blended, dtype=torch.float64).to(torch.float32)
     shifted: list[float] = (shift / (shift + (1 / times - 1))).tolist()
     return shifted
 

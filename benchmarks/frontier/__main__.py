@@ -1,0 +1,5 @@
+"""``python -m benchmarks.frontier``."""
+
+from .run import main
+
+main()
