@@ -165,7 +165,9 @@ def test_a_process_that_ends_ends_all_and_says_so() -> None:
     transformer_of = {rank: small_transformer() for rank in range(2)}
     with in_threads(2, transformer_of.__getitem__, step_timeout_s=3) as group:
         batch = batch_of(transformer_of[0], (0,))
-        transformer_of[1].single_blocks[0].linear1.weight = torch.nn.Parameter(torch.zeros(1, 1), requires_grad=False)
+        transformer_of[1].get_submodule("single_blocks.0.linear1").weight = torch.nn.Parameter(
+            torch.zeros(1, 1), requires_grad=False
+        )
         with pytest.raises(ParallelError, match=r"process 0 of 2 lost the others.*process 1"):
             group.transformer(*batch)
         with pytest.raises(ParallelError, match="have ended"):

@@ -15,7 +15,6 @@ from datetime import timedelta
 from typing import IO
 
 import torch
-import torch.distributed as dist
 
 from uso_engine.config import EngineConfig
 from uso_engine.errors import BackendError, ParallelError, USOError
@@ -181,7 +180,7 @@ def _follow(beginning: Beginning) -> None:
         torch.cuda.set_device(device)
     loaded = load_transformer(beginning.config, device=device, tier=beginning.tier, attention=beginning.attention)
     try:
-        store: dist.TCPStore = connect_store(beginning.port, parallel.ulysses)
+        store = connect_store(beginning.port, parallel.ulysses)
         store.set(f"joining/{beginning.rank}", "")
         follow(Group(store, beginning.rank, parallel.ulysses, device, parallel.step_timeout_s), loaded)
     finally:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import pickle
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TypeVar
+from typing import Protocol, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # documented there, not declared
 
 from uso_engine.errors import ParallelError
 
@@ -26,19 +27,32 @@ _FAULTS = (RuntimeError, ConnectionError)
 """What collectives raise: gloo a RuntimeError, NCCL and the store a `DistError`, which is one."""
 
 
-def serve_store(size: int) -> dist.TCPStore:
+class _Work(Protocol):
+    def wait(self) -> object: ...
+
+
+class _Channel(Protocol):
+    """What of a `torch.distributed.ProcessGroup` is used; the backends do not declare that they are one."""
+
+    def broadcast(self, tensors: list[Tensor], options: dist.BroadcastOptions, /) -> _Work: ...
+    def alltoall_base(self, received: Tensor, sent: Tensor, to: list[int], by: list[int], /) -> _Work: ...
+    def shutdown(self) -> None: ...
+    def abort(self) -> None: ...
+
+
+def serve_store(size: int) -> TCPStore:
     """The store of a group of so many processes of this machine, on a free port; only the first process serves it."""
-    return dist.TCPStore(_HOST, 0, size, is_master=True, wait_for_workers=False, timeout=_CONNECTING)
+    return TCPStore(_HOST, 0, size, is_master=True, wait_for_workers=False, timeout=_CONNECTING)
 
 
-def connect_store(port: int, size: int) -> dist.TCPStore:
+def connect_store(port: int, size: int) -> TCPStore:
     """The store that the first process serves on a port.
 
     Raises:
         ParallelError: it does not.
     """
     try:
-        return dist.TCPStore(_HOST, port, size, is_master=False, wait_for_workers=False, timeout=_CONNECTING)
+        return TCPStore(_HOST, port, size, is_master=False, wait_for_workers=False, timeout=_CONNECTING)
     except _FAULTS as error:
         raise ParallelError(f"no process of this machine serves a group on port {port}: {error}") from error
 
@@ -57,18 +71,18 @@ class Group:
         ParallelError: the others did not come.
     """
 
-    def __init__(self, store: dist.TCPStore, rank: int, size: int, device: torch.device, step_timeout_s: float) -> None:
+    def __init__(self, store: TCPStore, rank: int, size: int, device: torch.device, step_timeout_s: float) -> None:
         self.rank, self.size, self.device = rank, size, device
         limit = timedelta(seconds=step_timeout_s)
         try:
-            self._control = dist.ProcessGroupGloo(dist.PrefixStore("control", store), rank, size, _IDLE)
-            data = dist.PrefixStore("data", store)
+            self._control = cast("_Channel", dist.ProcessGroupGloo(PrefixStore("control", store), rank, size, _IDLE))
+            data = PrefixStore("data", store)
             if device.type == "cuda":
                 options = dist.ProcessGroupNCCL.Options()
                 options._timeout = limit
-                self._data: dist.ProcessGroup = dist.ProcessGroupNCCL(data, rank, size, options)
+                self._data = cast("_Channel", dist.ProcessGroupNCCL(data, rank, size, options))
             else:
-                self._data = dist.ProcessGroupGloo(data, rank, size, limit)
+                self._data = cast("_Channel", dist.ProcessGroupGloo(data, rank, size, limit))
         except _FAULTS as error:
             raise ParallelError(f"process {rank} of {size} could not join the others: {error}") from error
 
@@ -80,7 +94,7 @@ class Group:
         content = torch.empty(int(length), dtype=torch.uint8) if data is None else data
         self._broadcast(self._control, content)
         # From the engine's own first process on this machine, which has started this one.
-        shared: Kind = pickle.loads(content.numpy().tobytes()) if self.rank else value  # noqa: S301
+        shared: Kind = pickle.loads(content.numpy().tobytes())  # noqa: S301
         return shared
 
     def share(self, tensor: Tensor) -> Tensor:
@@ -121,7 +135,7 @@ class Group:
         for channel in (self._data, self._control):
             channel.abort()
 
-    def _broadcast(self, channel: dist.ProcessGroup, tensor: Tensor) -> None:
+    def _broadcast(self, channel: _Channel, tensor: Tensor) -> None:
         options = dist.BroadcastOptions()
         options.rootRank = 0
         try:

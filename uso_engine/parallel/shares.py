@@ -164,12 +164,13 @@ def _order(whole: Ragged, parts: list[list[Part]], starts: list[tuple[int, int, 
         starts: where each sequence's text, image and content tokens begin among its rows.
         kinds: whether text, image and content tokens are in this order.
     """
-    from_shares, to_shares, rows = torch.empty(whole.rows, dtype=torch.int64), [], []
-    firsts = list(whole.starts)
+    from_shares = torch.empty(whole.rows, dtype=torch.int64)
+    to_shares: list[Tensor] = []
+    rows, here, firsts = [], 0, list(whole.starts)
     for rank in range(len(parts[0])):
-        begun = sum(map(len, to_shares))
+        begun = here
         for sequence, shares in enumerate(parts):
-            first, here = firsts[sequence], sum(map(len, to_shares))
+            first = firsts[sequence]
             places, capacity = _places(shares[rank], starts[sequence], kinds)
             has_token = places >= 0
             if rank == 0:
@@ -177,7 +178,8 @@ def _order(whole: Ragged, parts: list[list[Part]], starts: list[tuple[int, int, 
             from_shares[first + places[has_token]] = here + has_token.nonzero()[:, 0]
             padding = places.new_zeros(capacity - len(places))
             to_shares.append(first + torch.cat((places.clamp(min=0), padding)))
-        rows.append(sum(map(len, to_shares)) - begun)
+            here += capacity
+        rows.append(here - begun)
     device = whole.tile_sequence.device
     return Order(tuple(rows), whole, from_shares.to(device), torch.cat(to_shares).to(device))
 
