@@ -3,7 +3,7 @@
     python -m benchmarks.serving.shares
 
 A request of each size is run by itself first; then nothing is computed any more, and the scheduler alone decides in a clock
-that these times move on. Company is given no gain. `benchmarks.serving.load` computes every step, which would take an hour.
+that these times move on. Company is given no gain. `benchmarks.serving.load` computes every step: an hour for as many.
 """
 
 from __future__ import annotations
@@ -74,25 +74,32 @@ def scheduled(trace: Sequence[Arrival], costs: dict[str, Cost], step_tokens: int
     """Seconds to the result by size, under the scheduler."""
     made, now_s, coming = Scheduler(step_tokens, 0.0), 0.0, deque(trace)
     running: dict[Ticket, Arrival] = {}
+    arrived, through, oldest_next = list[Arrival](), deque[Arrival](), True
     found = defaultdict[str, list[float]](list)
-    while coming or running:
-        if not running:
+    while coming or arrived or running or through:
+        if not (arrived or running or through):
             now_s = max(now_s, coming[0].at_s)
         while coming and coming[0].at_s <= now_s:
-            arrival = coming.popleft()
-            one = costs[arrival.size.name]
+            arrived.append(coming.popleft())
+        # As the loop does: between two steps one is decoded and one encoded, in turn the oldest and the smallest.
+        if through:
+            arrival = through.popleft()
+            now_s += costs[arrival.size.name].beside_s / 2
+            found[arrival.size.name].append(now_s - arrival.at_s)
+        if arrived:
+            arrival = arrived[0] if oldest_next else min(arrived, key=lambda one: costs[one.size.name].tokens)
+            arrived.remove(arrival)
+            oldest_next, one = not oldest_next, costs[arrival.size.name]
+            now_s += one.beside_s / 2
             ticket = Ticket(one.tokens, arrival.size.steps, arrival.at_s, ready=True)
             made.add(ticket)
             running[ticket] = arrival
-            now_s += one.beside_s / 2
         chosen = made.choose(now_s)
         now_s += sum(costs[running[ticket].size.name].step_s for ticket in chosen)
         made.step_taken(chosen)
         for ticket in [ticket for ticket in chosen if not ticket.steps_left]:
-            arrival = running.pop(ticket)
-            now_s += costs[arrival.size.name].beside_s / 2
             made.remove(ticket)
-            found[arrival.size.name].append(now_s - arrival.at_s)
+            through.append(running.pop(ticket))
     return found
 
 
