@@ -116,18 +116,17 @@ class USOEngine(DiffusersFace):
             ConfigError: a configuration that cannot be used.
             CheckpointError: weights that do not fit.
             BackendError: this machine cannot run what was asked for.
-            MemoryBudgetError: the budget is too small; says for what.
+            MemoryBudgetError, ParallelError: the budget is too small, says for what; processes that are to compute did not come.
             ValueError: another dtype, a budget that is not positive, or an argument of another type.
         """
         call_arguments.check_loading(config, device, dtype, attention, image_limits, progress)
         if not isinstance(config, EngineConfig):
             config = load_config(config)
-        request_type_of(config)  # It may refuse: before minutes of loading.
+        request_type_of(config)  # Like what is looked for below, it may refuse: before minutes of loading.
         runs_on = check_device(device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu"))
         tier = None if dtype is None else TIER_OF_DTYPE[dtype]
         asked = config.memory_budget_gib if memory_budget_gib is None else memory_budget_gib
         budget = find_budget(config, config.precision.tier if tier is None else tier, runs_on, asked)
-        # It may refuse: before minutes of loading.
         why_no_graphs(config.cuda_graphs, runs_on, has_plan=budget is not None, is_shared=config.parallel.ulysses > 1)
         pipeline, safety = load_parts(config, device=runs_on, tier=tier, attention=attention, budget=budget, progress=progress)
         return cls(config, pipeline, safety=safety, device=runs_on, image_limits=image_limits)
@@ -278,8 +277,7 @@ class USOEngine(DiffusersFace):
     def warmup(self) -> None:
         """Run one step at the default size, so that the first request finds kernels compiled and buffers allocated."""
         # One step is too few for a sampler that remembers; what it would add needs no compiling.
-        research = ResearchOptions(sampler="euler")
-        safe = self.parts.safety is not None
+        safe, research = self.parts.safety is not None, ResearchOptions(sampler="euler")
         self.generate(prompt="", num_inference_steps=1, seed=1, enable_safety_checker=safe, research=research)
 
     def close(self) -> None:
