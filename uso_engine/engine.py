@@ -116,7 +116,7 @@ class USOEngine(DiffusersFace):
             ConfigError: a configuration that cannot be used.
             CheckpointError: weights that do not fit.
             BackendError: this machine cannot run what was asked for.
-            MemoryBudgetError, ParallelError: the budget is too small, says for what; processes that are to compute did not come.
+            MemoryBudgetError, ParallelError: the budget is too small, and for what; processes that are to compute did not come.
             ValueError: another dtype, a budget that is not positive, or an argument of another type.
         """
         call_arguments.check_loading(config, device, dtype, attention, image_limits, progress)
