@@ -4,80 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
+from living_application import BODY, PATH, application, ask, living
 from served_double import DoubleEngine
 from serving_process import HTTP, double_server, serving
 
 from uso_engine.config import EngineConfig, load_config, parse_config
 from uso_engine.errors import ConfigError
 from uso_engine.request_type import request_type_of
-from uso_engine.serving.app import Application, make_application
 from uso_engine.serving.auth import KeyRing
-from uso_engine.serving.engine_state import OpenEngine
 from uso_engine.serving.settings import RequestBounds, ServerSettings
-from uso_engine.serving.storage import open_storage
 from uso_engine.serving.wire_request import engine_request, wire_request
 
-PATH = "/v1/images/generations"
-BODY = {"model": "bytedance/uso", "prompt": "", "image_urls": [], "image_size": {"width": 64, "height": 64}, "seed": 1}
 ALICE = {"Authorization": "Bearer alice-has-this-key"}
-Ask = Callable[[httpx.AsyncClient], Awaitable[None]]
-
-
-@asynccontextmanager
-async def living(application: Application) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of an application that has started and will end."""
-    told: asyncio.Queue[dict[str, str]] = asyncio.Queue()
-    said: asyncio.Queue[Any] = asyncio.Queue()
-
-    async def live() -> None:
-        await application.asgi({"type": "lifespan", "state": {}}, told.get, said.put)
-
-    life = asyncio.create_task(live())
-    told.put_nowait({"type": "lifespan.startup"})
-    assert (await said.get())["type"] == "lifespan.startup.complete"
-    transport = httpx.ASGITransport(application.asgi, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-        try:
-            yield client
-        finally:
-            told.put_nowait({"type": "lifespan.shutdown"})
-            await life
-
-
-def application(
-    folder: Path,
-    settings: ServerSettings | None = None,
-    *,
-    config: EngineConfig | None = None,
-    opened: OpenEngine | None = None,
-    keys: KeyRing | None = None,
-) -> Application:
-    loaded = config or load_config("uso-tiny")
-
-    @asynccontextmanager
-    async def at_once() -> AsyncIterator[DoubleEngine]:
-        yield DoubleEngine(loaded)
-
-    return make_application(
-        loaded, settings or ServerSettings(page=False), opened or at_once, open_storage(folder.as_uri()), keys
-    )
-
-
-def ask(made: Application, asked: Ask) -> None:
-    async def run() -> None:
-        async with living(made) as client, asyncio.timeout(60):
-            while made.state.phase == "loading":
-                await asyncio.sleep(0)
-            await asked(client)
-
-    asyncio.run(run())
 
 
 def test_phases_of_the_engine(tmp_path: Path) -> None:
@@ -164,58 +108,6 @@ def test_limits_of_keys(tmp_path: Path) -> None:
         # Another key's request is none.
         assert (await client.get(status, headers={"Authorization": "Bearer bob-has-this-key!"})).status_code == 404
         assert (await client.get("/v1/models")).status_code == 401
-
-    ask(made, asked)
-
-
-def test_neither_the_queue_nor_those_who_wait_keep_the_others_out(tmp_path: Path) -> None:
-    """The engine has eight places here, two of them for the queue: that is full of long requests, then the others are."""
-    loaded = load_config("uso-tiny")
-    config = loaded.model_copy(update={"queue": loaded.queue.model_copy(update={"max_requests": 8})})
-
-    @asynccontextmanager
-    async def opened() -> AsyncIterator[DoubleEngine]:
-        yield DoubleEngine(config, most_at_once=8)
-
-    made = application(tmp_path, ServerSettings(page=False, queue_width=2), config=config, opened=opened)
-
-    async def asked(client: httpx.AsyncClient) -> None:
-        engine = made.state.ready()
-        assert isinstance(engine, DoubleEngine)
-
-        async def running(count: int) -> None:
-            while engine.running != count:
-                await asyncio.sleep(0)
-
-        for _ in range(9):
-            assert (await client.post("/queue/fal-ai/uso", json={"prompt": "queued steps:100000"})).status_code == 200
-        await running(2)
-        # Nine are queued, and whoever waits is served.
-        for path, body in ((PATH, BODY), ("/run/fal-ai/uso", {"prompt": "", "image_size": BODY["image_size"]})):
-            assert (await client.post(path, json=body)).status_code in (200, 201)
-        waited = [asyncio.create_task(client.post(PATH, json={**BODY, "prompt": "waited steps:100000"})) for _ in range(6)]
-        await running(8)
-        full = await client.post(PATH, json=BODY)
-        assert (full.status_code, full.json()["errors"], full.headers["retry-after"]) == (
-            429,
-            ["6 are waited for, and 2 of 8 places are kept for the queue"],
-            "2",
-        )
-        assert (await client.post(f"{PATH}?stream=true", json=BODY)).status_code == 429
-        # As many as may wait do, and the queue goes on: its next one is begun when one of it has ended.
-        begun = engine.begun.count("queued steps:100000")
-        last = (await client.post("/queue/fal-ai/uso", json={"prompt": "last"})).json()
-        for identifier in tuple(made.runner._mine):
-            if identifier != last["request_id"]:
-                await made.runner.cancel_mine(identifier)
-        while (await client.get(last["response_url"].removeprefix("http://localhost"))).status_code != 200:
-            await asyncio.sleep(0)
-        assert begun == 2 and not any(task.done() for task in waited)
-        for task in waited:
-            task.cancel()
-        await asyncio.gather(*waited, return_exceptions=True)
-        await running(0)
-        assert (await client.post(PATH, json=BODY)).status_code == 201
 
     ask(made, asked)
 
