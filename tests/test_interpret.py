@@ -93,6 +93,11 @@ def test_the_model_through_interpreted_kernels(repository: Path) -> None:
     ]  # fmt: skip
 
 
+def test_without_triton_that_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("uso_kernels.interpret.TRITON_MISSING", "triton is not installed")
+    assert interpreter_missing.__wrapped__() == "triton is not installed"
+
+
 def test_without_the_interpreter_it_is_refused(repository: Path) -> None:
     program = "from uso_kernels.interpret import register_cpu_launches as register; register()"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

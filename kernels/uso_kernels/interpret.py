@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .example import kernel_modules
-from .launch import TritonUnavailable, is_interpreting, jit, tl
+from .launch import TRITON_MISSING, TritonUnavailable, is_interpreting, jit, tl
 from .operation import OPERATIONS, Operation
 
 WIDENED_DTYPES = (torch.bfloat16, torch.float8_e4m3fn)
@@ -55,6 +55,8 @@ def interpreter_missing() -> str | None:
     A loop to a bound that is an argument is tried: the interpreter of Triton 3.6 reads it as a number from an array of one
     element, which numpy refuses from 2.4 on.
     """
+    if TRITON_MISSING is not None:
+        return TRITON_MISSING
     if not is_interpreting():
         return "set TRITON_INTERPRET=1 before triton is first imported, then call register_cpu_launches()"
     import triton
