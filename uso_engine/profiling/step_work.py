@@ -11,6 +11,7 @@ from torch import nn
 
 from uso_engine.model.packing import PackedBatch
 from uso_engine.model.params import TransformerParams
+from uso_engine.model.run import Run
 from uso_engine.model.transformer import Transformer
 
 from .roofline import Rates, Tokens, floor_ms, step_flops
@@ -62,7 +63,7 @@ def counted_steps(transformer: Transformer) -> Iterator[StepWork]:
     work = StepWork(transformer.params)
 
     def count(module: nn.Module, arguments: tuple[object, ...]) -> None:
-        batch = arguments[0]
+        batch = arguments[0].batch if isinstance(arguments[0], Run) else arguments[0]
         assert isinstance(batch, PackedBatch)
         work.sequences.update(tokens_of(batch))
 
