@@ -27,7 +27,8 @@ from .generation import LoadedParts
 from .imaging.open import Alpha, ImageLimits, ImageSource, open_image
 from .imaging.pixels import to_pixels
 from .imaging.resize import resize_content
-from .loading.assembly import check_device, load_parts
+from .loading.assembly import load_parts
+from .loading.device import check_device, default_device
 from .loading.lora_choice import LoRAChoice, choose_loras
 from .loading.transformer import LoadProgress
 from .offload.budget import find_budget
@@ -116,13 +117,14 @@ class USOEngine(DiffusersFace):
             CheckpointError: weights that do not fit.
             BackendError: this machine cannot run what was asked for.
             MemoryBudgetError: the budget is too small; says for what.
+            DeviceMemoryError: the GPU's memory ran out while loading; says who holds how much.
             ValueError: another dtype, a budget that is not positive, or an argument of another type.
         """
         call_arguments.check_loading(config, device, dtype, attention, image_limits, progress)
         if not isinstance(config, EngineConfig):
             config = load_config(config)
         request_type_of(config)  # It may refuse: before minutes of loading.
-        runs_on = check_device(device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu"))
+        runs_on = check_device(default_device() if device is None else device)
         tier = None if dtype is None else TIER_OF_DTYPE[dtype]
         asked = config.memory_budget_gib if memory_budget_gib is None else memory_budget_gib
         budget = find_budget(config, config.precision.tier if tier is None else tier, runs_on, asked)
