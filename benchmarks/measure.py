@@ -16,6 +16,19 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+TELLING_FLAGS = (
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_tile",
+    "amx_bf16",
+    "amx_int8",
+)
+"""Instruction sets that decide by which library and how fast a CPU multiplies."""
+_NO_FILE_NAME = str.maketrans("/(),", "    ")
 RESULTS = Path(__file__).resolve().parent / "results"
 Run = Callable[[], object]
 Clock = Literal["wall", "process"]
@@ -140,6 +153,8 @@ def _hardware() -> dict[str, object]:
         "triton": _version("triton"),
         "python": platform.python_version(),
         "cpu": _cpu_name(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cpu_flags": [flag for flag in _cpu_flags() if flag in TELLING_FLAGS],
     }
     if torch.cuda.is_available():
         record["gpu"] = torch.cuda.get_device_name()
@@ -161,12 +176,23 @@ def tree_hash() -> str:
 
 def machine_name() -> str:
     """What this machine's records are called after."""
-    return file_name(torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name())
+    return file_name(torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_kind(_hardware()))
+
+
+def cpu_kind(machine: Mapping[str, Any]) -> str:
+    """The CPU of a record's `machine`, with what it computes by: a name such as "AMD EPYC" stands for several kinds.
+
+    Older records have the name alone.
+    """
+    capability = machine.get("cpu_capability")
+    if capability is None:
+        return str(machine["cpu"])
+    return f"{machine['cpu']} ({capability}{', AMX' if 'amx_tile' in machine.get('cpu_flags', ()) else ''})"
 
 
 def file_name(hardware: str) -> str:
     """A GPU's or CPU's name as the name of the file that its records go to, without suffix."""
-    return "-".join(hardware.lower().replace("/", " ").replace("(r)", "").split())
+    return "-".join(hardware.lower().replace("(r)", "").translate(_NO_FILE_NAME).split())
 
 
 def write_record(benchmark: str, record: Mapping[str, object], path: Path | None = None) -> Path:
@@ -197,7 +223,16 @@ def _version(module: str) -> str:
 
 
 def _cpu_name() -> str:
+    return _cpu_entry("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_flags() -> list[str]:
+    return sorted(_cpu_entry("flags").split())
+
+
+def _cpu_entry(name: str) -> str:
+    """What Linux says of the first CPU; empty elsewhere."""
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
+        if line.startswith(name):
             return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return ""

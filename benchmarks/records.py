@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .measure import RESULTS, file_name
+from .measure import RESULTS, cpu_kind, file_name
 
 Record = dict[str, Any]
 
@@ -66,7 +66,7 @@ def hardware(record: Record) -> str:
     """The GPU that a record was taken on, or the CPU where there was none or it was not used."""
     machine = record["machine"]
     gpu = None if record.get("device") == "cpu" else machine.get("gpu")
-    return str(gpu or machine["cpu"])
+    return str(gpu or cpu_kind(machine))
 
 
 def clock_note(records: list[Record]) -> str:

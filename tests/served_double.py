@@ -20,7 +20,7 @@ from uso_engine.api.events import Conditioning, Decoding, Done, Event, Queued, S
 from uso_engine.api.fields import image_seeds
 from uso_engine.api.request import GenerationRequest
 from uso_engine.api.result import GenerationResult
-from uso_engine.api.statistics import EngineStatistics, GraphStatistics
+from uso_engine.api.statistics import EngineStatistics
 from uso_engine.config import EngineConfig, load_config
 from uso_engine.errors import (
     EngineDeadError,
@@ -34,6 +34,7 @@ from uso_engine.errors import (
     SafetyError,
 )
 from uso_engine.imaging.open import ImageLimits, open_image
+from uso_engine.sampling.graph_statistics import GraphStatistics
 
 ERRORS = {
     "image": ImageError("image_urls[0] (a file): not a picture"),

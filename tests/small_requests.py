@@ -11,12 +11,12 @@ from random_models import SMALL, drawn_conditions, small_transformer
 from torch import Tensor
 
 from uso_engine.api.events import Done
-from uso_engine.api.statistics import GraphStatistics
 from uso_engine.errors import USOError
 from uso_engine.model.transformer import Transformer
 from uso_engine.queue_limits import QueueLimits
 from uso_engine.sampling.admission import admit
 from uso_engine.sampling.denoiser import Denoiser
+from uso_engine.sampling.graph_statistics import GraphStatistics
 from uso_engine.sampling.job import ImageJob, Job
 from uso_engine.sampling.latents import draw_noise
 from uso_engine.sampling.run import DenoisingRun

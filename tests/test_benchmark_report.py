@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from benchmarks.documents import PENDING, Plot, SvgPlot, Table, markdown, rewritten, section_of, typed_results
+from benchmarks.measure import TELLING_FLAGS, file_name, machine
 from benchmarks.records import Record, clock_note, hardware, latest, load
 from benchmarks.report import PLOTS, RESULTS, ROOT, TABLES, documents, main, outdated, write
 from uso_engine.evaluation.report_table import report_table
@@ -165,6 +167,22 @@ def test_a_record_names_the_device_that_it_was_taken_on() -> None:
     machine = {"cpu": "some CPU", "gpu": "some GPU", "threads": 2}
     assert hardware({"machine": machine}) == hardware({"machine": machine, "device": "cuda"}) == "some GPU"
     assert hardware({"machine": machine, "device": "cpu"}) == "some CPU"
+
+
+def test_cpus_of_one_name_and_two_kinds_are_two_machines() -> None:
+    """By what they compute with; records of before that was written down keep their name."""
+    old = {"machine": {"cpu": "AMD EPYC"}, "workload": "small"}
+    narrow = {"machine": {"cpu": "AMD EPYC", "cpu_capability": "AVX2", "cpu_flags": ["avx2", "fma"]}, "workload": "small"}
+    wide = {"machine": {"cpu": "AMD EPYC", "cpu_capability": "AVX512", "cpu_flags": ["amx_tile"]}, "workload": "small"}
+    names = [hardware(record) for record in (old, narrow, wide)]
+    assert names == ["AMD EPYC", "AMD EPYC (AVX2)", "AMD EPYC (AVX512, AMX)"]
+    assert [file_name(name) for name in names] == ["amd-epyc", "amd-epyc-avx2", "amd-epyc-avx512-amx"]
+    assert latest([old, narrow, wide, narrow], "workload") == [old, narrow, wide]
+    assert file_name("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
+    assert file_name("Intel(R) Xeon(R) w5/2") == "intel-xeon-w5-2"
+    here = machine()
+    assert here["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
+    assert set(here["cpu_flags"]) <= set(TELLING_FLAGS)  # type: ignore[call-overload]
 
 
 def test_processor_time_is_said_to_be_that() -> None:

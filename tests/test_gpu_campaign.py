@@ -95,6 +95,7 @@ def test_every_other_part_says_what_it_is_for(results: dict[str, dict[str, Any]]
     assert {"T5", "CLIP", "SigLIP", "encode content", "2 steps", "decode", "to bytes"} < set(second)
     assert results["company"]["auto"]["beside a small one"] == "same bits"
     assert results["host_time"]["128 x 96"]["queued_ms"] > 0
+    assert results["host_time"]["128 x 96, CUDA graph"] == "a CPU has no CUDA graphs"
     assert results["memory"]["attention"] == [CHOSEN]
     assert results["together"]["bits"] == "the same by itself and in company"
     rates = results["together"]["tokens per second"]
@@ -104,6 +105,7 @@ def test_every_other_part_says_what_it_is_for(results: dict[str, dict[str, Any]]
     assert set(variants["outputs"]) == {variant.name for variant in VARIANTS}
     assert variants["times as fast as the base"]["base"] == 1
     assert "CUDA" in variants["outputs"]["attention varlen"]
+    assert variants["outputs"]["CUDA graph"] == "a CPU has no CUDA graphs"
     assert variants["outputs"]["kernels reference"]["difference"] < 0.02
 
 

@@ -1,66 +1,27 @@
-"""Steps as graphs: the bits of steps without, in any company, within their bounds; a capture that fails is told, never hidden.
-
-The captured computation is repeated on a CPU by calling it again: it finds its inputs in the graph's own tensors and leaves its
-result in one, as a CUDA graph does.
-"""
+"""Steps as graphs: the bits of steps without, in any company, within their bounds; a failing capture is told, never hidden."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 from random_models import quantise, small_transformer
+from repeated_capture import Repeating
 from small_requests import SHAPES, HandTurnedLoop, SmallWork, alone, image_jobs
 from torch import Tensor, nn
 
-from uso_engine.config import load_config
-from uso_engine.engine import USOEngine
-from uso_engine.errors import BackendError, ConfigError, DeviceMemoryError
-from uso_engine.model.params import TransformerParams
+from uso_engine.errors import BackendError, DeviceMemoryError
 from uso_engine.model.transformer import Transformer
 from uso_engine.precision.int8_linear import Int8Linear
 from uso_engine.sampling import step_graphs
 from uso_engine.sampling.denoiser import Denoiser
-from uso_engine.sampling.host_bound import gpu_ms, host_ms, step_flops
 from uso_engine.sampling.job import Job
 from uso_engine.sampling.step_graph import CaptureError
-from uso_engine.sampling.step_graphs import MIB, GraphMode, StepGraphs, why_no_graphs
+from uso_engine.sampling.step_graphs import MIB, GraphMode, StepGraphs
 
 CPU = torch.device("cpu")
-
-
-class Repeated:
-    """A captured computation that is called again."""
-
-    def __init__(self, compute: Callable[[], Tensor], velocity: Tensor, size_bytes: int, error: float) -> None:
-        self._compute, self._velocity, self.size_bytes, self._error = compute, velocity, size_bytes, error
-        self.count = 0
-
-    def replay(self) -> None:
-        self.count += 1
-        self._velocity.copy_(self._compute() + self._error)
-
-
-class Repeating:
-    """Captures by remembering; what it records is computed only when it is replayed."""
-
-    def __init__(self, size_bytes: int = MIB) -> None:
-        self.size_bytes, self.error = size_bytes, 0.0
-        self.faults: list[Exception] = []
-        self.captured: list[Repeated] = []
-
-    def missing(self, device: torch.device) -> str | None:
-        return None
-
-    def capture(self, compute: Callable[[], Tensor]) -> tuple[Repeated, Tensor]:
-        if self.faults:
-            raise self.faults.pop(0)
-        velocity = torch.full_like(compute(), float("nan"))
-        self.captured.append(Repeated(compute, velocity, self.size_bytes, self.error))
-        return self.captured[-1], velocity
 
 
 def graphs_of(transformer: Transformer, capturing: Repeating, mode: GraphMode = "on", limit_mib: float = 100.0) -> StepGraphs:
@@ -324,41 +285,3 @@ def test_automatic_graphs_are_for_steps_that_keep_the_host_busier(monkeypatch: p
     monkeypatch.undo()
     step_often(denoiser, 0, 5)
     assert graphs.statistics().captured == 1
-
-
-def test_which_steps_keep_the_host_busier() -> None:
-    """A large picture keeps every GPU busy, a small one a fast GPU not; more work and slower GPUs never turn it round."""
-    flux = TransformerParams()
-    large = step_flops(flux, [704], [5120], [4096])
-    assert large == pytest.approx(98.5e12, rel=0.01)  # docs/performance.md
-    small = step_flops(flux, [512], [256], [256])
-    assert gpu_ms(large, (9, 0)) > 5 * host_ms(flux, 1)
-    assert gpu_ms(small, (10, 0)) < host_ms(flux, 1) < gpu_ms(small, (8, 6))
-    assert gpu_ms(small, (9, 0), eight_bits=True) < gpu_ms(small, (9, 0))
-    assert gpu_ms(small, (13, 0)) == gpu_ms(small, (12, 0)) and gpu_ms(small, (7, 5)) >= gpu_ms(small, (8, 6))
-    assert host_ms(flux, 2) > host_ms(flux, 1)
-    assert step_flops(flux, [512, 512], [256, 256], [256, 256]) == 2 * small
-
-
-def test_graphs_that_cannot_be_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
-    assert why_no_graphs("auto", CPU, has_plan=False) == "a CPU has no CUDA graphs"
-    assert why_no_graphs("off", torch.device("cuda"), has_plan=True) == 'cuda_graphs is "off"'
-    assert "memory plan" in str(why_no_graphs("auto", torch.device("cuda"), has_plan=True))
-    assert why_no_graphs("auto", torch.device("cuda"), has_plan=False) is None
-    assert "other processes" in str(why_no_graphs("auto", torch.device("cuda"), has_plan=False, is_shared=True))
-    with pytest.raises(BackendError, match=r'"on" cannot be done here: a memory plan .*"auto"'):
-        why_no_graphs("on", torch.device("cuda"), has_plan=True)
-    config = load_config("uso-tiny").model_copy(update={"cuda_graphs": "on"})
-    with pytest.raises(BackendError, match=r'"on" cannot be done here: a CPU has no CUDA graphs; "auto"'):
-        USOEngine.from_config(config, device="cpu")
-    text = 'name = "x"\ncuda_graphs = "sometimes"\ncuda_graph_mib = 0\n[transformer]\ncheckpoint = "x"\n'
-    file = tmp_path / "x.toml"
-    file.write_text(text)
-    with pytest.raises(ConfigError, match=r"(?s)cuda_graphs.*cuda_graph_mib"):
-        load_config(file)
-
-
-def test_an_engine_on_a_cpu_says_why_it_has_none() -> None:
-    with USOEngine.from_config("uso-tiny", device="cpu") as engine:
-        found = engine.statistics().graphs
-    assert (found.mode, found.reason, found.captured) == ("auto", "a CPU has no CUDA graphs", 0)

@@ -27,7 +27,8 @@ from .generation import LoadedParts
 from .imaging.open import Alpha, ImageLimits, ImageSource, open_image
 from .imaging.pixels import to_pixels
 from .imaging.resize import resize_content
-from .loading.assembly import check_device, load_parts
+from .loading.assembly import load_parts
+from .loading.device import check_device, default_device
 from .loading.lora_choice import LoRAChoice, choose_loras
 from .loading.transformer import LoadProgress
 from .offload.budget import find_budget
@@ -115,15 +116,15 @@ class USOEngine(DiffusersFace):
             MissingFileError: a configuration or weight file is not there; says which and how to get it.
             ConfigError: a configuration that cannot be used.
             CheckpointError: weights that do not fit.
-            BackendError: this machine cannot run what was asked for.
-            MemoryBudgetError, ParallelError: the budget is too small, and for what; processes that are to compute did not come.
+            BackendError, ParallelError: this machine cannot run what was asked for, or a process that is to compute did not come.
+            MemoryBudgetError, DeviceMemoryError: the budget is too small, or memory ran out; says for what, and who holds it.
             ValueError: another dtype, a budget that is not positive, or an argument of another type.
         """
         call_arguments.check_loading(config, device, dtype, attention, image_limits, progress)
         if not isinstance(config, EngineConfig):
             config = load_config(config)
         request_type_of(config)  # Like what is looked for below, it may refuse: before minutes of loading.
-        runs_on = check_device(device if device is not None else ("cuda" if torch.cuda.is_available() else "cpu"))
+        runs_on = check_device(default_device() if device is None else device)
         tier = None if dtype is None else TIER_OF_DTYPE[dtype]
         asked = config.memory_budget_gib if memory_budget_gib is None else memory_budget_gib
         budget = find_budget(config, config.precision.tier if tier is None else tier, runs_on, asked)

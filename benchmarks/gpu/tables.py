@@ -123,11 +123,12 @@ def host_time(records: list[Record]) -> str:
         [
             hardware(r),
             f"{16 * r['grid'][1]} x {16 * r['grid'][0]}",
+            r["way"],
             *(f"{r[name]:.1f}" for name in ("queued_ms", "least_queued_ms", "finished_ms")),
         ]
-        for r in latest(records, "workload", "grid")
+        for r in latest(records, "workload", "grid", "way")
     ]
-    return markdown(["machine", "picture", "queued after, ms", "at the least, ms", "finished after, ms"], rows)
+    return markdown(["machine", "picture", "step", "queued after, ms", "at the least, ms", "finished after, ms"], rows)
 
 
 def memory(records: list[Record]) -> str:

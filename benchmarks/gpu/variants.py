@@ -17,11 +17,12 @@ from torch import Tensor
 
 from benchmarks.measure import output_hash
 from benchmarks.step.against_diffusers import TIME
-from benchmarks.step.engine_way import Evaluate, engine_step
+from benchmarks.step.engine_way import Evaluate, captured_step, engine_step
 from benchmarks.tiers.steps import formats_by_name, quantized_copy, with_8_bit_activations
 from benchmarks.workload import Inputs, Workload
 from uso_engine.model.run import Fusion
 from uso_engine.model.transformer import Transformer
+from uso_engine.sampling.cuda_capture import CudaCapturing
 from uso_engine.verification.measure import relative_error
 from uso_kernels import operation
 
@@ -75,6 +76,17 @@ def unfused_copy(transformer: Transformer, fusion: Fusion) -> Transformer:
     return copy
 
 
+def captured() -> Variant:
+    """The step as a CUDA graph, whatever its size: `cuda_graphs = "on"`."""
+    capturing = CudaCapturing()
+    return Variant(
+        "CUDA graph",
+        lambda made, workload: captured_step(*made, (TIME,), "auto", capturing),
+        lambda bench: capturing.missing(bench.device),
+        largest_difference=0.0,
+    )
+
+
 def in_tier(name: str) -> Variant:
     """The step of a quantised copy of the model."""
 
@@ -113,6 +125,7 @@ VARIANTS = (
     by_attention("flash3"),
     by_attention("flash4"),
     by_attention("chunked"),
+    captured(),
     *(without(field.name) for field in fields(Fusion)),
     Variant("kernels reference", with_references),
     *map(in_tier, with_8_bit_activations()),

@@ -8,6 +8,7 @@ from uso_engine.model.params import TransformerParams
 from uso_engine.precision.tiers import TIERS, TierName, linear_classes
 from uso_engine.precision.transformer import layer_formats
 from uso_engine.profiling.roofline import GPUS, Tokens, floor_ms, step_flops
+from uso_engine.sampling import host_bound
 
 from .roofline import memory_bytes
 from .sequence_parallel import LINKS, PUBLISHED_SPEEDUP, exchanged_bytes, parallel_step
@@ -126,7 +127,22 @@ def host(records: list[Record]) -> str:
     return markdown(["machine", "ms of processor time (median)", "p20 to p80", "launches"], rows)
 
 
+def graphs(records: list[Record]) -> str:
+    """Which steps `cuda_graphs = "auto"` captures, by the prediction that it goes by."""
+    params, cards = TransformerParams(), {"A100": (8, 0), "RTX 4090": (8, 9), "H100, H200": (9, 0), "B200": (10, 0)}
+    rows = []
+    for side in (256, 512, 768, 1024):
+        tokens = (side // 16) ** 2
+        flops = host_bound.step_flops(params, [512], [tokens], [tokens])
+        queued = host_bound.host_ms(params, 1)
+        times = {card: host_bound.gpu_ms(flops, capability) for card, capability in cards.items()}
+        cells = [f"{ms:.0f}{', captured' if ms < queued else ''}" for ms in times.values()]
+        rows.append([f"{side} x {side}, L = {512 + tokens}", f"{queued:.0f}", *cells])
+    return markdown(["picture from text alone, bf16", "host, ms", *(f"{card}, ms" for card in cards)], rows)
+
+
 TABLES = (
+    Table("docs/performance.md", "graphs", (), graphs),
     Table("docs/performance.md", "host", ("host_stub",), host),
     *(Table(document, "step", ("step",), step) for document in ("README.md", "docs/performance.md")),
     *(Table(document, "ladder", ("ladder",), ladder) for document in ("README.md", "docs/performance.md")),

@@ -45,6 +45,7 @@ __all__ = [
     "head_strided",
     "is_interpreting",
     "jit",
+    "kernels_missing",
     "needs_gradient",
     "power_of_two",
     "strided",
@@ -105,6 +106,17 @@ def _generation(index: int) -> Generation:
     if major not in named:
         raise TritonUnavailable(f"kernels need a GPU of compute capability 8.0 or later, this one has {major}.{minor}")
     return named[major]
+
+
+def kernels_missing(device: torch.device) -> str | None:
+    """Why kernels do not run on a GPU, in one sentence; None where they do."""
+    if TRITON_MISSING is not None:
+        return f"{TRITON_MISSING} (the 'gpu' extra has it)"
+    try:
+        _generation(torch.cuda.current_device() if device.index is None else device.index)
+    except TritonUnavailable as error:
+        return str(error)
+    return None
 
 
 def generation_of(x: Tensor) -> Generation:

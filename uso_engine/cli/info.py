@@ -50,10 +50,31 @@ def info(
     table.add_row("kernels", _kernels(torch.cuda.is_available()))
     for name, missing in available_backends("cuda" if torch.cuda.is_available() else "cpu").items():
         table.add_row(f"attention {name}", "can run" if missing is None else missing)
+    table.add_row("CUDA graphs", _graphs())
     for tier, need in _tier_needs().items():
         table.add_row(f"FLUX.1-dev in {tier}", need)
     table.add_row("memory plans", "uso-engine info CONFIG")
     console.print(table)
+
+
+def _graphs() -> str:
+    """For which pictures `cuda_graphs = "auto"` makes them here."""
+    import torch
+
+    from uso_engine.model.params import TransformerParams
+    from uso_engine.sampling.host_bound import gpu_ms, host_ms, step_flops
+    from uso_engine.sampling.step_graphs import why_no_graphs
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    reason = why_no_graphs("auto", device, has_plan=False)
+    if reason is not None:
+        return reason
+    params, capability = TransformerParams(), torch.cuda.get_device_capability(device)
+    flops = {side: step_flops(params, [512], [(side // 16) ** 2], [(side // 16) ** 2]) for side in range(256, 2049, 64)}
+    sides = [side for side in flops if gpu_ms(flops[side], capability) < host_ms(params, 1)]
+    if not sides:
+        return "never by themselves: every step of FLUX.1-dev is predicted to keep this GPU busier than the host"
+    return f"for steps that are predicted to keep the host busier: FLUX.1-dev from text alone, up to {sides[-1]} x {sides[-1]}"
 
 
 def _tier_needs() -> dict[str, str]:
@@ -114,19 +135,25 @@ def _optional(package: str, module: str) -> str:
 def _device(has_gpu: bool) -> str:
     import torch
 
+    from uso_engine.loading.device import cuda_missing, memory_note
+
     if not has_gpu:
-        return "no CUDA GPU; the engine runs on the CPU"
+        return f"{cuda_missing()}; the engine runs on the CPU"
     names = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         memory = properties.total_memory / 2**30
-        names.append(f"cuda:{index} {properties.name}, sm_{properties.major}{properties.minor}, {memory:.0f} GiB")
+        note = memory_note(torch.device("cuda", index))
+        names.append(f"cuda:{index} {properties.name}, sm_{properties.major}{properties.minor}, {memory:.0f} GiB, {note}")
     return "; ".join(names)
 
 
 def _kernels(has_gpu: bool) -> str:
-    from uso_kernels.launch import TRITON_MISSING
+    import torch
 
-    if TRITON_MISSING is not None:
-        return f"PyTorch references ({TRITON_MISSING})"
-    return "Triton" if has_gpu else "PyTorch references (Triton needs a GPU)"
+    from uso_kernels.launch import TRITON_MISSING, kernels_missing
+
+    if has_gpu:
+        reason = kernels_missing(torch.device("cuda"))
+        return "Triton" if reason is None else f"none for this GPU, which the engine then refuses: {reason}"
+    return f"PyTorch references ({TRITON_MISSING or 'Triton needs a GPU'})"

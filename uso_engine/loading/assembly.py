@@ -15,7 +15,7 @@ from uso_engine.conditioning.offloadable_part import OffloadablePart
 from uso_engine.conditioning.style import StyleEncoder
 from uso_engine.conditioning.text import TextEncoders
 from uso_engine.config import AutoencoderConfig, EngineConfig
-from uso_engine.errors import BackendError, CheckpointError, ConfigError, MemoryBudgetError
+from uso_engine.errors import CheckpointError, ConfigError, MemoryBudgetError
 from uso_engine.model.projector import StyleProjector
 from uso_engine.offload.budget import BUDGET_OF_SEVERAL, MemoryBudget
 from uso_engine.offload.placement import carry_out
@@ -31,12 +31,19 @@ from uso_engine.weights.loading import load_parameters
 from uso_engine.weights.lora.low_rank import FileName
 from uso_engine.weights.projector_checkpoint import open_projector_checkpoint
 
+from .device import check_device, out_of_memory
 from .follower_processes import FollowerProcesses
 from .presence import require_parts
 from .transformer import LoadProgress, load_transformer, resolve
 
 if TYPE_CHECKING:
     from uso_engine.safety.checker import SafetyChecker
+
+
+_ADVICE = (
+    "end what else holds it, take a tier of fewer bits ([precision] tier, `uso-engine info CONFIG`), or set memory_budget_gib, "
+    "so that parts of the model wait on the host"
+)
 
 
 def load_parts(
@@ -48,13 +55,20 @@ def load_parts(
     budget: MemoryBudget | None,
     progress: LoadProgress | None,
 ) -> tuple[Pipeline, SafetyChecker | None]:
-    """Load everything that an engine of this configuration has; arguments and errors as for `load_pipeline`."""
+    """Load everything that an engine of this configuration has; arguments and errors as for `load_pipeline`.
+
+    Raises:
+        DeviceMemoryError: memory runs out; says who holds how much.
+    """
     require_parts(config)
-    safety = load_safety_checker(config, device=device if budget is None else "cpu")
-    others = () if safety is None or safety.part is None else (safety.part,)
-    pipeline = load_pipeline(
-        config, device=device, tier=tier, attention=attention, budget=budget, other_parts=others, progress=progress
-    )
+    try:
+        safety = load_safety_checker(config, device=device if budget is None else "cpu")
+        others = () if safety is None or safety.part is None else (safety.part,)
+        pipeline = load_pipeline(
+            config, device=device, tier=tier, attention=attention, budget=budget, other_parts=others, progress=progress
+        )
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(error, f"loading {config.name}", device, _ADVICE) from error
     return pipeline, safety
 
 
@@ -258,25 +272,6 @@ def check_text_widths(text: TextEncoders, config: EngineConfig) -> None:
     wrong = [f"{name} gives width {given}, the transformer takes {taken}" for name, given, taken in widths if given != taken]
     if wrong:
         raise CheckpointError(f"{config.name}: the text encoders do not fit the transformer: {'; '.join(wrong)}")
-
-
-def check_device(device: torch.device | str) -> torch.device:
-    """Check that a device exists.
-
-    Raises:
-        BackendError: there is no such device here.
-    """
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise BackendError(f"{device!r} is not a device: expected 'cpu', 'cuda' or 'cuda:0'") from error
-    if found.type not in ("cpu", "cuda"):
-        raise BackendError(f"device {device!r} was asked for; the engine runs on 'cpu', 'cuda' or 'cuda:0'")
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise BackendError(f"device {device!r} was asked for, but torch {torch.__version__} sees no CUDA GPU")
-    if found.type == "cuda" and found.index is not None and found.index >= torch.cuda.device_count():
-        raise BackendError(f"device {device!r} was asked for, but there are only {torch.cuda.device_count()} GPUs")
-    return found
 
 
 def _no_progress(part: str, done: int, total: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,8 @@ from .autoencoder_sizes import CoderSizes
 from .phases import GIB, RESERVE_BYTES
 from .plan import MemoryPlan, plan_memory
 from .sizes import EngineSizes, RequestSize, TransformerSizes, public_engine_sizes, transformer_sizes
+
+logger = logging.getLogger(__name__)
 
 SMALLEST_BUDGET_GIB, LARGEST_BUDGET_GIB = 0.001, 1e6
 
@@ -80,11 +83,23 @@ def find_budget(config: EngineConfig, tier: TierName, device: torch.device, aske
         return MemoryBudget(budget, binding=True)
     if device.type != "cuda":
         return None
-    free = torch.cuda.mem_get_info(device)[0]
+    free, total = torch.cuda.mem_get_info(device)
     public = public_sizes(config, tier)
     plan = plan_memory(free, public, usual_request_size(config))
     everything_stays = not plan.streamed and not plan.streamed_double_blocks and not plan.streamed_single_blocks
-    return None if plan.fits and everything_stays and plan.decoding == "whole" else MemoryBudget(free, binding=False)
+    if plan.fits and everything_stays and plan.decoding == "whole":
+        return None
+    held = total - free - torch.cuda.memory_reserved(device)
+    logger.warning(
+        "%s: not all of it finds room in the %.2f GiB that %s has free of %.2f (%.2f are held by other processes): what does "
+        "not comes from the host when it runs, which is slower",
+        config.name,
+        free / GIB,
+        device,
+        total / GIB,
+        held / GIB,
+    )
+    return MemoryBudget(free, binding=False)
 
 
 def usual_request_size(config: EngineConfig) -> RequestSize:
@@ -129,9 +144,13 @@ def _require_room(size_bytes: int, device: torch.device) -> None:
     """A budget is for all of the process; the CUDA context, part of what is kept free, is taken already."""
     if device.type != "cuda":
         return
-    here = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    free, total = torch.cuda.mem_get_info(device)
+    here = free + torch.cuda.memory_reserved(device)
     if size_bytes - RESERVE_BYTES > here:
-        raise MemoryBudgetError(f"memory_budget_gib is {size_bytes / GIB:g}, but {device} has {here / GIB:.2f} GiB free")
+        raise MemoryBudgetError(
+            f"memory_budget_gib is {size_bytes / GIB:g}, but {device} has {here / GIB:.2f} GiB free, "
+            f"{(total - here) / GIB:.2f} are held by other processes"
+        )
 
 
 def _form_of(config: EngineConfig, tier: TierName) -> tuple[dict[str, Format], torch.dtype]:

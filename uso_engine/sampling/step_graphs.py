@@ -11,12 +11,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from uso_engine.api.statistics import GraphStatistics
 from uso_engine.errors import BackendError
 from uso_engine.model.run import Run
 from uso_engine.model.transformer import Transformer
 
 from .cuda_capture import CudaCapturing
+from .graph_statistics import GraphStatistics
 from .host_bound import gpu_ms, host_ms, step_flops
 from .step_graph import CaptureError, Capturing, StepGraph, signature
 

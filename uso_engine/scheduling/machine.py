@@ -7,11 +7,11 @@ from typing import Protocol
 
 from torch import Tensor
 
-from uso_engine.api.statistics import GraphStatistics
 from uso_engine.generation import Generation
 from uso_engine.loading.lora_choice import ChosenLoRAs
 from uso_engine.pipeline import Pipeline
 from uso_engine.sampling.denoiser import Denoiser
+from uso_engine.sampling.graph_statistics import GraphStatistics
 from uso_engine.sampling.job import Job
 from uso_engine.sampling.step_graphs import StepGraphs
 

@@ -10,10 +10,16 @@ import torch
 from torch import Tensor
 
 from uso_engine.errors import BackendError, DeviceMemoryError, ParallelError
+from uso_engine.loading.device import out_of_memory as device_memory_error
 from uso_engine.sampling.job import Job
 from uso_kernels.attention import BackendUnavailable
 
 from .active import ActiveRequest
+
+_ADVICE = (
+    "ask for a smaller size, fewer images or fewer references, or set memory_budget_gib, so that parts of the model wait on "
+    "the host"
+)
 
 
 class Stepper(Protocol):
@@ -96,12 +102,8 @@ def _fail(member: ActiveRequest, error: Exception, outcome: StepOutcome) -> None
 
 def out_of_memory(error: BaseException, where: str) -> DeviceMemoryError:
     """What a caller gets for memory that did not do."""
-    made = DeviceMemoryError(
-        f"memory ran out in {where}: {str(error).splitlines()[0]}; ask for a smaller size, fewer images or fewer references, "
-        "or set memory_budget_gib, so that parts of the model wait on the host"
-    )
-    made.__cause__ = error
-    return made
+    device = torch.device("cuda" if torch.cuda.is_available() and torch.cuda.is_initialized() else "cpu")
+    return device_memory_error(error, where, device, _ADVICE)
 
 
 def release_memory() -> None:

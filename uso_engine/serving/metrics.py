@@ -93,6 +93,7 @@ class _EngineCollector(Collector):
             ("uso_engine_step_tokens", "Tokens of the last step.", found.tokens_in_step),
             ("uso_engine_step_requests", "Requests of the last step.", found.requests_in_step),
             ("uso_engine_occupancy", "Mean requests of a step.", found.occupancy),
+            ("uso_engine_graph_bytes", "GPU memory of the steps that are kept as CUDA graphs.", found.graphs.held_bytes),
         ):
             yield GaugeMetricFamily(name, text, value=value)
         for name, text, value in (
@@ -100,6 +101,9 @@ class _EngineCollector(Collector):
             ("uso_engine_tokens", "Transformer tokens, summed over steps.", found.tokens),
             ("uso_engine_batches_formed", "Steps that formed their batch anew.", found.batches_formed),
             ("uso_engine_memory_retries", "Steps that were taken again because memory ran out.", found.memory_retries),
+            ("uso_engine_graph_captures", "Steps that were captured as CUDA graphs.", found.graphs.captured),
+            ("uso_engine_graph_replays", "Steps that a CUDA graph computed.", found.graphs.replayed),
+            ("uso_engine_graph_failures", "Kinds of steps that could not be captured.", len(found.graphs.failures)),
         ):
             yield CounterMetricFamily(name, text, value=value)
         outcomes = CounterMetricFamily("uso_engine_outcomes", "How the engine's requests ended.", labels=["outcome"])
