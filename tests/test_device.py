@@ -16,7 +16,7 @@ from uso_engine.loading.device import check_device, cuda_missing, default_device
 from uso_engine.offload.budget import find_budget
 from uso_engine.scheduling.stepping import out_of_memory
 from uso_kernels import launch
-from uso_kernels.attention import BackendUnavailable, available_backends, resolve_backend
+from uso_kernels.attention import BackendUnavailable, available_backends, resolve_backends
 from uso_kernels.ragged import Ragged
 
 GIB = 2**30
@@ -136,7 +136,7 @@ def test_an_attention_extension_that_cannot_load(gpu: Callable[..., None], monke
         device, dtype = CUDA, torch.bfloat16
 
     with pytest.raises(BackendUnavailable, match=r"libcudart\.so\.12.*these can: \['dense', 'dense_batched'"):
-        resolve_backend("xformers", OnGPU(), layout, layout)  # type: ignore[arg-type]
+        resolve_backends("xformers", OnGPU(), layout, layout)  # type: ignore[arg-type]
 
 
 def test_memory_that_runs_out_while_loading(gpu: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,14 +98,12 @@ def test_every_other_part_says_what_it_is_for(results: dict[str, dict[str, Any]]
     assert results["host_time"]["128 x 96, CUDA graph"] == "a CPU has no CUDA graphs"
     assert results["memory"]["attention"] == [CHOSEN]
     assert results["together"]["bits"] == "the same by itself and in company"
-    rates = results["together"]["tokens per second"]
-    assert set(rates) == {together.ALONE, together.SCHEDULED, together.AT_ONCE}
+    assert set(rates := results["together"]["tokens per second"]) == {together.ALONE, together.SCHEDULED, together.AT_ONCE}
     assert rates[together.ALONE]["share"] == 1 and all(rate["tokens_per_s"] > 0 for rate in rates.values())
     variants = results["variants"]
     assert set(variants["outputs"]) == {variant.name for variant in VARIANTS}
     assert variants["times as fast as the base"]["base"] == 1
-    assert "CUDA" in variants["outputs"]["attention varlen"]
-    assert variants["outputs"]["CUDA graph"] == "a CPU has no CUDA graphs"
+    assert "CUDA" in variants["outputs"]["attention varlen"] and "no CUDA graphs" in variants["outputs"]["CUDA graph"]
     assert variants["outputs"]["kernels reference"]["difference"] < 0.02
 
 

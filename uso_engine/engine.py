@@ -114,9 +114,8 @@ class USOEngine(DiffusersFace):
 
         Raises:
             MissingFileError: a configuration or weight file is not there; says which and how to get it.
-            ConfigError: a configuration that cannot be used.
-            CheckpointError: weights that do not fit.
-            BackendError, ParallelError: this machine cannot run what was asked for, or a process that is to compute did not come.
+            ConfigError, CheckpointError: a configuration that cannot be used, or weights that do not fit.
+            BackendError, ParallelError: this machine cannot run what was asked for, or a process did not come.
             MemoryBudgetError, DeviceMemoryError: the budget is too small, or memory ran out; says for what, and who holds it.
             ValueError: another dtype, a budget that is not positive, or an argument of another type.
         """
