@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from benchmarks.documents import PENDING, Plot, Table, markdown, rewritten
+from benchmarks.documents import PENDING, SVG, Plot, Table, markdown, rewritten
 from benchmarks.records import Record, clock_note, hardware, latest, load
 from benchmarks.report import PLOTS, ROOT, TABLES, documents, main, outdated, write
 from uso_engine.evaluation.report_table import report_table
@@ -110,6 +110,19 @@ def test_a_plot_of_other_records_is_found_and_drawn_anew(tmp_path: Path) -> None
     write(tmp_path, (), (plot,), [])
     with Image.open(tmp_path / "plot.png") as picture:
         assert picture.width == 4
+
+
+def test_a_plot_that_is_text_is_drawn_from_its_own_records(tmp_path: Path) -> None:
+    results = tmp_path / "benchmarks" / "results"
+    results.mkdir(parents=True)
+    plot = SVG("plot.svg", ("step",), lambda records: f"<svg>{len(records)}</svg>")
+    (results / "a.jsonl").write_text(json.dumps(record("step", 1.0)) + "\n" + json.dumps(record("other", 1.0)) + "\n")
+    assert not plot.is_current(tmp_path)
+    write(tmp_path, (), (plot,), [])
+    assert (tmp_path / "plot.svg").read_text() == "<svg>1</svg>"
+    assert list(outdated(tmp_path, (), (plot,), [])) == []
+    (results / "b.jsonl").write_text(json.dumps(record("step", 2.0)) + "\n")
+    assert list(outdated(tmp_path, (), (plot,), [])) == ["plot.svg was not drawn from the records that are there"]
 
 
 def test_the_last_record_of_a_case_counts() -> None:
