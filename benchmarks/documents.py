@@ -56,15 +56,15 @@ class Plot:
     sources: tuple[str, ...]
     draw: Callable[[Path], Image.Image]
 
-    def is_current(self, root: Path) -> bool:
-        """Whether the file was drawn from the records as they are."""
+    def is_current(self, root: Path, records: Sequence[Record]) -> bool:
+        """Whether the file was drawn from the records as they are; `records`, of benchmarks, are not its own."""
         path = root / self.path
         if not path.exists():
             return False
         with Image.open(path) as picture:
             return picture.info.get("records") == self._hash(root)
 
-    def write(self, root: Path) -> None:
+    def write(self, root: Path, records: Sequence[Record]) -> None:
         """Draw it anew."""
         text = PngImagePlugin.PngInfo()
         text.add_text("records", self._hash(root))
@@ -72,6 +72,38 @@ class Plot:
 
     def _hash(self, root: Path) -> str:
         return hashlib.sha256(b"".join((root / source).read_bytes() for source in self.sources)).hexdigest()
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """An SVG file drawn from records; its text is the same for the same records.
+
+    Args:
+        path: of the file, in the repository.
+        benchmarks: those whose records it shows.
+        draw: the records of these benchmarks, oldest first, to SVG.
+    """
+
+    path: str
+    benchmarks: tuple[str, ...]
+    draw: Callable[[list[Record]], str]
+
+    def text(self, records: Sequence[Record]) -> str | None:
+        """The picture; None without records."""
+        own = [record for record in records if record["benchmark"] in self.benchmarks]
+        return self.draw(own) if own else None
+
+    def is_current(self, root: Path, records: Sequence[Record]) -> bool:
+        """Whether the file is what would be drawn."""
+        path = root / self.path
+        return (path.read_text(encoding="utf-8") if path.exists() else None) == self.text(records)
+
+    def write(self, root: Path, records: Sequence[Record]) -> None:
+        """Draw it anew."""
+        text = self.text(records)
+        if text is not None:
+            (root / self.path).parent.mkdir(parents=True, exist_ok=True)
+            (root / self.path).write_text(text, encoding="utf-8")
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -11,21 +11,23 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .documents import Plot, Table, rewritten
+from .documents import Drawing, Plot, Table, rewritten
 from .fidelity import curve
 from .fidelity import tables as fidelity
 from .gpu import tables as gpu
 from .kernels import tables as kernels
 from .memory import tables as memory
 from .records import Record, load, take
+from .scaling import plots as scaling_plots
+from .scaling import tables as scaling
 from .serving import tables as serving
 from .step import tables as step
 from .tiers import tables as tiers
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = (step, tiers, kernels, memory, fidelity, serving, gpu)
+FOLDERS = (step, tiers, kernels, memory, fidelity, serving, scaling, gpu)
 TABLES: tuple[Table, ...] = tuple(table for folder in FOLDERS for table in folder.TABLES)
-PLOTS: tuple[Plot, ...] = (curve.PLOT,)
+PLOTS: tuple[Plot | Drawing, ...] = (curve.PLOT, *scaling_plots.DRAWINGS)
 
 
 def documents(root: Path) -> Iterator[str]:
@@ -34,7 +36,7 @@ def documents(root: Path) -> Iterator[str]:
         yield from (path.relative_to(root).as_posix() for path in sorted(root.glob(pattern)))
 
 
-def outdated(root: Path, tables: tuple[Table, ...], plots: tuple[Plot, ...], records: list[Record]) -> Iterator[str]:
+def outdated(root: Path, tables: tuple[Table, ...], plots: tuple[Plot | Drawing, ...], records: list[Record]) -> Iterator[str]:
     """Documents and plots that differ from their records, each with what to do about it.
 
     Raises:
@@ -45,10 +47,12 @@ def outdated(root: Path, tables: tuple[Table, ...], plots: tuple[Plot, ...], rec
         if rewritten(document, text, tables, records) != text:
             wrong = [t.marker for t in tables if t.document == document and t.text(records) not in text]
             yield f"{document} differs from its records in the tables {wrong}"
-    yield from (f"{plot.path} was not drawn from the records that are there" for plot in plots if not plot.is_current(root))
+    yield from (
+        f"{plot.path} was not drawn from the records that are there" for plot in plots if not plot.is_current(root, records)
+    )
 
 
-def write(root: Path, tables: tuple[Table, ...], plots: tuple[Plot, ...], records: list[Record]) -> None:
+def write(root: Path, tables: tuple[Table, ...], plots: tuple[Plot | Drawing, ...], records: list[Record]) -> None:
     """Make every table and plot anew."""
     for document in sorted({*documents(root), *(table.document for table in tables)}):
         path = root / document
@@ -56,8 +60,8 @@ def write(root: Path, tables: tuple[Table, ...], plots: tuple[Plot, ...], record
         if (new := rewritten(document, text, tables, records)) != text:
             path.write_text(new, encoding="utf-8")
     for plot in plots:
-        if not plot.is_current(root):
-            plot.write(root)
+        if not plot.is_current(root, records):
+            plot.write(root, records)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -43,7 +43,8 @@ def test_server_settings_are_those_of_the_server() -> None:
     found = server_settings({"host": "0.0.0.0", "bounds": {"max_steps": 8}, "aliases": ["uso", "a/b"]}, has_keys=True)
     assert found == ServerSettings(host="0.0.0.0", has_keys=True, bounds=RequestBounds(max_steps=8), aliases=("uso", "a/b"))
     wrong: list[tuple[dict[str, object], str]] = [({"hosts": ""}, "no settings"), ({"has_keys": True}, "no settings")]
-    for fields, said in (*wrong, ({"bounds": {"max_steps": 99}}, "max_steps")):
+    wrong.append(({"bounds": {"max_steps": 99}}, "max_steps"))
+    for fields, said in wrong:
         with pytest.raises(ConfigError, match=said):
             server_settings(fields, has_keys=False)
     with pytest.raises(ConfigError, match="no keys are configured"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -54,7 +56,7 @@ def test_among_equals_the_one_that_has_it(kind: str) -> None:
     for holder in "abcd":
         routing = table("a", "b", "c", "d")
         routing.report(holder, Report(SAME, 1.0, keys=key), 1.0)
-        chosen[holder] = routing.choose(demand("1", **{kind: key}), 1.0)[0]
+        chosen[holder] = routing.choose(Demand("1", WORK, **{kind: key}), 1.0)[0]  # type: ignore[arg-type]
     assert chosen == {holder: holder for holder in "abcd"}
 
 
@@ -193,13 +195,13 @@ operation = st.one_of(
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(operation, max_size=60))
-def test_whatever_happens_the_choice_is_by_load_and_work_adds_up(operations: list[tuple[object, ...]]) -> None:
-    routing, in_flight, present, now_s = RoutingTable("me"), {}, set[str](), 0.0
+def test_whatever_happens_the_choice_is_by_load_and_work_adds_up(operations: list[tuple[Any, ...]]) -> None:
+    routing, in_flight, present, now_s = RoutingTable("me"), dict[str, tuple[str, int]](), set[str](), 0.0
     elsewhere: dict[str, int] = {}
     for step in operations:
         now_s += 1.0
         if step[0] == "request":
-            wanted = demand(f"r{step[1]}", step[2], pictures=frozenset(step[3]))  # type: ignore[arg-type]
+            wanted = demand(f"r{step[1]}", step[2], pictures=frozenset(step[3]))
             found = routing.choose(wanted, now_s)
             assert bool(found) == bool(present) and set(found) <= present and len(found) == len(set(found))
             if not found:
@@ -214,14 +216,14 @@ def test_whatever_happens_the_choice_is_by_load_and_work_adds_up(operations: lis
             routing.ended(f"r{step[1]}")
             in_flight.pop(f"r{step[1]}", None)
         elif step[0] == "replicas":
-            present = set(step[1])  # type: ignore[arg-type]
+            present = set(step[1])
             routing.set_replicas(present)
             elsewhere = {name: work for name, work in elsewhere.items() if name in present}
         else:
             _, name, work, identity, rate = step
-            routing.report(name, Report(identity, 1.0, work={"other": work}, tokens_per_s=rate), now_s)  # type: ignore[arg-type]
+            routing.report(name, Report(identity, 1.0, work={"other": work}, tokens_per_s=rate), now_s)
             if name in present:
-                elsewhere[name] = work  # type: ignore[index, assignment]
+                elsewhere[name] = work
         for replica in present:
             mine = sum(work for where, work in in_flight.values() if where == replica)
             assert routing.load(replica) == mine + elsewhere.get(replica, 0)

@@ -101,7 +101,7 @@ def test_a_lost_replica_costs_one_more_run_with_the_same_seed_and_weights_elsewh
     first, second = replicas.orders
     assert first.fields == second.fields and first.demand.id == second.demand.id
     assert (first.demand.identity, first.demand.avoid) == (None, frozenset())
-    assert (second.demand.identity, second.demand.avoid) == (SAME.digest, {"a"})
+    assert (second.demand.identity, second.demand.avoid) == (SAME.digest, frozenset({"a"}))
     # Nothing is told twice, and nothing is left out.
     assert [type(event) for event in found] == [Queued, Conditioning, Stepped, Stepped, Stepped, Decoding, Done]
     assert [event.index for event in found if isinstance(event, Stepped)] == [0, 1, 2]
@@ -162,7 +162,7 @@ def test_what_a_request_does_wrong_is_its_own_error_and_is_not_run_again() -> No
 
 def test_errors_cross_processes_with_what_can_be_pickled() -> None:
     error = ImageError("not a picture")
-    error.__cause__ = RuntimeError(open)  # type: ignore[arg-type]
+    error.__cause__ = RuntimeError(open)
     crossed = pickle.loads(pickle.dumps(failed(error)))  # noqa: S301 - as between processes
     assert type(crossed.error) is ImageError and str(crossed.error) == "not a picture"
 

@@ -56,7 +56,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterat
             "downscale_s": 20,
             "report_s": 0.5,
             "options": {"device": "cpu"},
-            "scaling": {"queue_s": 0.5},
+            "scaling": {"queue_s": 3},
         },
     }
     command = [sys.executable, str(TESTS / "served_by_ray.py"), json.dumps(table)]
@@ -118,8 +118,7 @@ def until(condition: Callable[[], bool]) -> float:
 
 def test_pictures_are_the_single_engines(served: Served, alone: USOEngine, record_property: Record) -> None:
     sent = [body(seed) for seed in (1, 2, 3)]
-    with ThreadPoolExecutor(3) as pool:
-        answers = list(pool.map(lambda one: ask(served, one), sent))
+    answers = [ask(served, one) for one in sent]
     assert [answer.status_code for answer in answers] == [201] * 3
     assert [bytes_of(answer) for answer in answers] == [bytes_alone(alone, one) for one in sent]
     record_property("found", "3 pictures, equal byte for byte")
@@ -127,7 +126,7 @@ def test_pictures_are_the_single_engines(served: Served, alone: USOEngine, recor
 
 def test_a_queue_brings_a_second_replica(served: Served, alone: USOEngine, record_property: Record) -> None:
     assert len(replica_processes(served.process.pid)) == 1
-    sent = [body(seed, steps=12) for seed in range(10, 34)]
+    sent = [body(seed, steps=40) for seed in range(10, 34)]
     with ThreadPoolExecutor(6) as pool:
         futures = [pool.submit(ask, served, one) for one in sent]
         until(lambda: len(replica_processes(served.process.pid)) == 2)

@@ -93,10 +93,16 @@ def sender(engines: DeploymentHandle, max_queued: int) -> Send:
     @asynccontextmanager
     async def send(order: Order) -> AsyncIterator[AsyncIterator[Message]]:
         response = streaming.run.remote(order)
+        messages = _translated(response, max_queued)
         try:
-            yield _translated(response, max_queued)
+            yield messages
+        except (QueueFullError, EngineDeadError, ReplicaLostError):
+            raise  # It is over. Ray raises the same error again where it is asked to cancel such a call.
+        except BaseException:
+            response.cancel()
+            raise
         finally:
-            response.cancel()  # Nothing happens to one that is done.
+            await messages.aclose()
 
     return send
 

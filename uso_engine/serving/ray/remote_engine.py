@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from uso_engine.api.events import Conditioning, Done, Event, Queued, Stepped
 from uso_engine.api.request import GenerationRequest
@@ -25,6 +27,10 @@ logger = logging.getLogger(__name__)
 
 Send = Callable[[Order], AbstractAsyncContextManager[AsyncIterator[Message]]]
 """Sends an order and gives what comes back; leaving it cancels what is not done. Raises `ReplicaLostError`."""
+_SUMMED = (
+    *("queued", "running", "queued_bytes", "steps", "tokens", "tokens_in_step", "requests_in_step"),
+    *("batches_formed", "lora_switches", "memory_retries"),
+)
 _ENDED = (EngineDeadError, EngineClosedError, EngineDrainingError)
 
 
@@ -112,7 +118,7 @@ class RemoteEngine:
 
     async def _run(
         self, request: GenerationRequest, priority: int, timeout_s: float | None, *, events: bool, previews: bool
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         if self._draining:
             raise EngineDrainingError("the server finishes what it has and accepts no more requests")
         seeded = request.with_seed()
@@ -130,7 +136,7 @@ class RemoteEngine:
             if not self._running:
                 self._idle.set()
 
-    async def _runs(self, order: Order, end_s: float | None) -> AsyncIterator[Event]:
+    async def _runs(self, order: Order, end_s: float | None) -> AsyncGenerator[Event, None]:
         """The events of the first run and, if its replica is lost, of one more."""
         told, taken = _Told(), list[Taken]()
         for attempt in range(2):
@@ -146,7 +152,7 @@ class RemoteEngine:
                 logger.warning("request %s is run again: %s", order.demand.id, lost)
                 order = _again(order, taken)
 
-    async def _once(self, order: Order, end_s: float | None, taken: list[Taken]) -> AsyncIterator[Event]:
+    async def _once(self, order: Order, end_s: float | None, taken: list[Taken]) -> AsyncGenerator[Event, None]:
         """The events of one run."""
         self._fleet.begin(order.demand.id)
         try:
@@ -190,33 +196,35 @@ async def _next(messages: AsyncIterator[Message], end_s: float | None, timeout_s
         raise ReplicaLostError("its replica ended the answer before the result") from None
 
 
-def summed(engines: list[Mapping[str, object]]) -> EngineStatistics:
+def summed(engines: Sequence[Mapping[str, object]]) -> EngineStatistics:
     """Counters of several engines as those of one.
 
     Args:
         engines: each as `EngineStatistics` in plain JSON.
     """
-
-    def total(name: str) -> float:
-        return sum(float(engine.get(name, 0)) for engine in engines)  # type: ignore[arg-type]
-
-    outcomes: dict[str, int] = {}
-    caches: dict[str, list[Mapping[str, int]]] = {}
+    outcomes: Counter[str] = Counter()
+    caches: dict[str, Counter[str]] = {}
     for engine in engines:
-        for name, count in dict(engine.get("outcomes", {})).items():  # type: ignore[call-overload]
-            outcomes[name] = outcomes.get(name, 0) + count
-        for name, cache in dict(engine.get("caches", {})).items():  # type: ignore[call-overload]
-            caches.setdefault(name, []).append(cache)
-    steps = total("steps")
-    weighted = sum(float(e.get("occupancy", 0)) * float(e.get("steps", 0)) for e in engines)  # type: ignore[arg-type]
-    whole = ("queued", "running", "queued_bytes", "steps", "tokens", "tokens_in_step", "requests_in_step", "batches_formed")
-    counts = {name: int(total(name)) for name in (*whole, "lora_switches", "memory_retries")}
+        outcomes.update(_counts(engine, "outcomes"))
+        for name in _counts(engine, "caches"):
+            caches.setdefault(name, Counter()).update(_counts(_counts(engine, "caches"), name))
+    steps = sum(_number(engine, "steps") for engine in engines)
+    weighted = sum(_number(engine, "occupancy") * _number(engine, "steps") for engine in engines)
     return EngineStatistics(
-        **counts,
+        **{name: int(sum(_number(engine, name) for engine in engines)) for name in _SUMMED},
         occupancy=weighted / steps if steps else 0.0,
-        outcomes=outcomes,
-        caches={
-            name: CacheStatistics(**{field: sum(one[field] for one in found) for field in found[0]})
-            for name, found in caches.items()
-        },
+        outcomes=dict(outcomes),
+        caches={name: CacheStatistics(**counts) for name, counts in caches.items()},
     )
+
+
+def _number(engine: Mapping[str, object], name: str) -> float:
+    value = engine.get(name, 0)
+    assert isinstance(value, int | float)
+    return float(value)
+
+
+def _counts(engine: Mapping[str, object], name: str) -> Mapping[str, Any]:
+    found = engine.get(name, {})
+    assert isinstance(found, Mapping)
+    return found

@@ -26,8 +26,10 @@ class WorkRouter(RequestRouter):  # type: ignore[misc]  # Ray is untyped here
     ) -> list[list[RunningReplica]]:
         """One replica in each rank, so that Ray takes the first that is not full."""
         order = _order_of(pending_request)
-        if order is None:
+        if order is None or pending_request is None:
             return [candidate_replicas]
+        # Without it Ray asks again at once, again and again, while all replicas are full.
+        pending_request.routing_context.should_backoff = True
         by_name = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
         return [[by_name[name]] for name in self._fleet.choose(order.demand, by_name)]
 

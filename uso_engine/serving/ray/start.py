@@ -42,17 +42,27 @@ def serve_on_ray(arguments: ApplicationArguments, config: EngineConfig, *, has_k
     if settings.port == 0:
         raise USOError("Ray Serve takes no free port by itself; give --port another number than 0")
     made = application(arguments, config)
-    ended = threading.Event()
+    listening, ended = threading.Event(), threading.Event()
+
+    def end(*_: object) -> None:
+        if not listening.is_set():
+            raise KeyboardInterrupt  # Loading takes minutes.
+        ended.set()
+
     connect(address)
     for number in (signal.SIGTERM, signal.SIGINT):  # Ray has just put its own in place.
-        signal.signal(number, lambda *_: ended.set())
+        signal.signal(number, end)
     try:
-        check_room(arguments, config)
+        check_room(arguments, config, may_grow=address is not None)
         _start(made, settings)
+        listening.set()
         logger.info("listening", extra={"fields": {"url": f"http://{settings.host}:{settings.port}"}})
         ended.wait()
         logger.info("finishing what runs")
-        serve.delete(NAME)
+        # What runs is finished by Ray; a cluster goes on with it when this process has ended.
+        deleting = threading.Thread(target=serve.delete, args=(NAME,), name="delete", daemon=True)
+        deleting.start()
+        deleting.join(settings.drain_s)
     finally:
         if address is None:
             serve.shutdown()
@@ -102,20 +112,25 @@ def connect(address: str | None) -> None:
         raise USOError(f"cannot {what}: {error}") from error
 
 
-def check_room(arguments: ApplicationArguments, config: EngineConfig) -> None:
-    """Whether the cluster could ever hold the fewest replicas there are to be; without it they would be waited for without end.
+def check_room(arguments: ApplicationArguments, config: EngineConfig, *, may_grow: bool) -> None:
+    """Whether there is room for the fewest replicas there are to be; without it they would be waited for without end.
+
+    Args:
+        arguments: of the application.
+        config: of its engines.
+        may_grow: whether machines may join, as where a cluster has an autoscaler: then it is only said.
 
     Raises:
-        USOError: it could not.
+        USOError: there is none, and there will be none.
     """
     found, replicas = ray.cluster_resources(), arguments.replicas
     for resource, each in (("GPU", replicas.gpus_of(config)), ("CPU", replicas.cpus)):
         there = float(found.get(resource, 0))
         if each * replicas.least > there:
-            raise USOError(
-                f"{replicas.least} replicas need {each * replicas.least:g} {resource}s, and the cluster has {there:g}; "
-                f"give fewer replicas, or a smaller share of a {resource} to each"
-            )
+            missing = f"{replicas.least} replicas need {each * replicas.least:g} {resource}s, and the cluster has {there:g}"
+            if not may_grow:
+                raise USOError(f"{missing}; give fewer replicas, or a smaller share of a {resource} to each")
+            logger.warning("%s; waiting for it to grow", missing)
 
 
 def _check_reachable(address: str) -> None:
