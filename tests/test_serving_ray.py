@@ -124,6 +124,17 @@ def test_pictures_are_the_single_engines(served: Served, alone: USOEngine, recor
     record_property("found", "3 pictures, equal byte for byte")
 
 
+def test_the_durable_queue_and_stored_images(served: Served, alone: USOEngine, record_property: Record) -> None:
+    sent = {name: value for name, value in body(5).items() if name not in ("model", "sync_mode")}
+    ticket = HTTP.post(f"{served.url}/queue/fal-ai/uso", json=sent).json()
+    until(lambda: HTTP.get(ticket["status_url"]).json()["status"] == "COMPLETED")
+    answer = HTTP.get(ticket["response_url"])
+    assert answer.status_code == 200, answer.text
+    picture = HTTP.get(answer.json()["images"][0]["url"])
+    assert picture.content == bytes_alone(alone, body(5))
+    record_property("found", "accepted, completed, and its stored image equal byte for byte")
+
+
 def test_a_queue_brings_a_second_replica(served: Served, alone: USOEngine, record_property: Record) -> None:
     assert len(replica_processes(served.process.pid)) == 1
     sent = [body(seed, steps=40) for seed in range(10, 34)]

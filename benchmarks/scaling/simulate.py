@@ -68,12 +68,12 @@ def summary(outcome: Outcome) -> dict[str, object]:
 
 
 def windows(outcome: Outcome) -> list[dict[str, float]]:
-    """Over time: p95 of the requests that came in a window, and replicas at its end."""
+    """Over time: p95 of the requests that came in a window, and replicas at its beginning."""
     end_s, found = max(at_s for at_s, _, _ in outcome.ended), []
     for number in range(int(end_s / WINDOW_S)):
         begin_s, until_s = number * WINDOW_S, (number + 1) * WINDOW_S
         inside = [seconds for at_s, seconds, _ in outcome.ended if begin_s <= at_s < until_s]
-        there = [count for at_s, count in outcome.replicas if at_s <= until_s]
+        there = [count for at_s, count in outcome.replicas if at_s <= begin_s]
         if inside:
             found.append({"seconds": begin_s, "p95_s": quantile(inside, 95), "requests": len(inside), "replicas": there[-1]})
     return found
