@@ -60,15 +60,15 @@ class Plot:
     sources: tuple[str, ...]
     draw: Callable[[Path], Image.Image]
 
-    def is_current(self, root: Path) -> bool:
-        """Whether the file was drawn from the records as they are."""
+    def is_current(self, root: Path, records: Sequence[Record]) -> bool:
+        """Whether the file was drawn from the records as they are; `records`, of benchmarks, are not its own."""
         path = root / self.path
         if not path.exists():
             return False
         with Image.open(path) as picture:
             return picture.info.get("records") == self._hash(root)
 
-    def write(self, root: Path) -> None:
+    def write(self, root: Path, records: Sequence[Record]) -> None:
         """Draw it anew."""
         text = PngImagePlugin.PngInfo()
         text.add_text("records", self._hash(root))
@@ -95,6 +95,16 @@ class SvgPlot:
     def text(self, records: Sequence[Record]) -> str:
         """The picture, drawn from those of all records that are its own."""
         return self.draw([record for record in records if record["benchmark"] in self.benchmarks])
+
+    def is_current(self, root: Path, records: Sequence[Record]) -> bool:
+        """Whether the file was drawn from the records as they are."""
+        path = root / self.path
+        return path.exists() and path.read_text(encoding="utf-8") == self.text(records)
+
+    def write(self, root: Path, records: Sequence[Record]) -> None:
+        """Draw it anew."""
+        (root / self.path).parent.mkdir(parents=True, exist_ok=True)
+        (root / self.path).write_text(self.text(records), encoding="utf-8")
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -23,14 +23,16 @@ from .kernels import tables as kernels
 from .memory import tables as memory
 from .records import Record, load, take
 from .release import tables as release
+from .scaling import plots as scaling_plots
+from .scaling import tables as scaling
 from .serving import tables as serving
 from .step import tables as step
 from .tiers import tables as tiers
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = (compare, release, step, tiers, kernels, memory, fidelity, frontier, serving, gpu)
+FOLDERS = (compare, release, step, tiers, kernels, memory, fidelity, frontier, serving, scaling, gpu)
 TABLES: tuple[Table, ...] = tuple(table for folder in FOLDERS for table in folder.TABLES)
-PLOTS: tuple[Plot | SvgPlot, ...] = (curve.PLOT, compare_plots.PLOT, frontier_plot.PLOT)
+PLOTS: tuple[Plot | SvgPlot, ...] = (curve.PLOT, compare_plots.PLOT, frontier_plot.PLOT, *scaling_plots.PLOTS)
 RESULTS = {
     "README.md": ("Results",),
     "docs/performance.md": (
@@ -64,15 +66,7 @@ def outdated(root: Path, tables: tuple[Table, ...], plots: tuple[Plot | SvgPlot,
         for heading in RESULTS.get(document, ()) if tables is TABLES else ():
             if typed := typed_results(section_of(text, heading)):
                 yield f"{document}, section {heading}: {typed} are typed; results come from records"
-    yield from (f"{p.path} was not drawn from the records that are there" for p in plots if not is_current(p, root, records))
-
-
-def is_current(plot: Plot | SvgPlot, root: Path, records: list[Record]) -> bool:
-    """Whether a plot's file was drawn from the records as they are."""
-    if isinstance(plot, Plot):
-        return plot.is_current(root)
-    path = root / plot.path
-    return path.exists() and path.read_text(encoding="utf-8") == plot.text(records)
+    yield from (f"{p.path} was not drawn from the records that are there" for p in plots if not p.is_current(root, records))
 
 
 def write(root: Path, tables: tuple[Table, ...], plots: tuple[Plot | SvgPlot, ...], records: list[Record]) -> None:
@@ -83,10 +77,8 @@ def write(root: Path, tables: tuple[Table, ...], plots: tuple[Plot | SvgPlot, ..
         if (new := rewritten(document, text, tables, records)) != text:
             path.write_text(new, encoding="utf-8")
     for plot in plots:
-        if isinstance(plot, SvgPlot):
-            (root / plot.path).write_text(plot.text(records), encoding="utf-8")
-        elif not plot.is_current(root):
-            plot.write(root)
+        if not plot.is_current(root, records):
+            plot.write(root, records)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -17,7 +17,7 @@ from .api.request import GenerationRequest
 from .api.research import ResearchOptions
 from .api.result import GenerationResult
 from .api.statistics import EngineStatistics
-from .conditioning.cache import CacheStatistics
+from .conditioning.cache_statistics import CacheStatistics
 from .conditioning.style import StyleTokens
 from .conditioning.text import TextEmbedding
 from .config import EngineConfig, load_config

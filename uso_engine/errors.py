@@ -99,6 +99,10 @@ class QueueFullError(USOError):
         )
         self.bound, self.limit, self.value, self.retry_after_s = bound, limit, value, retry_after_s
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # An exception is pickled with its message as the only argument, where nothing else is said.
+        return type(self), (self.bound, self.limit, self.value, self.retry_after_s)
+
 
 class RequestTimeoutError(USOError, TimeoutError):
     """A request was not done, or not begun, in the time that it had; the message says which bound."""

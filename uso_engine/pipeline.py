@@ -14,7 +14,8 @@ from torch import Tensor
 
 from uso_kernels.attention import BackendUnavailable
 
-from .conditioning.cache import ByteCache, CacheLimits, CacheStatistics, tensor_bytes
+from .conditioning.cache import ByteCache, CacheLimits, tensor_bytes
+from .conditioning.cache_statistics import CacheStatistics
 from .conditioning.content import Autoencoder
 from .conditioning.style import StyleEncoder, StyleTokens, scale_style
 from .conditioning.text import TextEmbedding, TextEncoders

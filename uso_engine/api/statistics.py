@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from uso_engine.conditioning.cache import CacheStatistics
+    from uso_engine.conditioning.cache_statistics import CacheStatistics
     from uso_engine.sampling.graph_statistics import GraphStatistics
 
 

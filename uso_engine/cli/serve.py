@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,12 +14,13 @@ from .console import fail, reports_errors, say
 if TYPE_CHECKING:
     from uso_engine.config import EngineConfig
     from uso_engine.serving.auth import KeyRing
-    from uso_engine.serving.engine_state import OpenEngine
-    from uso_engine.serving.served_engine import ServedEngine
+    from uso_engine.serving.engine_opening import EngineOptions
+    from uso_engine.serving.settings import ServerSettings
 
 _HTTP = "HTTP"
 _LIMITS = "Limits"
 _ENGINE = "Engine"
+_RAY = "Several machines or GPUs, with Ray"
 
 
 @reports_errors
@@ -97,15 +94,41 @@ def serve(
     memory_budget: Annotated[
         float | None, typer.Option(help="GPU memory in GiB that may be used.", rich_help_panel=_ENGINE)
     ] = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Serve by replicas of the engine on Ray Serve.", rich_help_panel=_RAY)
+    ] = False,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            help="HOST:PORT of a Ray cluster, or auto for this machine's; by default a Ray that ends with the server.",
+            rich_help_panel=_RAY,
+        ),
+    ] = None,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, help="The fewest replicas; by default 1.", rich_help_panel=_RAY)
+    ] = None,
+    max_replicas: Annotated[
+        int | None, typer.Option(min=1, help="The most replicas; by default as many as the fewest.", rich_help_panel=_RAY)
+    ] = None,
+    gpus_per_replica: Annotated[
+        float | None, typer.Option(min=0, help="GPUs of each replica, or a part of one.", rich_help_panel=_RAY)
+    ] = None,
 ) -> None:
     """Serve the hosted API, OpenAI's images and fal's queue over HTTP. Without keys: to this machine alone."""
-    _check_installed()
+    if not ray:
+        _refuse_without_ray(
+            {
+                "--replicas": replicas,
+                "--max-replicas": max_replicas,
+                "--gpus-per-replica": gpus_per_replica,
+                "--ray-address": ray_address,
+            }
+        )
+    _check_installed(with_ray=ray)
     from uso_engine.config import load_config
-    from uso_engine.serving.app import make_application
+    from uso_engine.serving.engine_opening import EngineOptions
     from uso_engine.serving.json_log import log_as_json
-    from uso_engine.serving.process import serve as listen
     from uso_engine.serving.settings import RequestBounds, ServerSettings, Transport, default_storage
-    from uso_engine.serving.storage import open_storage
 
     ring = _keys(keys)
     settings = ServerSettings(
@@ -130,12 +153,15 @@ def serve(
     )
     loaded = load_config(config)
     kept = storage or default_storage(os.environ.get("XDG_STATE_HOME"), Path.home())
-    opened = _engine_opener(loaded, device, attention, memory_budget, fetch_from, private_host or [])
-    application = make_application(
-        loaded, settings, opened, open_storage(kept), ring, gpu_memory=_gpu_memory, host_name=socket.gethostname()
-    )
+    hosts = None if fetch_from is None else tuple(fetch_from)
+    options = EngineOptions(device, attention, memory_budget, hosts, tuple(private_host or ()))
     log_as_json()
-    listen(application, settings)
+    if ray:
+        least = replicas or 1
+        bounds = least, max_replicas or least, gpus_per_replica
+        _listen_on_ray(loaded, settings, kept, keys, options, bounds, ray_address)
+    else:
+        _listen(loaded, settings, kept, ring, options)
 
 
 @reports_errors
@@ -148,7 +174,51 @@ def new_key(name: Annotated[str, typer.Argument(help="Whose key it is: for logs 
     say(f"line: {line}")
 
 
-def _check_installed() -> None:
+def _listen(config: EngineConfig, settings: ServerSettings, storage: str, keys: KeyRing | None, options: EngineOptions) -> None:
+    """Serve by an engine of this process."""
+    from uso_engine.serving.app import make_application
+    from uso_engine.serving.engine_opening import opened_engine
+    from uso_engine.serving.process import serve as listen
+    from uso_engine.serving.storage import open_storage
+
+    application = make_application(
+        config,
+        settings,
+        lambda: opened_engine(config, options),
+        open_storage(storage),
+        keys,
+        gpu_memory=_gpu_memory,
+        host_name=socket.gethostname(),
+    )
+    listen(application, settings)
+
+
+def _listen_on_ray(
+    config: EngineConfig,
+    settings: ServerSettings,
+    storage: str,
+    keys: Path | None,
+    options: EngineOptions,
+    replicas: tuple[int, int, float | None],
+    address: str | None,
+) -> None:
+    """Serve by replicas: the fewest and the most of them, and the GPUs of each."""
+    from uso_engine.serving.ray.arguments import application_arguments
+    from uso_engine.serving.ray.start import serve_on_ray
+    from uso_engine.serving.storage import open_storage
+
+    open_storage(storage)  # It may refuse: before minutes of loading.
+    arguments = application_arguments(config, settings, storage, keys, options, replicas)
+    serve_on_ray(arguments, config, has_keys=settings.has_keys, address=address)
+
+
+def _refuse_without_ray(given: dict[str, object]) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise typer.BadParameter(f"{name} is for --ray; give both or neither", param_hint=name)
+
+
+def _check_installed(*, with_ray: bool) -> None:
     from importlib.util import find_spec
 
     needed = {"fastapi": "fastapi", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client", "h11": "h11"}
@@ -156,6 +226,8 @@ def _check_installed() -> None:
     missing = [package for module, package in needed.items() if find_spec(module) is None]
     if missing:
         raise fail(f"serve needs {', '.join(missing)}: pip install 'uso-engine[serve]'")
+    if with_ray and find_spec("ray") is None:
+        raise fail("serve --ray needs ray: pip install 'uso-engine[serve,ray]'")
 
 
 def _keys(file: Path | None) -> KeyRing | None:
@@ -164,42 +236,6 @@ def _keys(file: Path | None) -> KeyRing | None:
 
     environment = os.environ.get("USO_API_KEYS")
     return KeyRing(file, environment) if file is not None or environment else None
-
-
-def _engine_opener(
-    config: EngineConfig,
-    device: str | None,
-    attention: str,
-    memory_budget_gib: float | None,
-    fetch_from: list[str] | None,
-    private_hosts: list[str],
-) -> OpenEngine:
-    """What loads the engine, warms it up, and closes it at the end."""
-
-    @asynccontextmanager
-    async def opened() -> AsyncIterator[ServedEngine]:
-        # In a thread: importing PyTorch takes seconds, and the server answers meanwhile.
-        await asyncio.to_thread(import_module, "uso_engine.async_engine")
-        from uso_engine.async_engine import AsyncUSOEngine
-        from uso_engine.imaging.decode_pool import DecodePool
-        from uso_engine.imaging.open import ImageLimits
-
-        with DecodePool() as pool:
-            limits = ImageLimits(
-                allow_private_addresses=False,
-                allow_paths=False,
-                private_hosts=tuple(private_hosts),
-                allowed_hosts=None if fetch_from is None else tuple(fetch_from),
-                decode_pool=pool,
-            )
-            loading = AsyncUSOEngine.from_config(
-                config, device=device, attention=attention, memory_budget_gib=memory_budget_gib, image_limits=limits
-            )
-            async with loading as engine:
-                await asyncio.to_thread(engine.engine.warmup)
-                yield engine
-
-    return opened
 
 
 def _gpu_memory() -> dict[str, int]:

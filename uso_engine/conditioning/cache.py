@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from .cache_statistics import CacheStatistics
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -28,27 +30,6 @@ class CacheLimits:
     prompt_bytes: int = 256 * MIB
     style_bytes: int = 64 * MIB
     content_bytes: int = 64 * MIB
-
-
-@dataclass(frozen=True)
-class CacheStatistics:
-    """What a cache has done since it was made or cleared.
-
-    Args:
-        hits: look-ups that found their entry.
-        misses: look-ups that did not.
-        evictions: entries dropped to make room.
-        entries: entries held now.
-        size_bytes: their bytes.
-        limit_bytes: the bound.
-    """
-
-    hits: int
-    misses: int
-    evictions: int
-    entries: int
-    size_bytes: int
-    limit_bytes: int
 
 
 class ByteCache(Generic[V]):
