@@ -26,6 +26,7 @@ from uso_engine.errors import (
     RequestTimeoutError,
     USOError,
 )
+from uso_engine.sampling.graph_statistics import GraphStatistics
 from uso_engine.serving.ray.demand import demand_of, work_of
 from uso_engine.serving.ray.fleet import Fleet
 from uso_engine.serving.ray.messages import Failed, Message, Order, Refused, Taken, failed, fields_of
@@ -267,7 +268,10 @@ def test_reports_survive_the_way_and_statistics_add_up() -> None:
     fleet = Fleet()
     fleet.set_replicas({"a": report.plain(), "b": report.plain()})
     assert fleet.reports == {"a": report, "b": report}
-    found = summed([{**counts, "caches": {"prompts": cache}}, {**counts, "steps": 30, "occupancy": 4.0}])
+    graphs = {"mode": "auto", "reason": None, "kept": 2, "captured": 3, "replayed": 20, "failures": ["no room"]}
+    first, second = {**counts, "caches": {"prompts": cache}, "graphs": graphs}, {**counts, "steps": 30, "occupancy": 4.0}
+    found = summed([first, {**second, "graphs": {**graphs, "replayed": 1, "failures": []}}])
+    assert found.graphs == GraphStatistics("auto", None, kept=4, captured=6, replayed=21, failures=("no room",))
     assert isinstance(found, EngineStatistics)
     assert (found.queued, found.running, found.steps, found.occupancy) == (2, 4, 40, 3.5)
     assert found.outcomes == {"done": 8} and found.caches == {"prompts": CacheStatistics(**cache)}

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from benchmarks.arguments import BenchmarkParser, whole_number
 from benchmarks.measure import write_record
 from benchmarks.serving.arrivals import Arrival, arrivals
-from benchmarks.serving.load import quantile
+from benchmarks.serving.shares import quantile
 from uso_engine.serving.ray.policy import RoutingSettings
 
 from .requests import SimulatedRequest, mean_compute_s, simulated
@@ -156,7 +156,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             cases = [rising_load(max(1, fleet // 3), seed, most=fleet)]
         used_s = time.process_time() - began
         record = {"device": "cpu", "seed": seed, "mean_compute_s": mean_compute_s(), "processor_s": used_s, "cases": cases}
-        write_record(f"scaling_{scenario}", record, options.out)
+        match scenario:
+            case "load":
+                write_record("scaling_load", record, options.out)
+            case "shares":
+                write_record("scaling_shares", record, options.out)
+            case "zone":
+                write_record("scaling_zone", record, options.out)
+            case _:
+                write_record("scaling_rise", record, options.out)
         print(f"{scenario}, {used_s:.0f} s")
         for case in cases:
             print("  " + ", ".join(f"{key} {value}" for key, value in case.items() if key not in ("windows", "kinds")))

@@ -18,6 +18,7 @@ from uso_engine.api.statistics import EngineStatistics
 from uso_engine.conditioning.cache_statistics import CacheStatistics
 from uso_engine.config import EngineConfig
 from uso_engine.errors import EngineClosedError, EngineDeadError, EngineDrainingError, RequestTimeoutError
+from uso_engine.sampling.graph_statistics import GraphStatistics
 
 from .demand import demand_of
 from .fleet import Fleet
@@ -31,6 +32,7 @@ _SUMMED = (
     *("queued", "running", "queued_bytes", "steps", "tokens", "tokens_in_step", "requests_in_step"),
     *("batches_formed", "lora_switches", "memory_retries"),
 )
+_SUMMED_OF_GRAPHS = ("kept", "held_bytes", "captured", "replayed", "eager", "evicted")
 _ENDED = (EngineDeadError, EngineClosedError, EngineDrainingError)
 
 
@@ -215,7 +217,28 @@ def summed(engines: Sequence[Mapping[str, object]]) -> EngineStatistics:
         occupancy=weighted / steps if steps else 0.0,
         outcomes=dict(outcomes),
         caches={name: CacheStatistics(**counts) for name, counts in caches.items()},
+        graphs=_summed_graphs([_counts(engine, "graphs") for engine in engines]),
     )
+
+
+def _summed_graphs(engines: Sequence[Mapping[str, object]]) -> GraphStatistics:
+    """Of several engines of one configuration: modes and reasons that some of them have, and sums."""
+    modes, reasons = (
+        sorted({str(engine[name]) for engine in engines if engine.get(name) is not None}) for name in ("mode", "reason")
+    )
+    failures = {str(entry) for engine in engines for entry in _entries(engine, "failures")}
+    return GraphStatistics(
+        mode=", ".join(modes),
+        reason="; ".join(reasons) or None,
+        **{name: int(sum(_number(engine, name) for engine in engines)) for name in _SUMMED_OF_GRAPHS},
+        failures=tuple(sorted(failures)),
+    )
+
+
+def _entries(engine: Mapping[str, object], name: str) -> Sequence[object]:
+    value = engine.get(name, ())
+    assert isinstance(value, Sequence)
+    return value
 
 
 def _number(engine: Mapping[str, object], name: str) -> float:
