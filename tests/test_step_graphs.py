@@ -17,7 +17,7 @@ from uso_engine.model.transformer import Transformer
 from uso_engine.precision.int8_linear import Int8Linear
 from uso_engine.sampling import step_graphs
 from uso_engine.sampling.denoiser import Denoiser
-from uso_engine.sampling.job import Job
+from uso_engine.sampling.job import ImageJob, Job
 from uso_engine.sampling.step_graph import CaptureError
 from uso_engine.sampling.step_graphs import MIB, GraphMode, StepGraphs
 
@@ -69,7 +69,11 @@ def test_requests_that_share_a_signature_share_a_graph() -> None:
     """Their prompts, contents and schedules are copied in; company that comes and goes has signatures of its own."""
     denoiser, graphs, _ = made()
     plain = Denoiser(denoiser._transformer)
-    first, second = jobs_of(denoiser, 0, images=2), jobs_of(plain, 0, images=2)
+    (entry,) = image_jobs(denoiser._transformer, 0, 6, negative=True)
+    assert entry.negative is not None
+    entries = [ImageJob(sequence, entry.latent, entry.sigmas) for sequence in (entry.sequence, entry.negative)]
+    assert not torch.equal(entry.sequence.text, entry.negative.text)
+    first, second = ([d.begin(each) for each in entries] for d in (denoiser, plain))
     apart, theirs = jobs_of(denoiser, 1), jobs_of(plain, 1)
     orders: list[Callable[[list[Job], list[Job]], list[Job]]] = [
         lambda pair, other: [pair[0]],
@@ -88,6 +92,18 @@ def test_requests_that_share_a_signature_share_a_graph() -> None:
         assert all(torch.equal(mine, other) for mine, other in velocities)
     # Six steps of one image and four of two: the first two of each without a graph, one each for the capture.
     assert counts(graphs) == (2, 4, 4, 2)
+
+
+def test_velocities_that_a_caller_keeps_are_not_overwritten() -> None:
+    """With the authors' numerics what a step gives back is what the transformer gave."""
+    transformer, capturing = small_transformer(), Repeating()
+    denoiser, plain = Denoiser(transformer, graphs_of(transformer, capturing)), Denoiser(transformer)
+    (entry,) = image_jobs(transformer, 0, 6)
+    job, other = (d.begin(entry, reference_numerics=True) for d in (denoiser, plain))
+    kept = [(denoiser.step([job])[0], plain.step([other])[0]) for _ in range(6)]
+    assert capturing.captured[0].count == 1 + 3
+    assert all(torch.equal(mine, theirs) for mine, theirs in kept)
+    assert not torch.equal(kept[-1][0], kept[-2][0])
 
 
 def test_a_loop_with_requests_that_come_go_and_are_cancelled() -> None:
