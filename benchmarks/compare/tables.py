@@ -20,8 +20,15 @@ def ratio(value: float) -> str:
 
 
 def current(records: list[Record]) -> list[Record]:
-    """The last record of every case and way, without those of an earlier set of ways."""
-    return latest(records, "size", "dtype", "case", "way")
+    """The last record of every case and way; cases in order of pictures, steps and tokens, the engine first."""
+    found = latest(records, "size", "dtype", "case", "way")
+    first = [*dict.fromkeys((hardware(r), r["size"], r["dtype"]) for r in found)]
+
+    def place(record: Record) -> tuple[object, ...]:
+        run = first.index((hardware(record), record["size"], record["dtype"]))
+        return run, record["images"], -record["steps"], record["tokens"], record["case"]
+
+    return sorted(found, key=place)
 
 
 def runs(records: Sequence[Record]) -> dict[tuple[str, str, str], list[Record]]:
@@ -80,7 +87,7 @@ def targets(records: Sequence[Record]) -> str:
                 continue
             verdict = "reached" if min(ratios) >= aim - LEAST_CLAIM else "missed"
             lines.append(
-                f"{machine}, {size}, {dtype}: {way} takes at least {min(ratios):.2f} times ours; {aim:g} is {verdict}."
+                f"- {machine}, {size}, {dtype}: {way} takes at least {min(ratios):.2f} times ours; {aim:g} is {verdict}."
             )
     return "\n\n" + "\n".join(lines) if lines else ""
 
