@@ -142,30 +142,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--seed", type=whole_number, default=1, metavar="N")
     options = parser.read(arguments)
+    fleet, seed, out = options.fleet, options.seed, options.out
     for scenario in options.scenario:
         began = time.process_time()
-        fleet, seed = options.fleet, options.seed
-        cases: list[dict[str, object]]
+
+        def record(cases: list[dict[str, object]], began: float = began) -> dict[str, object]:
+            used_s = time.process_time() - began
+            return {"device": "cpu", "seed": seed, "mean_compute_s": mean_compute_s(), "processor_s": used_s, "cases": cases}
+
         if scenario == "load":
             cases = by_load(options.replicas, options.each, seed)
+            write_record("scaling_load", record(cases), out)
         elif scenario == "shares":
             cases = by_share(fleet, options.each, seed)
+            write_record("scaling_shares", record(cases), out)
         elif scenario == "zone":
             cases = zone_loss(fleet, seed)
+            write_record("scaling_zone", record(cases), out)
         else:
             cases = [rising_load(max(1, fleet // 3), seed, most=fleet)]
-        used_s = time.process_time() - began
-        record = {"device": "cpu", "seed": seed, "mean_compute_s": mean_compute_s(), "processor_s": used_s, "cases": cases}
-        match scenario:
-            case "load":
-                write_record("scaling_load", record, options.out)
-            case "shares":
-                write_record("scaling_shares", record, options.out)
-            case "zone":
-                write_record("scaling_zone", record, options.out)
-            case _:
-                write_record("scaling_rise", record, options.out)
-        print(f"{scenario}, {used_s:.0f} s")
+            write_record("scaling_rise", record(cases), out)
+        print(f"{scenario}, {time.process_time() - began:.0f} s")
         for case in cases:
             print("  " + ", ".join(f"{key} {value}" for key, value in case.items() if key not in ("windows", "kinds")))
 
