@@ -30,8 +30,7 @@ def graphs_of(transformer: Transformer, capturing: Repeating, mode: GraphMode = 
 
 
 def made(mode: GraphMode = "on", limit_mib: float = 100.0) -> tuple[Denoiser, StepGraphs, Repeating]:
-    transformer, capturing = small_transformer(), Repeating()
-    graphs = graphs_of(transformer, capturing, mode, limit_mib)
+    graphs = graphs_of(transformer := small_transformer(), capturing := Repeating(), mode, limit_mib)
     return Denoiser(transformer, graphs), graphs, capturing
 
 
@@ -281,12 +280,10 @@ def test_hooks_and_observers_see_every_step() -> None:
     layer = denoiser._transformer.get_submodule("single_blocks.0.linear1")
     handle = layer.register_forward_hook(lambda *given: seen.append("hook"))
     step_often(denoiser, 0, 5)
-    assert graphs.statistics().replayed == 0 and len(seen) >= 5
-    assert "hooks" in graphs.statistics().failures[0]
+    assert graphs.statistics().replayed == 0 and len(seen) >= 5 and "hooks" in graphs.statistics().failures[0]
     handle.remove()
     step_often(denoiser, 1, 3)
-    jobs = jobs_of(denoiser, 1)
-    denoiser.step(jobs, lambda name, tensor, layout: seen.append(name))
+    denoiser.step(jobs_of(denoiser, 1), lambda name, tensor, layout: seen.append(name))
     assert seen[-1] == "velocity"
     denoiser, *_ = made("on")
     with pytest.raises(BackendError, match="observer"):
@@ -295,9 +292,9 @@ def test_hooks_and_observers_see_every_step() -> None:
 
 def test_automatic_graphs_are_for_steps_that_keep_the_host_busier(monkeypatch: pytest.MonkeyPatch) -> None:
     denoiser, graphs, _ = made("auto")
-    monkeypatch.setattr(step_graphs, "host_ms", lambda params, sequences: 0.0)
-    step_often(denoiser, 0, 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(step_graphs, "host_ms", lambda params, sequences: 0.0)
+        step_often(denoiser, 0, 5)
     assert counts(graphs) == (0, 0, 5, 0) and graphs.statistics().failures == ()
-    monkeypatch.undo()
     step_often(denoiser, 0, 5)
     assert graphs.statistics().captured == 1
