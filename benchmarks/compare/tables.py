@@ -157,11 +157,12 @@ def against_code(records: list[Record]) -> str:
 
 def first(records: list[Record]) -> str:
     """The first request of a process."""
-    rows = [
-        [f"{hardware(r)}, {r['size']}, {r['dtype']}", r["way"], *(f"{r[key]:.2f}" for key in keys)]
-        for keys in [("cold_s", "warm_s", "second_s", "compile_s")]
-        for r in latest(records, "size", "dtype", "case", "way")
-    ]
+    rows = []
+    for r in latest(records, "size", "dtype", "case", "way"):
+        compiles = r["device"] == "cuda" or "compiled" in r["way"]
+        seconds = [f"{r[key]:.2f}" for key in ("cold_s", "warm_s", "second_s")]
+        compiling = f"{r['compile_s']:.2f}" if compiles else "nothing to compile"
+        rows.append([f"{hardware(r)}, {r['size']}, {r['dtype']}", r["way"], *seconds, compiling])
     header = ["machine, size, type", "way", "nothing compiled, s", "compiled before, s", "second request, s", "compiling, s"]
     return markdown(header, rows) + clock_note(records)
 
