@@ -53,12 +53,12 @@ def with_replica(monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr(replica_module, "opened_engine", opened)
     monkeypatch.setattr(replica_module, "identity_of", lambda engine, config: SAME)
     monkeypatch.setattr(replica_module, "log_as_json", lambda: None)
-    monkeypatch.setattr(replica_module.serve, "get_replica_context", lambda: context)
+    monkeypatch.setattr("ray.serve.get_replica_context", lambda: context)
 
     def run(work: Callable[[EngineReplica, DoubleEngine], Awaitable[Any]], weights: str | None = None) -> Any:
         async def inside() -> Any:
             made = EngineReplica.__new__(EngineReplica)
-            await made.__init__(CONFIG, EngineOptions(), weights)  # type: ignore[misc, func-returns-value]
+            await made.__init__(CONFIG, EngineOptions(), weights)  # type: ignore[misc]
             return await work(made, engines[-1])
 
         return asyncio.run(inside())
