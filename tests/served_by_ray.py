@@ -1,9 +1,13 @@
-"""A server on Ray as a process, for tests: ``python served_by_ray.py ARGUMENTS`` with the application's arguments as JSON."""
+"""A server on Ray as a process, for tests: ``python served_by_ray.py ARGUMENTS`` with the application's arguments as JSON.
+
+On SIGUSR1 it rolls out a configuration that differs in its description.
+"""
 
 from __future__ import annotations
 
 import json
-import os
+import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -42,12 +46,24 @@ def replica_processes(server: int) -> list[int]:
 def _main(table: str) -> None:
     from uso_engine.config import load_config
     from uso_engine.serving.json_log import log_as_json
+    from uso_engine.serving.ray.application import application
     from uso_engine.serving.ray.arguments import read_arguments
-    from uso_engine.serving.ray.start import serve_on_ray
+    from uso_engine.serving.ray.start import NAME, serve_on_ray
 
     arguments = read_arguments(json.loads(table))
+    config = load_config(arguments.config)
+
+    def roll(*_: object) -> None:
+        from ray import serve
+
+        serve.run(
+            application(arguments, config.model_copy(update={"description": "the next one"})), name=NAME, route_prefix="/"
+        )
+        logging.getLogger("uso_engine.test").info("rolled out")
+
+    signal.signal(signal.SIGUSR1, roll)
     log_as_json()
-    serve_on_ray(arguments, load_config(arguments.config), has_keys=False, address=os.environ.get("RAY_TEST_ADDRESS"))
+    serve_on_ray(arguments, config, has_keys=False)
 
 
 if __name__ == "__main__":

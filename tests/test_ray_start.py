@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from uso_engine.config import load_config
-from uso_engine.errors import EngineDeadError, QueueFullError, USOError
+from uso_engine.errors import ConfigError, EngineDeadError, QueueFullError, USOError
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'uso-engine[ray]' (310 MB)")
 
 from uso_engine.serving.ray import start  # noqa: E402
-from uso_engine.serving.ray.application import application  # noqa: E402
+from uso_engine.serving.ray.application import application, build  # noqa: E402
 from uso_engine.serving.ray.arguments import read_arguments  # noqa: E402
 from uso_engine.serving.ray.autoscaling import WorkScaling  # noqa: E402
 from uso_engine.serving.ray.demand import Demand  # noqa: E402
@@ -117,6 +119,24 @@ def test_a_free_port_is_no_port_for_ray() -> None:
 def test_an_application_is_built_without_a_cluster() -> None:
     made = application(read_arguments({**BASE, "replicas": {"least": 2, "most": 5}}), CONFIG)
     assert made._bound_deployment.name == "ingress"
+
+
+@pytest.mark.parametrize("name", ["one-machine", "cluster", "uso-tiny"])
+def test_configuration_files_build_their_applications(name: str, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = yaml.safe_load((repository / "configs" / "ray" / f"{name}.yaml").read_text())
+    (one,) = document["applications"]
+    if one["args"].get("server", {}).get("host") == "0.0.0.0":
+        monkeypatch.delenv("USO_API_KEYS", raising=False)
+        with pytest.raises(ConfigError, match="no keys are configured"):
+            build(one["args"])
+        monkeypatch.setenv("USO_API_KEYS", "me:secret")
+    deployed = build(one["args"])._bound_deployment
+    assert deployed.name == "ingress"
+    engines = deployed.init_args[2]._bound_deployment
+    scaling = engines._deployment_config.autoscaling_config
+    wanted = one["args"]["replicas"]
+    assert (scaling.min_replicas, scaling.max_replicas) == (wanted["least"], wanted["most"])
+    assert engines.ray_actor_options["num_gpus"] == (0 if name == "uso-tiny" else 1)
 
 
 def test_the_autoscaler_reads_what_replicas_record() -> None:

@@ -34,7 +34,7 @@ def test_work_by_sender() -> None:
 
 def test_the_latest_conditions_are_remembered_where_they_were_encoded() -> None:
     usage = Usage(Clock(), most_keys=2)
-    for name, encoded in (("x", True), ("refused", False), ("y", True), ("x", True), ("z", True)):
+    for name, encoded in (("x", True), ("y", True), ("x", True), ("z", True), ("refused", False)):
         one = demand(name, 1, name)
         usage.begin(one, "a")
         usage.end(one, "a", encoded=encoded)

@@ -213,6 +213,33 @@ def test_more_than_there_is_room_for_is_refused_at_once(served: Served, record_p
     record_property("found", f"of {count} at once: {found}")
 
 
+def test_a_new_configuration_is_rolled_out_without_a_failed_request(
+    served: Served, alone: USOEngine, record_property: Record
+) -> None:
+    before, rolled = set(replica_processes(served.process.pid)), threading.Event()
+
+    def until_rolled(first: int) -> list[tuple[int, httpx.Response]]:
+        answers = []
+        while not rolled.is_set():
+            seed = first + len(answers) % 3
+            answers.append((seed, HTTP.post(f"{served.url}{PATH}", json=body(seed))))
+        return answers
+
+    with ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(until_rolled, first) for first in (200, 300)]
+        served.process.send_signal(signal.SIGUSR1)
+        try:
+            until(lambda: '"rolled out"' in served.log.read_text())
+            until(lambda: not before & set(replica_processes(served.process.pid)))
+        finally:
+            rolled.set()
+        answers = [answer for future in futures for answer in future.result()]
+    assert {answer.status_code for _, answer in answers} == {201}
+    expected = {seed: bytes_alone(alone, body(seed)) for seed, _ in answers}
+    assert all(bytes_of(answer) == expected[seed] for seed, answer in answers)
+    record_property("found", f"all replicas replaced meanwhile; {len(answers)} of {len(answers)} answered, bytes equal")
+
+
 def test_without_load_one_replica_stays(served: Served, alone: USOEngine, record_property: Record) -> None:
     until(lambda: len(replica_processes(served.process.pid)) == 1)
     one = body(90)

@@ -51,6 +51,8 @@ def application(arguments: ApplicationArguments, config: EngineConfig) -> serve.
         name="ingress",
         num_replicas=arguments.ingresses,
         max_ongoing_requests=1000,
+        # It takes no GPU, so the new one is there before the old one goes.
+        max_surge_percent=100,
         graceful_shutdown_timeout_s=deadline_s + _MARGIN_S,
         ray_actor_options={"num_cpus": 0},  # It mostly waits.,
     )
