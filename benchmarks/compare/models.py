@@ -31,6 +31,7 @@ from .cases import PROMPT, Case, Size, pictures
 # FLUX's.
 SCALE, SHIFT = 0.3611, 0.1159
 GUIDANCE = 4.0
+SEED = 5
 
 
 @dataclass
@@ -69,7 +70,7 @@ class Models:
         """T5 and CLIP, with uso-tiny's tokenizers."""
         t5, clip = text_modules(self.size.encoders)
         for encoder in (t5, clip):
-            filled(encoder, self.device, self.dtype)
+            self._fill(encoder, self.dtype)
         # Filling undid the tie that a checkpoint has.
         t5.encoder.embed_tokens.weight = t5.shared.weight
         words = load_t5_tokenizer(FOLDER / "t5"), load_clip_tokenizer(FOLDER / "clip")
@@ -79,7 +80,7 @@ class Models:
     def vision(self) -> SiglipVisionModel:
         """SigLIP's tower in float32."""
         vision = vision_module(self.size.encoders)
-        filled(vision, self.device, torch.float32)
+        self._fill(vision, torch.float32)
         return vision
 
     @cached_property
@@ -87,7 +88,7 @@ class Models:
         """The style projector."""
         width, patches = self.size.encoders.vision["hidden_size"], self.size.encoders.vision_tokens
         projector = StyleProjector(patches, width, self.size.style_tokens, self.size.params.hidden_size, device="meta")
-        filled(projector, self.device, self.dtype)
+        self._fill(projector, self.dtype)
         return projector
 
     @cached_property
@@ -101,8 +102,14 @@ class Models:
     def autoencoder(self) -> Autoencoder:
         """In float32, as the authors run it."""
         module = autoencoder_module(self.size.encoders)
-        filled(module, self.device, torch.float32)
+        self._fill(module, torch.float32)
         return Autoencoder(module, scale_factor=SCALE, shift_factor=SHIFT, device=self.device)
+
+    def _fill(self, module: nn.Module, dtype: torch.dtype) -> None:
+        """Give a module random weights, the same in every process."""
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(SEED)
+            filled(module, self.device, dtype)
 
 
 @dataclass(frozen=True)
