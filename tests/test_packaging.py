@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-EXTRAS = {"gpu", "cpu", "export", "gguf", "heif", "otel", "quant", "s3", "serve", "bench", "test"}
+EXTRAS = {"gpu", "cpu", "export", "gguf", "heif", "otel", "quant", "ray", "s3", "serve", "bench", "test"}
 
 
 def build(repository: Path, target: str, folder: Path) -> Path:

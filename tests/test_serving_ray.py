@@ -213,6 +213,14 @@ def test_more_than_there_is_room_for_is_refused_at_once(served: Served, record_p
     record_property("found", f"of {count} at once: {found}")
 
 
+def test_without_load_one_replica_stays(served: Served, alone: USOEngine, record_property: Record) -> None:
+    assert len(replica_processes(served.process.pid)) == 2
+    until(lambda: len(replica_processes(served.process.pid)) == 1)
+    one = body(90)
+    assert bytes_of(ask(served, one)) == bytes_alone(alone, one)
+    record_property("found", "two became one; requests go on")
+
+
 def test_a_new_configuration_is_rolled_out_without_a_failed_request(
     served: Served, alone: USOEngine, record_property: Record
 ) -> None:
@@ -238,10 +246,3 @@ def test_a_new_configuration_is_rolled_out_without_a_failed_request(
     expected = {seed: bytes_alone(alone, body(seed)) for seed, _ in answers}
     assert all(bytes_of(answer) == expected[seed] for seed, answer in answers)
     record_property("found", f"all replicas replaced meanwhile; {len(answers)} of {len(answers)} answered, bytes equal")
-
-
-def test_without_load_one_replica_stays(served: Served, alone: USOEngine, record_property: Record) -> None:
-    until(lambda: len(replica_processes(served.process.pid)) == 1)
-    one = body(90)
-    assert bytes_of(ask(served, one)) == bytes_alone(alone, one)
-    record_property("found", "two became one; requests go on")
