@@ -227,7 +227,7 @@ def test_a_new_configuration_is_rolled_out_without_a_failed_request(
     before, rolled = set(replica_processes(served.process.pid)), threading.Event()
 
     def until_rolled(first: int) -> list[tuple[int, httpx.Response]]:
-        answers = []
+        answers: list[tuple[int, httpx.Response]] = []
         while not rolled.is_set():
             seed = first + len(answers) % 3
             answers.append((seed, HTTP.post(f"{served.url}{PATH}", json=body(seed))))
