@@ -38,7 +38,7 @@ def test_a_run_is_gone_on_with_and_comes_to_the_same(tmp_path: Path, monkeypatch
         return make(pipeline, cases, setting, seeds)
 
     monkeypatch.setattr(run, "make", counted)
-    arguments = ["--triplets", "2", "--seeds", "1", "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out.jsonl")]
+    arguments = ["--triplets", "2", "--seeds", "1", "--groups", str(tmp_path / "work"), "--out", str(tmp_path / "out.jsonl")]
     run.main(arguments)
     assert made == ["ab2 4", "euler 3", "euler 2"]
     monkeypatch.setattr(run, "SETTINGS", (Setting(2), Setting(3, "ab2")))
@@ -62,7 +62,7 @@ def test_a_run_is_gone_on_with_and_comes_to_the_same(tmp_path: Path, monkeypatch
 
 def test_time_that_is_over_before_anything_is_done_is_said(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"no group is complete in .*: expected every setting of at least one; give more"):
-        run.main(["--minutes", "0.000001", "--work", str(tmp_path), "--out", str(tmp_path / "out.jsonl")])
+        run.main(["--minutes", "0.000001", "--groups", str(tmp_path), "--out", str(tmp_path / "out.jsonl")])
     assert not (tmp_path / "out.jsonl").exists()
 
 

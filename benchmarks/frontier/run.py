@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--triplets", type=whole_number, default=96, metavar="N", help="held-out triplets; by default 96")
     parser.add_argument("--seeds", type=whole_number, default=2, metavar="N", help="pictures of each; by default 2")
     parser.add_argument("--minutes", type=amount, default=40.0, metavar="M", help="begin no group after that; by default 40")
-    parser.add_argument("--work", type=Path, default=Path("build/frontier"), metavar="FOLDER", help="where groups are kept")
+    parser.add_argument("--groups", type=Path, default=Path("build/frontier"), metavar="FOLDER", help="where groups are kept")
     parser.add_argument("--sheet", type=Path, default=None, metavar="FILE", help="write a contact sheet of every setting")
     options = parser.read(arguments)
     if options.triplets < 2:
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     with USOEngine.from_config(CONFIG, device="cpu") as engine:
         pipeline = engine.pipeline
-        work = Work(options.work, fingerprint([pipeline.transformer], pipeline.loaded.tier))
+        work = Work(options.groups, fingerprint([pipeline.transformer], pipeline.loaded.tier))
         for group in groups(options.triplets, options.seeds):
             if time.monotonic() > ends_s:
                 print(f"{options.minutes:g} minutes are over; the same command goes on")
