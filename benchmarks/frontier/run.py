@@ -3,7 +3,7 @@
     python -m benchmarks.frontier [--triplets 96] [--seeds 2] [--minutes 40]
 
 is the same as python -m benchmarks.frontier.run. Pictures are made in groups of eight triplets with one seed; what a group came
-to is kept in --work, so that a run that was ended, or that --minutes ended, is gone on with by the same command. The record
+to is kept in --groups, so that a run that was ended, or that --minutes ended, is gone on with by the same command. The record
 counts groups in which every setting is there. Run it with OMP_NUM_THREADS=1.
 """
 
