@@ -20,7 +20,7 @@ from benchmarks.compare.peers import missing_fp8, missing_reference
 from benchmarks.compare.plots import PLOT, fit_batch, fit_tokens, ticks
 from benchmarks.compare.run import Comparison, done_cases, main, parser
 from benchmarks.compare.tables import NO_GPU, TABLES, overview, ratio
-from uso_engine.profiling.roofline import step_flops
+from uso_engine.model.roofline import step_flops
 
 TINY = SIZES["tiny"]
 CASE = "64x64-content-style"

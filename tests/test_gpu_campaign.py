@@ -27,8 +27,8 @@ from benchmarks.step.engine_way import Evaluate
 from benchmarks.step.prediction import predicted_step_ms
 from benchmarks.workload import WORKLOADS, Workload
 from uso_engine.model.params import TransformerParams
+from uso_engine.model.roofline import GPUS, Tokens, floor_ms
 from uso_engine.profiling.kernel_classes import class_of
-from uso_engine.profiling.roofline import GPUS, Tokens, floor_ms
 from uso_kernels.attention import choose_backend
 
 LIMITS_S = {"first": 540, "second": 240}

@@ -14,13 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.step.roofline import memory_bytes
 from uso_engine.model.packing import PackedBatch
+from uso_engine.model.roofline import Tokens
 from uso_engine.model.run import Fusion
 from uso_engine.model.transformer import Transformer
 from uso_engine.precision.fp8_linear import Fp8Linear, Fp8WeightLinear
 from uso_engine.precision.int4_linear import Int4Linear
 from uso_engine.precision.int8_linear import Int8Linear, Int8WeightLinear
 from uso_engine.precision.quantized_linear import QuantizedLinear
-from uso_engine.profiling.roofline import Tokens
 from uso_engine.sampling.job import ImageJob
 from uso_engine.sampling.latents import draw_noise
 from uso_engine.sampling.run import DenoisingRun

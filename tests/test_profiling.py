@@ -17,12 +17,12 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from uso_engine import USOEngine
 from uso_engine.cli.console import interrupts
 from uso_engine.model.packing import PackedBatch
+from uso_engine.model.roofline import GPUS, Tokens, floor_ms, step_flops
 from uso_engine.profiling import ceilings, request_profile
 from uso_engine.profiling.ceilings import MeasuredRates, known_rates, measure_rates
 from uso_engine.profiling.kernel_classes import KernelTime, floors_by_class, times_by_class
 from uso_engine.profiling.request_profile import STEP, split_by_steps
-from uso_engine.profiling.roofline import GPUS, Tokens, floor_ms, step_flops
-from uso_engine.profiling.step_work import StepWork, counted_steps, tokens_of
+from uso_engine.profiling.step_work import StepWork, counted_steps
 
 RATES = MeasuredRates(gemm_rate=1e12, attention_rate=5e11, bandwidth_gbs=100, source="by agreement")
 CPU = torch.device("cpu")
@@ -39,13 +39,13 @@ def test_lengths_are_those_of_every_sequence_of_a_batch() -> None:
     first = drawn_sequence(transformer, (4, 6), drawn_conditions(SMALL, seed=1, text=10, style=6, contents=((8, 8), (4, 8))))
     second = drawn_sequence(transformer, (2, 2), drawn_conditions(SMALL, seed=2, text=5))
     batch = PackedBatch.form([first, second])
-    assert tokens_of(batch) == [Tokens(text=16, image=24, content=24), Tokens(text=5, image=4)]
+    assert batch.tokens == (Tokens(text=16, image=24, content=24), Tokens(text=5, image=4))
     with counted_steps(transformer) as work, torch.no_grad():
         for _ in SIGMAS[:2]:
             transformer(batch, torch.zeros(batch.output.rows, 64), torch.stack([s.modulation[0] for s in (first, second)]))
-    assert work.sequences == Counter(dict.fromkeys(tokens_of(batch), 2))
-    assert work.flops == 2 * sum(step_flops(SMALL, tokens) for tokens in tokens_of(batch))
-    assert work.floor_ms(RATES) == 2 * sum(floor_ms(SMALL, tokens, RATES)["floor"] for tokens in tokens_of(batch))
+    assert work.sequences == Counter(dict.fromkeys(batch.tokens, 2))
+    assert work.flops == 2 * sum(step_flops(SMALL, tokens) for tokens in batch.tokens)
+    assert work.floor_ms(RATES) == 2 * sum(floor_ms(SMALL, tokens, RATES)["floor"] for tokens in batch.tokens)
 
 
 def test_nothing_is_counted_outside_and_a_negative_prompt_is_counted(engine: USOEngine) -> None:

@@ -9,8 +9,8 @@ from benchmarks.step.roofline import memory_bytes, weight_count
 from uso_engine.model.modulation import ModulationLinear
 from uso_engine.model.packing import PackedBatch
 from uso_engine.model.params import TransformerParams
+from uso_engine.model.roofline import GPUS, Tokens, floor_ms, step_flops, step_operations
 from uso_engine.model.transformer import FinalModulation, Transformer
-from uso_engine.profiling.roofline import GPUS, Tokens, floor_ms, step_flops, step_operations
 
 FULL = TransformerParams()
 

@@ -6,41 +6,22 @@ import logging
 
 import pytest
 import torch
+from graphed_denoisers import counts, graphs_of, jobs_of, made, step_often
 from random_models import quantise, small_transformer
 from repeated_capture import Repeating
 from small_requests import SHAPES, HandTurnedLoop, SmallWork, alone, image_jobs
 from torch import Tensor, nn
 
 from uso_engine.errors import BackendError, DeviceMemoryError
-from uso_engine.model.transformer import Transformer
+from uso_engine.model.params import TransformerParams
 from uso_engine.precision.int8_linear import Int8Linear
 from uso_engine.sampling import step_graphs
 from uso_engine.sampling.denoiser import Denoiser
-from uso_engine.sampling.job import ImageJob, Job
+from uso_engine.sampling.job import ImageJob
 from uso_engine.sampling.step_graph import CaptureError
-from uso_engine.sampling.step_graphs import MIB, GraphMode, StepGraphs
+from uso_engine.sampling.step_graphs import MIB
 
 CPU = torch.device("cpu")
-
-
-def graphs_of(transformer: Transformer, capturing: Repeating, mode: GraphMode = "on", limit_mib: float = 100.0) -> StepGraphs:
-    limit = int(limit_mib * MIB)
-    return StepGraphs(transformer, mode, limit_bytes=limit, capturing=capturing, capability=lambda device: (9, 0))
-
-
-def made(mode: GraphMode = "on", limit_mib: float = 100.0) -> tuple[Denoiser, StepGraphs, Repeating]:
-    graphs = graphs_of(transformer := small_transformer(), capturing := Repeating(), mode, limit_mib)
-    return Denoiser(transformer, graphs), graphs, capturing
-
-
-def jobs_of(denoiser: Denoiser, shape: int = 0, steps: int = 6, images: int = 1, *, negative: bool = False) -> list[Job]:
-    entries = image_jobs(denoiser._transformer, shape, steps, images, negative=negative)
-    return [denoiser.begin(entry) for entry in entries]
-
-
-def counts(graphs: StepGraphs) -> tuple[int, int, int, int]:
-    found = graphs.statistics()
-    return found.captured, found.replayed, found.eager, found.kept
 
 
 @pytest.mark.parametrize("negative", [False, True])
@@ -124,13 +105,6 @@ def test_two_engines_share_nothing() -> None:
     with pytest.raises(CaptureError):
         step_often(one, 1)
     assert theirs.statistics().failures == ()
-
-
-def step_often(denoiser: Denoiser, shape: int, steps: int = 4) -> None:
-    jobs = jobs_of(denoiser, shape, steps)
-    for _ in range(steps):
-        denoiser.step(jobs)
-    denoiser.forget(jobs)
 
 
 def test_graphs_keep_within_their_memory_and_number(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,5 +257,34 @@ def test_automatic_graphs_are_for_steps_that_keep_the_host_busier(monkeypatch: p
         patch.setattr(step_graphs, "host_ms", lambda params, sequences: 0.0)
         step_often(denoiser, 0, 5)
     assert counts(graphs) == (0, 0, 5, 0) and graphs.statistics().failures == ()
-    step_often(denoiser, 0, 5)
+    step_often(denoiser, 1, 5)
     assert graphs.statistics().captured == 1
+
+
+def test_what_pays_is_decided_once_for_steps_of_a_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    denoiser, *_ = made("auto")
+    asked: list[int] = []
+
+    def host_ms(params: TransformerParams, sequences: int) -> float:
+        asked.append(sequences)
+        return 0.0
+
+    monkeypatch.setattr(step_graphs, "host_ms", host_ms)
+    step_often(denoiser, 0, 8)
+    assert asked == [1]
+    monkeypatch.setattr(step_graphs, "MOST_REMEMBERED", 1)  # Then the first kind is forgotten for the second.
+    step_often(denoiser, 1, 4)
+    step_often(denoiser, 0, 3)
+    assert asked == [1, 1, 1]
+
+
+def test_a_graph_outlives_what_is_remembered_of_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So many other kinds of steps come that its count is forgotten; when its weights are replaced it is captured anew."""
+    monkeypatch.setattr(step_graphs, "MOST_REMEMBERED", 1)
+    denoiser, graphs, _ = made()
+    step_often(denoiser, 0, 4)
+    step_often(denoiser, 1, 1)
+    layer = denoiser._transformer.final_layer.linear
+    layer.weight = nn.Parameter(2 * layer.weight, requires_grad=False)
+    step_often(denoiser, 0, 4)
+    assert counts(graphs) == (2, 2, 5, 1)

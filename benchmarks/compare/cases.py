@@ -9,7 +9,7 @@ from PIL import Image
 from benchmarks.encoders import FULL, THOUSANDTH, EncoderSizes, small_encoders
 from benchmarks.workload import SMALL, TINY
 from uso_engine.model.params import TransformerParams
-from uso_engine.profiling.roofline import Tokens
+from uso_engine.model.roofline import Tokens
 from uso_engine.sampling.latents import PIXELS_PER_TOKEN
 
 

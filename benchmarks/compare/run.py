@@ -28,8 +28,8 @@ import torch
 
 from benchmarks.arguments import BenchmarkParser
 from benchmarks.measure import RESULTS, interleave, machine_name, summarise, tree_hash, write_record
+from uso_engine.model.roofline import floor_ms, step_flops
 from uso_engine.profiling.ceilings import MeasuredRates, measure_rates
-from uso_engine.profiling.roofline import floor_ms, step_flops
 from uso_engine.verification.measure import relative_error
 
 from . import first_request

@@ -8,8 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from uso_engine.evaluation.evaluate import draw_held_out
 from uso_engine.model.modulation import DOUBLE_VECTORS, FINAL_VECTORS, SINGLE_VECTORS
 from uso_engine.model.params import TransformerParams
+from uso_engine.model.roofline import Tokens, step_flops
 from uso_engine.pipeline import Pipeline
-from uso_engine.profiling.roofline import Tokens, step_flops
 
 from .cases import SIDE, encode
 from .settings import Setting

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from benchmarks.measure import interleave, time_once, write_record
 from benchmarks.workload import WORKLOADS, Inputs, Workload, random_inputs, random_transformer
+from uso_engine.model.roofline import Tokens
 from uso_engine.model.transformer import Transformer
 from uso_engine.process_state import clean_process_state
-from uso_engine.profiling.roofline import Tokens
 from uso_kernels.attention import available_backends
 
 RECORDS = "records.jsonl"

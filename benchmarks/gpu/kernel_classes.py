@@ -8,9 +8,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.step.against_diffusers import TIME
 from benchmarks.step.engine_way import engine_step
+from uso_engine.model.roofline import GPUS
 from uso_engine.profiling.ceilings import gpu_named
 from uso_engine.profiling.kernel_classes import KernelTime, floors_by_class, kernel_times, times_by_class
-from uso_engine.profiling.roofline import GPUS
 
 from .bench import Bench
 

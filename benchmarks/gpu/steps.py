@@ -16,8 +16,8 @@ from benchmarks.measure import count_allocations, output_hash
 from benchmarks.step.against_diffusers import TIME, TOLERANCE, diffusers_step, diffusers_twin
 from benchmarks.step.engine_way import Evaluate, engine_step
 from benchmarks.workload import Inputs, conditions
+from uso_engine.model.roofline import step_flops
 from uso_engine.model.transformer import Transformer
-from uso_engine.profiling.roofline import step_flops
 from uso_engine.sampling.admission import admit
 from uso_engine.sampling.job import ImageJob
 from uso_engine.sampling.run import DenoisingRun

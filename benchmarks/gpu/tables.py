@@ -6,7 +6,7 @@ from benchmarks.documents import Table, markdown
 from benchmarks.records import Record, hardware, latest
 from benchmarks.step.prediction import predicted_step_ms
 from uso_engine.model.params import TransformerParams
-from uso_engine.profiling.roofline import Tokens
+from uso_engine.model.roofline import Tokens
 
 
 def spread(timing: Record) -> str:

@@ -11,7 +11,7 @@ from itertools import accumulate
 from benchmarks.serving.arrivals import SIZES, Arrival
 from benchmarks.step.prediction import predicted_step_ms
 from uso_engine.model.params import TransformerParams
-from uso_engine.profiling.roofline import Tokens
+from uso_engine.model.roofline import Tokens
 from uso_engine.serving.ray.demand import Demand
 
 # What the trace's kinds are on FLUX.1-dev: side in pixels and steps. Shares and references are the trace's own.

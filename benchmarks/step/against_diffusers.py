@@ -23,9 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.arguments import BenchmarkParser
 from benchmarks.measure import Clock, count_allocations, interleave, write_record
 from benchmarks.workload import Inputs, Workload, random_inputs, random_transformer
+from uso_engine.model.roofline import Tokens, step_flops
 from uso_engine.model.rope import content_positions, grid_positions
 from uso_engine.model.transformer import Transformer
-from uso_engine.profiling.roofline import Tokens, step_flops
 from uso_engine.verification.measure import relative_error
 from uso_engine.weights.diffusers_keys import diffusers_pieces, diffusers_shapes
 

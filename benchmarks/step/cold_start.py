@@ -17,8 +17,8 @@ import torch
 from benchmarks.arguments import BenchmarkParser
 from benchmarks.measure import write_record
 from benchmarks.workload import Workload, conditions, random_inputs, random_transformer
+from uso_engine.model.roofline import Tokens
 from uso_engine.precision.transformer import TIER_OF_DTYPE
-from uso_engine.profiling.roofline import Tokens
 from uso_engine.sampling.admission import admit
 from uso_engine.sampling.job import ImageJob
 from uso_engine.sampling.run import DenoisingRun

@@ -18,7 +18,7 @@ import torch
 from benchmarks.arguments import BenchmarkParser
 from benchmarks.measure import Clock, count_allocations, interleave, write_record
 from benchmarks.workload import Workload, merge, random_inputs, random_lora, random_transformer
-from uso_engine.profiling.roofline import GPUS, Tokens, floor_ms, step_flops
+from uso_engine.model.roofline import GPUS, Tokens, floor_ms, step_flops
 from uso_engine.verification.measure import relative_error
 from uso_kernels.attention import available_backends
 

@@ -7,8 +7,8 @@ a streaming kernel keeps of the bandwidth. `benchmarks/gpu` measures; a class th
 from __future__ import annotations
 
 from uso_engine.model.params import TransformerParams
+from uso_engine.model.roofline import Operation, Tokens, step_operations
 from uso_engine.profiling.kernel_classes import kernel_class
-from uso_engine.profiling.roofline import Operation, Tokens, step_operations
 
 EXPECTED_RATES = (
     ("single linear1", 700e12),

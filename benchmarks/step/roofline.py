@@ -2,7 +2,7 @@
 
     python -m benchmarks.step.roofline [--text 512] [--style 192] [--image 4096] [--content 1024]
 
-The counts are `uso_engine/profiling/roofline.py`'s.
+The counts are `uso_engine/model/roofline.py`'s.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import replace
 
 from benchmarks.arguments import BenchmarkParser, count
 from uso_engine.model.params import TransformerParams
+from uso_engine.model.roofline import BF16, GPUS, Tokens, floor_ms, step_flops, step_operations
 from uso_engine.offload.sizes import transformer_sizes
 from uso_engine.precision.tiers import TIERS, TierName
 from uso_engine.precision.transformer import DTYPES, layer_formats
-from uso_engine.profiling.roofline import BF16, GPUS, Tokens, floor_ms, step_flops, step_operations
 
 
 def weight_count(params: TransformerParams) -> dict[str, int]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from uso_engine.model.params import TransformerParams
-from uso_engine.profiling.roofline import BF16, Tokens
+from uso_engine.model.roofline import BF16, Tokens
 
 from .prediction import GAPS_MS, predicted_step_ms
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from benchmarks.documents import Table, markdown
 from benchmarks.records import Record, clock_note, hardware, latest
 from uso_engine.model.params import TransformerParams
+from uso_engine.model.roofline import GPUS, Tokens, floor_ms, step_flops
 from uso_engine.precision.tiers import TIERS, TierName, linear_classes
 from uso_engine.precision.transformer import layer_formats
-from uso_engine.profiling.roofline import GPUS, Tokens, floor_ms, step_flops
 from uso_engine.sampling import host_bound
 
 from .roofline import memory_bytes
@@ -133,7 +133,7 @@ def graphs(records: list[Record]) -> str:
     rows = []
     for side in (256, 512, 768, 1024):
         tokens = (side // 16) ** 2
-        flops = host_bound.step_flops(params, [512], [tokens], [tokens])
+        flops = step_flops(params, Tokens(image=tokens))
         queued = host_bound.host_ms(params, 1)
         times = {card: host_bound.gpu_ms(flops, capability) for card, capability in cards.items()}
         cells = [f"{ms:.0f}{', captured' if ms < queued else ''}" for ms in times.values()]

@@ -62,7 +62,8 @@ def _graphs() -> str:
     import torch
 
     from uso_engine.model.params import TransformerParams
-    from uso_engine.sampling.host_bound import gpu_ms, host_ms, step_flops
+    from uso_engine.model.roofline import Tokens, step_flops
+    from uso_engine.sampling.host_bound import gpu_ms, host_ms
     from uso_engine.sampling.step_graphs import why_no_graphs
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -70,7 +71,7 @@ def _graphs() -> str:
     if reason is not None:
         return reason
     params, capability = TransformerParams(), torch.cuda.get_device_capability(device)
-    flops = {side: step_flops(params, [512], [(side // 16) ** 2], [(side // 16) ** 2]) for side in range(256, 2049, 64)}
+    flops = {side: step_flops(params, Tokens(image=(side // 16) ** 2)) for side in range(256, 2049, 64)}
     sides = [side for side in flops if gpu_ms(flops[side], capability) < host_ms(params, 1)]
     if not sides:
         return "never by themselves: every step of FLUX.1-dev is predicted to keep this GPU busier than the host"

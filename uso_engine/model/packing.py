@@ -22,6 +22,7 @@ from uso_kernels.ragged import Ragged, round_up_to_tile
 from uso_kernels.rows import Rows
 from uso_kernels.split_streams import split_streams
 
+from .roofline import Tokens
 from .sequence import Sequence
 
 
@@ -82,6 +83,12 @@ class PackedBatch:
     output_joint_rows: Tensor
     image_sources: Tensor | None
     joint_sources: Tensor | None
+
+    @property
+    def tokens(self) -> tuple[Tokens, ...]:
+        """Lengths of every sequence; style tokens count as text, which they stand beside."""
+        lengths = zip(self.text.lengths, self.image.lengths, self.output.lengths, strict=True)
+        return tuple(Tokens(text=text, image=output, content=image - output) for text, image, output in lengths)
 
     @property
     def is_in_order(self) -> bool:

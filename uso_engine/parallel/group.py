@@ -93,6 +93,8 @@ class Group:
         self._broadcast(self._control, length)
         content = torch.empty(int(length), dtype=torch.uint8) if data is None else data
         self._broadcast(self._control, content)
+        if self.rank == 0:
+            return cast("Kind", value)
         # From the engine's own first process on this machine, which has started this one.
         shared: Kind = pickle.loads(content.numpy().tobytes())  # noqa: S301
         return shared

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from uso_engine.model.packing import PackedBatch
+from uso_engine.model.roofline import Tokens
 from uso_engine.model.sequence import Sequence
 from uso_kernels.ragged import Ragged, round_up_to_tile
 
@@ -27,15 +28,6 @@ def divide(count: int, size: int) -> tuple[slice, ...]:
     else:
         edges = list(accumulate((count // size + (i < count % size) for i in range(size)), initial=0))
     return tuple(slice(start, end) for start, end in pairwise(edges))
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """Tokens of one sequence: style and text, image, content."""
-
-    text: int
-    image: int
-    content: int
 
 
 @dataclass(frozen=True)
@@ -106,7 +98,7 @@ def share_of(batch: PackedBatch, rank: int, size: int) -> Share:
         size: processes.
 
     """
-    lengths = lengths_of(batch)
+    lengths = batch.tokens
     parts = [_divided(entry, size) for entry in lengths]
     local = PackedBatch.form([_cut(batch, lengths, i, entry[rank]) for i, entry in enumerate(parts)])
     starts = [(0, 0, 0) for _ in lengths], [(0, 0, entry.image) for entry in lengths]
@@ -120,21 +112,13 @@ def share_of(batch: PackedBatch, rank: int, size: int) -> Share:
     )
 
 
-def lengths_of(batch: PackedBatch) -> list[Lengths]:
-    """Tokens of each sequence of a batch."""
-    return [
-        Lengths(text, image, both - image)
-        for text, image, both in zip(batch.text.lengths, batch.output.lengths, batch.image.lengths, strict=True)
-    ]
-
-
-def _divided(lengths: Lengths, size: int) -> list[Part]:
+def _divided(lengths: Tokens, size: int) -> list[Part]:
     """The shares of one sequence, by process."""
     divided = (divide(count, size) for count in (lengths.text, lengths.image, lengths.content))
     return [Part(*slices) for slices in zip(*divided, strict=True)]
 
 
-def _cut(batch: PackedBatch, lengths: list[Lengths], index: int, part: Part) -> Sequence:
+def _cut(batch: PackedBatch, lengths: tuple[Tokens, ...], index: int, part: Part) -> Sequence:
     """A share of one sequence, as a sequence: its image is a strip of one row."""
     entry, part = lengths[index], Part(_some(part.text), _some(part.image), part.content)
     text = batch.text_tokens[batch.text.span(index)][part.text]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from uso_engine.model.packing import PackedBatch
+from uso_engine.model.roofline import Tokens
 from uso_engine.model.run import Run
 from uso_engine.model.sequence import Sequence
 from uso_engine.model.transformer import Observer, Transformer
@@ -15,7 +16,7 @@ from uso_kernels.ragged import Ragged
 
 from .exchange import Exchange
 from .group import Group
-from .shares import Lengths, Share, lengths_of, share_of
+from .shares import Share, share_of
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class BatchDescription:
         dtype: of its tokens.
     """
 
-    lengths: tuple[Lengths, ...]
+    lengths: tuple[Tokens, ...]
     width: int
     half_head_dim: int
     dtype: torch.dtype
@@ -38,7 +39,7 @@ class BatchDescription:
     def of(batch: PackedBatch) -> BatchDescription:
         """Describe a batch."""
         text = batch.text_tokens
-        return BatchDescription(tuple(lengths_of(batch)), text.shape[1], batch.cos.shape[1], text.dtype)
+        return BatchDescription(batch.tokens, text.shape[1], batch.cos.shape[1], text.dtype)
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from uso_engine.model.roofline import GPU, GPUS, Rates
 from uso_kernels.cpu import widens
-
-from .roofline import GPU, GPUS, Rates
 
 _ROUNDS = 8
 
 
 @dataclass(frozen=True)
 class MeasuredRates:
-    """Rates that were measured; see `uso_engine.profiling.roofline.Rates`.
+    """Rates that were measured; see `uso_engine.model.roofline.Rates`.
 
     Args:
         gemm_rate: FLOP/s of the fastest of several matrix products.

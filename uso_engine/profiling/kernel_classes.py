@@ -9,8 +9,7 @@ from typing import NamedTuple, TypedDict
 from torch.profiler import profile
 
 from uso_engine.model.params import TransformerParams
-
-from .roofline import Operation, Rates, Tokens, step_operations
+from uso_engine.model.roofline import Operation, Rates, Tokens, step_operations
 
 # In this order: the first that fits a kernel's name. Ours go by their functions, the libraries' by what they have in common.
 CLASSES = (

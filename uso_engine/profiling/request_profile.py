@@ -18,12 +18,12 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
 from uso_engine.imaging.atomic import write_atomically
+from uso_engine.model.roofline import Rates
 from uso_engine.model.transformer import Transformer
 from uso_engine.sampling.step import OnStep
 
 from .ceilings import known_rates
 from .kernel_classes import ClassTime, KernelTime, floors_by_class, times_by_class
-from .roofline import Rates
 from .step_work import StepWork, counted_steps
 
 if TYPE_CHECKING:

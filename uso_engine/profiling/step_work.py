@@ -11,10 +11,9 @@ from torch import nn
 
 from uso_engine.model.packing import PackedBatch
 from uso_engine.model.params import TransformerParams
+from uso_engine.model.roofline import Rates, Tokens, floor_ms, step_flops
 from uso_engine.model.run import Run
 from uso_engine.model.transformer import Transformer
-
-from .roofline import Rates, Tokens, floor_ms, step_flops
 
 
 @dataclass
@@ -51,12 +50,6 @@ class StepWork:
         return f"{self.flops / seconds / 1e12:.3g} TFLOP/s, {share:.0%} of the floor ({rates.source})"
 
 
-def tokens_of(batch: PackedBatch) -> list[Tokens]:
-    """Lengths of every sequence of a batch; style tokens count as text, which they stand beside."""
-    lengths = zip(batch.text.lengths, batch.image.lengths, batch.output.lengths, strict=True)
-    return [Tokens(text=text, image=output, content=image - output) for text, image, output in lengths]
-
-
 @contextmanager
 def counted_steps(transformer: Transformer) -> Iterator[StepWork]:
     """Count the sequences that a transformer evaluates within a `with` statement."""
@@ -65,7 +58,7 @@ def counted_steps(transformer: Transformer) -> Iterator[StepWork]:
     def count(module: nn.Module, arguments: tuple[object, ...]) -> None:
         batch = arguments[0].batch if isinstance(arguments[0], Run) else arguments[0]
         assert isinstance(batch, PackedBatch)
-        work.sequences.update(tokens_of(batch))
+        work.sequences.update(batch.tokens)
 
     hook = transformer.register_forward_pre_hook(count)
     try:

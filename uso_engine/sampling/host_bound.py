@@ -8,8 +8,6 @@ of the host is about what `benchmarks/step/host_stub.py` measures and a driver's
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from uso_engine.model.params import TransformerParams
 
 HOST_MS_PER_BLOCK = 0.25
@@ -20,24 +18,6 @@ FASTER_IN_8_BITS = 1.6
 
 _TFLOPS = {(8, 0): 200.0, (8, 6): 45.0, (8, 7): 45.0, (8, 9): 105.0, (9, 0): 620.0, (10, 0): 1400.0, (12, 0): 135.0}
 """By the lowest compute capability that they hold for."""
-
-
-def step_flops(params: TransformerParams, texts: Sequence[int], images: Sequence[int], outputs: Sequence[int]) -> float:
-    """Multiplications and additions of products and attention of a step.
-
-    Args:
-        params: of the transformer.
-        texts: style and text tokens of each sequence.
-        images: image and content tokens of each.
-        outputs: image tokens of each.
-    """
-    width, hidden = params.hidden_size, params.mlp_width
-    tokens = sum(texts) + sum(images)
-    attention = sum(4 * (text + image) ** 2 * width for text, image in zip(texts, images, strict=True))
-    row = 2 * width * (4 * width + 2 * hidden)
-    last = 2 * width * (2 * width * tokens + (2 * width + 2 * hidden) * sum(outputs))
-    last += sum(4 * output * (text + image) * width for text, image, output in zip(texts, images, outputs, strict=True))
-    return float((params.depth + params.depth_single_blocks - 1) * (row * tokens + attention) + last)
 
 
 def gpu_ms(flops: float, capability: tuple[int, int], *, eight_bits: bool = False) -> float:

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from uso_engine.errors import BackendError
+from uso_engine.model.roofline import step_flops
 from uso_engine.model.run import Run
 from uso_engine.model.transformer import Transformer
 
 from .cuda_capture import CudaCapturing
 from .graph_statistics import GraphStatistics
-from .host_bound import gpu_ms, host_ms, step_flops
+from .host_bound import gpu_ms, host_ms
 from .step_graph import CaptureError, Capturing, StepGraph, signature
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ class StepGraphs:
         self.mode = mode
         self._graphs: OrderedDict[Hashable, StepGraph] = OrderedDict()
         self._seen: OrderedDict[Hashable, int] = OrderedDict()
+        self._never: set[Hashable] = set()
         self._counts = _Counts()
 
     @property
@@ -137,23 +139,32 @@ class StepGraphs:
             return None
         if not graph.is_current:
             # Whoever moves weights may go on doing so.
-            del self._graphs[key], self._seen[key]
+            del self._graphs[key]
+            self._seen.pop(key, None)  # Where it was not forgotten for steps of other kinds.
             return None
         self._graphs.move_to_end(key)
         return graph
 
     def _is_due(self, key: Hashable, run: Run) -> bool:
-        if self.reason is not None or key in self._counts.failures:
+        if self.reason is not None or key in self._counts.failures or key in self._never:
             return False
         seen = self._seen[key] = self._seen.pop(key, 0) + 1
         while len(self._seen) > MOST_REMEMBERED:
             self._seen.popitem(last=False)
-        return seen > SEEN_BEFORE_CAPTURE and (self.mode == "on" or self.is_host_bound(run))
+        if seen <= SEEN_BEFORE_CAPTURE:
+            return False
+        if self.mode == "on" or self.is_host_bound(run):
+            return True
+        # By sizes alone, so once is enough.
+        if len(self._never) >= MOST_REMEMBERED:
+            self._never.clear()
+        self._never.add(key)
+        return False
 
     def is_host_bound(self, run: Run) -> bool:
         """Whether a step is predicted to keep the host busier than the GPU."""
         batch, params = run.batch, self._transformer.params
-        flops = step_flops(params, batch.text.lengths, batch.image.lengths, batch.output.lengths)
+        flops = sum(step_flops(params, tokens) for tokens in batch.tokens)
         eight_bits = self._transformer.single_blocks[0].linear2.takes is not None  # type: ignore[union-attr]
         capability = self._capability(batch.text_tokens.device)
         return host_ms(params, len(batch.joint)) > gpu_ms(flops, capability, eight_bits=eight_bits)
