@@ -87,6 +87,16 @@ def test_a_process_that_is_killed_ends_the_engine_and_nothing_hangs() -> None:
     assert not set(mine) & set(followers())
 
 
+def test_an_engine_whose_processes_ended_while_it_was_idle_is_closed_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    before = set(followers())
+    engine = USOEngine.from_config(with_processes(3), device="cpu", dtype=torch.float32)
+    for pid in set(followers()) - before:
+        os.kill(pid, signal.SIGKILL)
+    engine.close()
+    assert set(followers()) == before
+    assert "had ended before the engine was closed" in caplog.text and "ended with -9" in caplog.text
+
+
 def test_processes_end_with_the_interpreter_that_never_closed_its_engine() -> None:
     script = (
         "from test_parallel_processes import *\n"
@@ -115,7 +125,10 @@ def test_a_process_that_cannot_load_is_named_with_its_reason(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"parallel": {"ulysses": 2}}, "parallel.ulysses is 2, which does not divide the transformer's 3 heads"),
+        (
+            {"parallel": {"ulysses": 2}},
+            "^configuration: parallel.ulysses is 2, which does not divide the transformer's 3 heads",
+        ),
         ({"parallel": {"ulysses": 0}}, "parallel.ulysses: .*greater than or equal to 1"),
         ({"parallel": {"ring": 2}}, "unknown key 'parallel.ring'"),
         ({"parallel": {"ulysses": 3}, "memory_budget_gib": 1.0}, "parallel.ulysses and memory_budget_gib exclude each other"),

@@ -275,14 +275,15 @@ def _problem(item: dict[str, object]) -> str:
     """One validation error as a sentence that names the key."""
     location = item["loc"]
     assert isinstance(location, tuple)
-    key = ".".join(f"{part:.80}" if isinstance(part, str) else str(part) for part in location) or "configuration"
+    key = ".".join(f"{part:.80}" if isinstance(part, str) else str(part) for part in location)
     if item["type"] == "extra_forbidden":
         return f"unknown key {key!r}{suggestion(str(location[-1]), _known_keys(location[:-1]))}"
     if item["type"] == "missing":
         return f"{key} is required"
     message = str(item["msg"]).removeprefix("Value error, ")
     given = item.get("input")
-    return f"{key}: {message}" if isinstance(given, Mapping | Section) else f"{key}: {message}, got {shown(given)}"
+    said = message if isinstance(given, Mapping | Section) else f"{message}, got {shown(given)}"
+    return f"{key}: {said}" if key else said  # What is wrong with several settings together names them itself.
 
 
 def _known_keys(location: tuple[object, ...]) -> list[str]:

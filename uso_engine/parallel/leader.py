@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from .identity import check_same
 from .messages import End, LoRAMessage, Message
 from .step import BatchDescription, SharedRun, StepMessage, evaluate, send_batch
 
+logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
@@ -92,16 +94,19 @@ class Leader:
         self._tell(LoRAMessage(tuple(loras), keep_configured))
 
     def close(self) -> None:
-        """Let the others end. A second call does nothing."""
+        """Let the others end; one that has ended already is no error any more. A second call does nothing."""
         with self._lock:
-            if self._failure is None:
-                try:
-                    self._tell(End())
-                finally:
-                    self._failure = ParallelError("this engine was closed")
-                    self._batches.clear()
-                    self._end_others()
-                    self._group.close()
+            if self._failure is not None:
+                return
+            try:
+                self._tell(End())
+            except ParallelError as error:
+                logger.warning("a process had ended before the engine was closed: %s", error)
+            else:
+                self._failure = ParallelError("this engine was closed")
+                self._batches.clear()
+                self._end_others()
+                self._group.close()
 
     def _tell(self, message: Message) -> None:
         with self._lock:
