@@ -19,6 +19,17 @@ def operands(head_dim: int, heads: int, place: Place) -> tuple[Tensor, Tensor, T
     return qkv, q_scale, k_scale, angles.cos().float(), angles.sin().float()
 
 
+def turned_in(dtype: torch.dtype, x: Tensor, scale: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
+    """RMSNorm and rotation of [R, H, D] by [R, D / 2], written apart from the module: a shared mistake would not show."""
+    wide = x.to(dtype)
+    normed = wide / (wide.pow(2).sum(-1, keepdim=True) / wide.shape[-1] + eps).sqrt() * scale.to(dtype)
+    c, s = cos.to(dtype)[:, None], sin.to(dtype)[:, None]
+    turned = torch.empty_like(normed)
+    turned[..., 0::2] = normed[..., 0::2] * c - normed[..., 1::2] * s
+    turned[..., 1::2] = normed[..., 0::2] * s + normed[..., 1::2] * c
+    return turned
+
+
 @pytest.mark.parametrize("heads", [1, 3, 24])
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("place", PLACES)
@@ -27,17 +38,18 @@ def test_rows_land_normalised_and_turned_where_they_belong(place: Place, head_di
     rows = torch.randperm(48, generator=torch.Generator().manual_seed(3))[:32].to(place[0])
     targets = [poisoned(48, heads, head_dim, dtype=place[1], device=place[0]) for _ in range(3)]
     run_kernel(qk_norm_rope_into, qkv, q_scale, k_scale, cos, sin, rows, *targets, 1e-6)
-    eager = [torch.empty_like(target) for target in targets]
-    qk_norm_rope_into.reference(qkv, q_scale, k_scale, cos, sin, rows, *eager, 1e-6)
-    truth = [torch.empty_like(target, dtype=torch.float64) for target in targets]
-    a, b, c, d, e = (x.double() for x in (qkv, q_scale, k_scale, cos, sin))
-    qk_norm_rope_into.reference(a, b, c, d, e, rows, *truth, 1e-6)
+    q, k, v = qkv.unflatten(1, (3, heads, head_dim)).unbind(1)
+    reference = [torch.empty_like(target) for target in targets]
+    qk_norm_rope_into.reference(qkv, q_scale, k_scale, cos, sin, rows, *reference, 1e-6)
     others = torch.ones(48, dtype=torch.bool, device=place[0])
     others[rows] = False
-    for target, plain, true in zip(targets, eager, truth, strict=True):
-        check_error(target[rows], plain[rows], true[rows])
+    for place_of, x, scale in ((0, q, q_scale), (1, k, k_scale)):
+        given = x, scale, cos[rows], sin[rows], 1e-6
+        for result in (targets[place_of], reference[place_of]):
+            check_error(result[rows], turned_in(torch.float32, *given).to(x.dtype), turned_in(torch.float64, *given))
+    for target in targets:
         assert target[others].isnan().all()
-    assert torch.equal(targets[2][rows], qkv.unflatten(1, (3, heads, head_dim))[:, 2])
+    assert torch.equal(targets[2][rows], v)
 
 
 @pytest.mark.parametrize("place", PLACES)
