@@ -30,7 +30,9 @@ def with_processes(count: int, base: EngineConfig = BASE, **changes: object) -> 
 
 def followers() -> list[int]:
     """Processes that this one has started and that compute with it."""
-    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True, check=True)
+    # Without -ww, lines end where COLUMNS says, and with the path of the interpreter what is looked for may lie beyond.
+    command = ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(os.getpid())]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True)
     return [int(line.split()[0]) for line in listed.stdout.splitlines() if "follower_processes" in line]
 
 
