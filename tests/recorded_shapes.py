@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 # Not layer norms and softmax, which sum each row by itself, nor `_int_mm`: sums of integers are exact in any order.
-PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "linear")
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "linear", "_addmm_activation", "_linear_pointwise")
 OTHERS = (
     "_scaled_dot_product_flash_attention_for_cpu",
     "_scaled_dot_product_attention_math",

@@ -6,7 +6,9 @@ from recorded_shapes import Shapes
 from torch import Tensor
 from torch.nn import functional as F
 
+from uso_kernels import cpu
 from uso_kernels.matmul.linear import linear, linear_of_parts
+from uso_kernels.matmul.product import Product
 from uso_kernels.ragged import Ragged
 
 # Rows of a tile, of some and of many; widths of the small test model, and one that is no power of two.
@@ -112,6 +114,27 @@ def test_gelu_in_the_product_and_products_of_parts(dtype: torch.dtype, native: b
         linear_of_parts((x[:, :88], x[:, 128:]), weight, bias, layout)
     with pytest.raises(ValueError, match="out must be"):
         linear(x, weight, bias, layout, out=x)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_cpu_that_cannot_end_a_product_in_gelu_activates_afterwards(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prepared and not, alone and in company, the same bits; sums not rounded before are nearer to the truth."""
+    if fused and not cpu.activates(torch.empty(0, dtype=torch.bfloat16)):
+        pytest.skip("this CPU has no bfloat16 product that ends in GELU")
+    monkeypatch.setattr(cpu, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(cpu, "_has_product_with_gelu", lambda: fused)
+    layout = Ragged.pack([64, 48])
+    shapes = ((112, 256), (96, 256), (96,))
+    x, weight, bias = (drawn(*shape, dtype=torch.bfloat16, seed=i) / 4 for i, shape in enumerate(shapes))
+    together = linear(x, weight, bias, layout, gelu=True)
+    with torch.no_grad():
+        for rows, length in zip(layout.row_slices, layout.lengths, strict=True):
+            alone = Product(weight, bias, Ragged.pack([length])).activated(x[rows])
+            assert torch.equal(alone, together[rows])
+    exact = F.gelu(F.linear(x.double(), weight.double(), bias.double()), approximate="tanh")
+    eager = F.gelu(F.linear(x, weight, bias), approximate="tanh")
+    errors = [float((result.double() - exact).norm()) for result in (together, eager)]
+    assert errors[0] < 0.8 * errors[1] if fused else errors[0] == pytest.approx(errors[1], rel=0.1)
 
 
 def test_gradients_flow_through_parts_gelu_and_a_place() -> None:

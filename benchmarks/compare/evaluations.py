@@ -17,8 +17,20 @@ def _cpu_attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, 
     return int(sdpa_flop_count(query, key, value))
 
 
-# The counter does not know the dense attention of a CPU.
-UNCOUNTED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention_flops}
+def _gelu_product_flops(bias: torch.Size, x: torch.Size, transposed: torch.Size, *others: object, **more: object) -> int:
+    return 2 * x[0] * x[1] * transposed[1]
+
+
+def _cpu_gelu_product_flops(x: torch.Size, weight: torch.Size, *others: object, **more: object) -> int:
+    return 2 * x[0] * x[1] * weight[0]
+
+
+# The counter knows neither the dense attention of a CPU nor products that end in GELU.
+UNCOUNTED = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention_flops,
+    torch.ops.aten._addmm_activation: _gelu_product_flops,
+    torch.ops.mkldnn._linear_pointwise: _cpu_gelu_product_flops,
+}
 
 
 @dataclass

@@ -21,3 +21,31 @@ def multiplies_bfloat16() -> bool:
 def widens(x: Tensor) -> bool:
     """Whether products of a tensor's type are best computed in float32 where it is."""
     return x.is_cpu and x.dtype == torch.bfloat16 and not multiplies_bfloat16()
+
+
+def activates(x: Tensor) -> bool:
+    """Whether a product of a tensor's type ends in GELU best where it is: in bfloat16, which is oneDNN's on a CPU anyway.
+
+    Products in float32 are MKL's, which are faster than oneDNN's and know no GELU.
+    """
+    return x.is_cpu and x.dtype == torch.bfloat16 and multiplies_bfloat16() and _has_product_with_gelu()
+
+
+@lru_cache
+def _has_product_with_gelu() -> bool:
+    # Asked by doing it: oneDNN may be told at its start to use fewer instructions than the CPU has, and then lacks it.
+    x = torch.zeros(1, 16, dtype=torch.bfloat16)
+    try:
+        product_with_gelu(x, x, x.new_zeros(1))
+    except (AttributeError, RuntimeError):
+        return False
+    return True
+
+
+def product_with_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """GELU of a product in its tanh form, [M, K] and [N, K] to [M, N], by oneDNN: its sums are not rounded before.
+
+    It is what `torch.compile` makes of a linear layer and GELU on a CPU.
+    """
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "tanh")
+    return y

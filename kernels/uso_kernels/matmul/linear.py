@@ -2,8 +2,8 @@
 
     y = x weight^T + bias      or GELU of it, or the sum over parts of x and of weight's columns
 
-2 M N K operations, left to PyTorch's own product: on a GPU bias and GELU are part of it. Without GELU and parts its bits are
-those of `torch.nn.functional.linear`.
+2 M N K operations, left to PyTorch's own product: on a GPU bias and GELU are part of it, on a CPU in bfloat16 where oneDNN
+multiplies. Without GELU and parts its bits are those of `torch.nn.functional.linear`.
 
 A library chooses how it blocks a product by the number of rows, and with the blocking the order of the sums. On CPUs with AMX
 (bfloat16), in MKL under AVX2 (float32) and in cuBLAS, a row's bits therefore change with the rows beside it, aligned or not.
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from uso_kernels.cpu import widens
+from uso_kernels.cpu import activates, product_with_gelu, widens
 from uso_kernels.launch import needs_gradient
 from uso_kernels.operands import result_like
 from uso_kernels.ragged import Ragged
@@ -47,7 +47,7 @@ def linear(
         weight: [N, K], x's dtype; rows may be strided.
         bias: [N] in x's dtype, or None.
         sequences: where the sequences of a packed x lie; None where x is one. Autograd records one product of all.
-        gelu: whether GELU follows, in its tanh form. On a GPU, and where operands are widened, the sums are not rounded before.
+        gelu: whether GELU follows, in its tanh form. Where it is part of the product the sums are not rounded before.
         out: [M, N], where the result goes.
 
     Returns:
@@ -114,7 +114,7 @@ def _fill(
     for rows in sequences:
         target = y[rows]
         if gelu and bias is not None and activates_in_product(y):
-            torch._addmm_activation(bias, parts[0][rows], weights[0].t(), use_gelu=True, out=target)
+            activated_product(parts[0][rows], weights[0], bias, out=target)
             continue
         _add_products(target, parts, weights, bias, rows)
         if gelu:
@@ -122,8 +122,18 @@ def _fill(
 
 
 def activates_in_product(y: Tensor) -> bool:
-    """Whether PyTorch's product can end in GELU's tanh form: on a GPU; elsewhere it takes the other form."""
-    return y.is_cuda
+    """Whether a library's product of a tensor's type and device can end in GELU's tanh form."""
+    return y.is_cuda or activates(y)
+
+
+def activated_product(x: Tensor, weight: Tensor, bias: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """GELU of one product, for operands of which `activates_in_product` is true; [M, K] and [N, K] to [M, N]."""
+    if x.is_cuda and out is None:
+        return torch._addmm_activation(bias, x, weight.t(), use_gelu=True)
+    if x.is_cuda:
+        return torch._addmm_activation(bias, x, weight.t(), use_gelu=True, out=out)
+    y = product_with_gelu(x, weight, bias)  # On a CPU `_addmm_activation` takes GELU's other form.
+    return y if out is None else out.copy_(y)
 
 
 def _add_products(target: Tensor, parts: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor | None, rows: slice) -> None:

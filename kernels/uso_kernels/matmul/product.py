@@ -19,7 +19,7 @@ from uso_kernels.cpu import widens
 from uso_kernels.ragged import Ragged
 from uso_kernels.rows import Rows
 
-from .linear import activates_in_product, linear, linear_of_parts
+from .linear import activated_product, activates_in_product, linear, linear_of_parts
 
 
 class Product:
@@ -54,7 +54,7 @@ class Product:
         if not self._activates:
             return linear(x, self._weight, self._bias, self._sequences, gelu=True)
         assert self._bias is not None
-        return torch._addmm_activation(self._bias, x, self._transposed, use_gelu=True)
+        return activated_product(x, self._weight, self._bias)
 
 
 class ProductOfParts:
