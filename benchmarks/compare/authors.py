@@ -166,9 +166,9 @@ def _transformer(models: Models, modules: Any) -> nn.Module:
     with torch.device("meta"):
         flux: Any = modules.Flux(sizes)
         flux.feature_embedder = layers.SigLIPMultiFeatProjModel(
-            siglip_token_nums=models.size.encoders.vision_tokens,
+            siglip_token_nums=models.projector.vision_tokens,
             style_token_nums=models.size.style_tokens,
-            siglip_token_dims=models.size.encoders.vision["hidden_size"],
+            siglip_token_dims=models.projector.vision_width,
             hidden_size=params.hidden_size,
             context_layer_norm=True,
         )

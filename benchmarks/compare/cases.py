@@ -48,7 +48,7 @@ class Size:
     Args:
         name: what records call it.
         params: of the transformer.
-        encoders: of the others.
+        encoders: of the others; None where all models are read from files.
         text: T5's tokens.
         style_tokens: of each of a style image's three levels.
         content_side: long side of a content image, in pixels.
@@ -61,7 +61,7 @@ class Size:
 
     name: str
     params: TransformerParams
-    encoders: EncoderSizes
+    encoders: EncoderSizes | None
     text: int
     style_tokens: int
     content_side: int

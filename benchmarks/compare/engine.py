@@ -8,14 +8,13 @@ from torch import Tensor
 from benchmarks.tiers.steps import LARGEST_DIFFERENCE, formats_by_name, quantized_copy
 from uso_engine import USOEngine
 from uso_engine.conditioning.cache import CacheLimits
-from uso_engine.config import EngineConfig, LimitsConfig, load_config
 from uso_engine.model.transformer import Transformer
 from uso_engine.pipeline import Pipeline
 from uso_engine.precision.tiers import TierName
 from uso_engine.precision.transformer import TIER_OF_DTYPE
 from uso_engine.weights.loaded import LoadedFloatTransformer, Originals
 
-from .cases import PROMPT, Case, Size, pictures
+from .cases import PROMPT, Case, pictures
 from .evaluations import Evaluations
 from .models import GUIDANCE, Models, png_file, weight_bytes
 
@@ -54,7 +53,7 @@ class EngineWay:
         transformer.attention_backend = attention
         evaluations.watch(transformer)
         self.weights = weight_bytes(transformer)
-        config = config_of(models.size)
+        config = models.config
         loaded = LoadedFloatTransformer(transformer, own, _no_originals)
         pipeline = Pipeline(
             loaded, text=models.text, style=models.style, autoencoder=models.autoencoder, limits=CacheLimits(0, 0, 0)
@@ -81,24 +80,6 @@ class EngineWay:
 
     def close(self) -> None:
         self._engine.close()
-
-
-def config_of(size: Size) -> EngineConfig:
-    """The public model's configuration with a size's own numbers."""
-    public = load_config("uso-flux-dev")
-    assert public.projector is not None and public.t5 is not None
-    width, height = size.sides
-    vision = {"vision_tokens": size.encoders.vision_tokens, "vision_width": size.encoders.vision["hidden_size"]}
-    return public.model_copy(
-        update={
-            "transformer": public.transformer.model_copy(update={"params": size.params}),
-            "projector": public.projector.model_copy(update={**vision, "style_tokens": size.style_tokens}),
-            "t5": public.t5.model_copy(update={"max_length": size.text}),
-            "content": public.content.model_copy(update={"long_side": size.content_side}),
-            "defaults": public.defaults.model_copy(update={"width": width, "height": height, "steps": size.steps}),
-            "limits": LimitsConfig(min_side=16),
-        }
-    )
 
 
 def _no_originals() -> Originals:

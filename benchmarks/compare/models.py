@@ -10,12 +10,13 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import SiglipVisionModel
 
-from benchmarks.encoders import autoencoder_module, filled, text_modules, vision_module
+from benchmarks.encoders import EncoderSizes, autoencoder_module, filled, text_modules, vision_module
 from benchmarks.workload import LowRank, merge, random_lora, random_transformer
 from uso_engine.conditioning.content import Autoencoder
 from uso_engine.conditioning.prompt_tokenizer import load_clip_tokenizer, load_t5_tokenizer
 from uso_engine.conditioning.style import StyleEncoder
 from uso_engine.conditioning.text import TextEmbedding, TextEncoders
+from uso_engine.config import EngineConfig, LimitsConfig, load_config
 from uso_engine.embedded.build import FOLDER
 from uso_engine.imaging.encode import ImageMetadata, encode_image
 from uso_engine.imaging.pixels import from_pixels, to_pixels
@@ -49,6 +50,29 @@ class Models:
     dtype: torch.dtype
 
     @cached_property
+    def config(self) -> EngineConfig:
+        """The public model's, with the size's own numbers."""
+        public, width, height = load_config("uso-flux-dev"), *self.size.sides
+        assert public.projector is not None and public.t5 is not None
+        vision = {"vision_tokens": self.encoders.vision_tokens, "vision_width": self.encoders.vision["hidden_size"]}
+        return public.model_copy(
+            update={
+                "transformer": public.transformer.model_copy(update={"params": self.size.params}),
+                "projector": public.projector.model_copy(update={**vision, "style_tokens": self.size.style_tokens}),
+                "t5": public.t5.model_copy(update={"max_length": self.size.text}),
+                "content": public.content.model_copy(update={"long_side": self.size.content_side}),
+                "defaults": public.defaults.model_copy(update={"width": width, "height": height, "steps": self.size.steps}),
+                "limits": LimitsConfig(min_side=16),
+            }
+        )
+
+    @property
+    def encoders(self) -> EncoderSizes:
+        """Sizes of the modules that are made here."""
+        assert self.size.encoders is not None
+        return self.size.encoders
+
+    @cached_property
     def base(self) -> Transformer:
         """Without its LoRA."""
         return random_transformer(self.size.params, self.device, self.dtype)
@@ -68,7 +92,7 @@ class Models:
     @cached_property
     def text(self) -> TextEncoders:
         """T5 and CLIP, with uso-tiny's tokenizers."""
-        t5, clip = text_modules(self.size.encoders)
+        t5, clip = text_modules(self.encoders)
         for encoder in (t5, clip):
             self._fill(encoder, self.dtype)
         # Filling undid the tie that a checkpoint has.
@@ -79,14 +103,14 @@ class Models:
     @cached_property
     def vision(self) -> SiglipVisionModel:
         """SigLIP's tower in float32."""
-        vision = vision_module(self.size.encoders)
+        vision = vision_module(self.encoders)
         self._fill(vision, torch.float32)
         return vision
 
     @cached_property
     def projector(self) -> StyleProjector:
         """The style projector."""
-        width, patches = self.size.encoders.vision["hidden_size"], self.size.encoders.vision_tokens
+        width, patches = self.encoders.vision["hidden_size"], self.encoders.vision_tokens
         projector = StyleProjector(patches, width, self.size.style_tokens, self.size.params.hidden_size, device="meta")
         self._fill(projector, self.dtype)
         return projector
@@ -96,12 +120,12 @@ class Models:
         """Tower and projector as the engine runs them: without the layers that no style token needs."""
         from uso_engine.conditioning.style import built_in_processor
 
-        return StyleEncoder(self.vision, self.projector, built_in_processor(self.size.encoders.vision["image_size"]))
+        return StyleEncoder(self.vision, self.projector, built_in_processor(self.encoders.vision["image_size"]))
 
     @cached_property
     def autoencoder(self) -> Autoencoder:
         """In float32, as the authors run it."""
-        module = autoencoder_module(self.size.encoders)
+        module = autoencoder_module(self.encoders)
         self._fill(module, torch.float32)
         return Autoencoder(module, scale_factor=SCALE, shift_factor=SHIFT, device=self.device)
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from benchmarks.measure import Clock
 from benchmarks.tiers.steps import with_8_bit_activations
+from uso_engine.model.params import TransformerParams
 from uso_engine.precision.tiers import tiers_of_gpu
 
 from .authors import AuthorsCode, RenderedAuthors
@@ -60,9 +61,15 @@ def ways(models: Models, clock: Clock, *, compiles: bool, tiers: tuple[str, ...]
     for tier in tiers:
         made[f"ours, {tier}"] = lambda tier=tier: EngineWay(models, watched(), tier, largest_difference=tolerance)  # type: ignore[misc]
     made["authors' way"] = lambda: RenderedAuthors(models, watched(), largest_difference=tolerance)
-    made["diffusers"] = lambda: DiffusersWay(models, watched(), largest_difference=tolerance)
     reasons: dict[str, str] = {}
-    if compiles:
+    refused = refused_by_diffusers(models.size.params)
+    if refused is None:
+        made["diffusers"] = lambda: DiffusersWay(models, watched(), largest_difference=tolerance)
+    else:
+        reasons["diffusers"] = refused
+    if refused is not None:
+        reasons["diffusers, compiled"] = refused
+    elif compiles:
         made["diffusers, compiled"] = lambda: DiffusersWay(models, watched(), largest_difference=tolerance, compiled=True)
     else:
         reasons["diffusers, compiled"] = "on a CPU compiling takes minutes: --compile asks for it"
@@ -72,7 +79,7 @@ def ways(models: Models, clock: Clock, *, compiles: bool, tiers: tuple[str, ...]
         made["authors' code"] = lambda: AuthorsCode(models, watched(), largest_difference=allowed, folder=folder)
     else:
         reasons["authors' code"] = reason
-    if (reason := missing_fp8(models.device)) is None:
+    if (reason := refused or missing_fp8(models.device)) is None:
         made["diffusers, torchao fp8, compiled"] = lambda: DiffusersWay(
             models, watched(), largest_difference=0.5, compiled=compiles, prepare=partial(quantize_fp8), suffix=", torchao fp8"
         )
@@ -97,6 +104,12 @@ def missing_reference() -> str | None:
     if not (Path(folder) / "uso" / "flux" / "model.py").is_file():
         return f"{REFERENCE}: expected uso/flux/model.py in {folder}"
     return None if importlib.util.find_spec("einops") else "it needs the package einops"
+
+
+def refused_by_diffusers(params: TransformerParams) -> str | None:
+    """Why diffusers' transformer cannot be of these sizes, or None."""
+    times = params.mlp_width / params.hidden_size
+    return None if times == 4 else f"its MLP is 4 times as wide as the model, this one's {times:g} times"
 
 
 def missing_fp8(device: torch.device) -> str | None:

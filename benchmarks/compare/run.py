@@ -2,12 +2,13 @@
 
     python -m benchmarks.compare                        full size; six cases, a GPU
     python -m benchmarks.compare --small                a third of the width, a quarter of the tokens: minutes on a CPU
+    python -m benchmarks.compare --config uso-flux-dev  real weights, where they are
     python -m benchmarks.compare --first-requests       instead, the first request of fresh processes
 
-A request is text, style and content encoders, denoising, decoding and PNG, nothing of it cached. Weights are random and made on
-the device. The first velocity of every way is compared with the engine's: a way that computes something else is not timed. Each
-case ends with its records; one that stands in the file already, from the same sources, is not measured again (`--again`).
-USO_REFERENCE_DIR names a checkout of the authors' code, which then runs too.
+A request is text, style and content encoders, denoising, decoding and PNG, nothing of it cached. Without a configuration
+weights are random and made on the device. The first velocity of every way is compared with the engine's: a way that computes
+something else is not timed. Each case ends with its records; one that stands in the file already, from the same sources, is not
+measured again (`--again`). USO_REFERENCE_DIR names a checkout of the authors' code, which then runs too.
 """
 
 from __future__ import annotations
@@ -28,12 +29,15 @@ import torch
 
 from benchmarks.arguments import BenchmarkParser
 from benchmarks.measure import RESULTS, interleave, machine_name, summarise, tree_hash, write_record
+from uso_engine.config import load_config
+from uso_engine.errors import USOError
 from uso_engine.model.roofline import floor_ms, step_flops
 from uso_engine.profiling.ceilings import MeasuredRates, measure_rates
 from uso_engine.verification.measure import relative_error
 
 from . import first_request
 from .cases import SIZES, Case
+from .configured import ConfiguredModels
 from .diffusers_way import DiffusersWay
 from .memory import Rise, peak_rise
 from .models import Models
@@ -53,8 +57,8 @@ class Comparison:
 
     def __init__(self, options: Namespace, command: str) -> None:
         self.options, self.command = options, command
-        self.size = SIZES[options.size]
-        self.models = Models(self.size, options.device, options.dtype)
+        self.models = models_of(options)
+        self.size = self.models.size
         compiles = options.device.type == "cuda" or options.compile
         tiers = default_tiers(options.device) if options.tiers is None else tuple(options.tiers)
         self.make, self.reasons = ways(self.models, options.clock, compiles=compiles, tiers=tiers)
@@ -187,6 +191,20 @@ class Comparison:
         }
 
 
+def models_of(options: Namespace) -> Models:
+    """Of a size, or of a configuration.
+
+    Raises:
+        SystemExit: a configuration that is not there, not whole, or not comparable.
+    """
+    if options.config is None:
+        return Models(SIZES[options.size], options.device, options.dtype)
+    try:
+        return ConfiguredModels(load_config(options.config), options.device, options.dtype)
+    except USOError as error:
+        raise SystemExit(f"--config {options.config}: {error}") from error
+
+
 def versions() -> dict[str, str]:
     """Of the packages that compute, those that are there."""
     found = {}
@@ -225,6 +243,7 @@ def parser() -> BenchmarkParser:
     """The command's options."""
     made = BenchmarkParser(__doc__, "device", "dtype", "rounds", "clock", "threads", "out", rounds="2")
     made.add_argument("--size", choices=SIZES, default="full", help="of the models; by default full")
+    made.add_argument("--config", metavar="CONFIG", help="the models of a configuration, from its files, instead of a size's")
     made.add_argument("--small", dest="size", action="store_const", const="small", help="the same as --size small")
     made.add_argument("--rest", action="store_true", help="further cases: no square, several pictures, few steps, two styles")
     made.add_argument("--cases", nargs="+", metavar="CASE", help="these cases only, such as 512x512-content-style")

@@ -120,6 +120,35 @@ def scale_style(tokens: Tensor, scale: float) -> Tensor:
     return tokens if scale == 1 else tokens * scale
 
 
+def load_vision_tower(folder: str | Path, *, device: torch.device | str) -> tuple[SiglipVisionModel, SiglipImageProcessorPil]:
+    """Load a whole vision tower and its image processor; arguments and errors as for `StyleEncoder.from_folder`."""
+    from transformers import SiglipImageProcessorPil, SiglipVisionModel
+
+    folder = Path(folder)
+    if folder.is_file():
+        vision = cast("SiglipVisionModel", load_encoder_file(SIGLIP, folder, dtype=torch.float32, device=device))
+        side = vision.config.image_size
+        assert isinstance(side, int)  # siglip_config says so
+        return vision, built_in_processor(side)
+    require_files(folder, "vision encoder's image processor", [["preprocessor_config.json"]])
+    vision = load_pretrained(
+        SiglipVisionModel,
+        folder,
+        what="vision encoder",
+        model_types=("siglip_vision_model", "siglip"),
+        harmless=SIGLIP.harmless,
+        dtype=torch.float32,
+        device=device,
+    )
+    try:
+        # Pillow's by name: the plain class changes its answer when torchvision is installed.
+        processor = SiglipImageProcessorPil.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # of any type: transformers reads a foreign file and lets through what that raises
+        raise CheckpointError(f"the image processor in {folder} cannot be loaded: {short_reason(error)}") from error
+    check_processor(processor, folder, "vision encoder's image processor")
+    return vision, processor
+
+
 class StyleEncoder:
     """SigLIP's vision tower, without its last layer and head, and the projector.
 
@@ -193,30 +222,7 @@ class StyleEncoder:
             MissingFileError: a file is not there; says which.
             CheckpointError: files that do not fit the model or each other.
         """
-        from transformers import SiglipImageProcessorPil, SiglipVisionModel
-
-        folder = Path(folder)
-        if folder.is_file():
-            vision = cast("SiglipVisionModel", load_encoder_file(SIGLIP, folder, dtype=torch.float32, device=device))
-            side = vision.config.image_size
-            assert isinstance(side, int)  # siglip_config says so
-            return cls(vision, projector, built_in_processor(side))
-        require_files(folder, "vision encoder's image processor", [["preprocessor_config.json"]])
-        vision = load_pretrained(
-            SiglipVisionModel,
-            folder,
-            what="vision encoder",
-            model_types=("siglip_vision_model", "siglip"),
-            harmless=SIGLIP.harmless,
-            dtype=torch.float32,
-            device=device,
-        )
-        try:
-            # Pillow's by name: the plain class changes its answer when torchvision is installed.
-            processor = SiglipImageProcessorPil.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # of any type: transformers reads a foreign file and lets through what that raises
-            raise CheckpointError(f"the image processor in {folder} cannot be loaded: {short_reason(error)}") from error
-        check_processor(processor, folder, "vision encoder's image processor")
+        vision, processor = load_vision_tower(folder, device=device)
         return cls(vision, projector, processor)
 
     @property

@@ -14,7 +14,7 @@ from uso_engine.conditioning.content import Autoencoder
 from uso_engine.conditioning.offloadable_part import OffloadablePart
 from uso_engine.conditioning.style import StyleEncoder
 from uso_engine.conditioning.text import TextEncoders
-from uso_engine.config import AutoencoderConfig, EngineConfig
+from uso_engine.config import AutoencoderConfig, EngineConfig, ProjectorConfig
 from uso_engine.errors import CheckpointError, ConfigError, MemoryBudgetError
 from uso_engine.model.projector import StyleProjector
 from uso_engine.offload.budget import BUDGET_OF_SEVERAL, MemoryBudget
@@ -92,7 +92,14 @@ def load_style_encoder(config: EngineConfig, *, device: torch.device | str, dtyp
     """Load the vision encoder and the style projector; None where the configuration has none."""
     if config.projector is None or config.vision is None:
         return None
-    section = config.projector
+    projector = load_projector(config, config.projector, device=device, dtype=dtype)
+    return StyleEncoder.from_folder(resolve(config.vision.folder, "vision encoder", config), projector, device=device)
+
+
+def load_projector(
+    config: EngineConfig, section: ProjectorConfig, *, device: torch.device | str, dtype: torch.dtype
+) -> StyleProjector:
+    """Load a configuration's style projector."""
     hidden_size = config.transformer.params.hidden_size
     projector = StyleProjector(section.vision_tokens, section.vision_width, section.style_tokens, hidden_size, device="meta")
     source = open_projector_checkpoint(resolve(section.checkpoint, "style projector", config), projector)
@@ -100,7 +107,7 @@ def load_style_encoder(config: EngineConfig, *, device: torch.device | str, dtyp
         load_parameters(projector, source, device=device, dtype=dtype)
     finally:
         source.close()
-    return StyleEncoder.from_folder(resolve(config.vision.folder, "vision encoder", config), projector, device=device)
+    return projector
 
 
 def load_text_encoders(config: EngineConfig, *, device: torch.device | str, dtype: torch.dtype) -> TextEncoders | None:

@@ -65,8 +65,12 @@ def linear(
     if (has_many or out is not None) and x.ndim != 2:
         raise ValueError(f"with sequences, x must be a matrix, got shape {tuple(x.shape)}")
     matrix = x.reshape(-1, x.shape[-1])
+    spans = rows_of(sequences, matrix.shape[0])
+    if gelu and bias is not None and out is None and not has_many and activates(x):
+        # A product that has memory of its own: no other is asked for beside it.
+        return product_with_gelu(matrix, weight, bias).view(*x.shape[:-1], weight.shape[0])
     y = result_like(x, out, (matrix.shape[0], weight.shape[0]))
-    _fill(y, (matrix,), (weight,), bias, rows_of(sequences, matrix.shape[0]), gelu=gelu)
+    _fill(y, (matrix,), (weight,), bias, spans, gelu=gelu)
     return y.view(*x.shape[:-1], weight.shape[0]) if x.ndim != 2 else y
 
 
