@@ -28,8 +28,8 @@ from benchmarks.step.prediction import predicted_step_ms
 from benchmarks.workload import WORKLOADS, Workload
 from uso_engine.model.params import TransformerParams
 from uso_engine.model.roofline import GPUS, Tokens, floor_ms
-from uso_engine.profiling.kernel_classes import class_of
 from uso_kernels.attention import choose_backend
+from uso_kernels.cpu import activates
 
 LIMITS_S = {"first": 540, "second": 240}
 TINY = WORKLOADS["tiny"]
@@ -85,14 +85,17 @@ def test_steps_are_compared_and_hashed(results: dict[str, dict[str, Any]]) -> No
 
 
 def test_every_other_part_says_what_it_is_for(results: dict[str, dict[str, Any]]) -> None:
-    assert {"products", "gelu", "q/k norm, rotation", "gated residual, norm"} <= set(results["kernel_classes"]["classes"])
+    expected = {"products", "q/k norm, rotation", "gated residual, norm"}
+    alone = set() if activates(torch.empty(0, dtype=torch.bfloat16)) else {"gelu"}  # Where no product ends in it.
+    assert expected | alone <= set(results["kernel_classes"]["classes"])
     assert results["kernel_classes"]["classes"]["products"]["floor_ms"] > 0
     assert set(results["tiers"]) == {"fp8", "int8, W8A8"}
     assert all(0 < tier["difference"] < 0.1 for tier in results["tiers"].values())
     assert results["whole_request"]["uso-tiny through the engine"]["largest difference of 255"] == 0
     second = results["whole_request"]["second request, s"]
-    assert second["sum"] == pytest.approx(sum(seconds for stage, seconds in second.items() if stage != "sum"))
-    assert {"T5", "CLIP", "SigLIP", "encode content", "2 steps", "decode", "to bytes"} < set(second)
+    stages = {"queue", "images", "encode", "denoise", "decode", "PNG"}
+    assert stages <= set(second) and sum(second[stage] for stage in stages) <= 1.01 * second["whole request"]
+    assert {"T5 and CLIP alone", "SigLIP and projector alone", "content alone"} < set(second)
     assert results["company"]["auto"]["beside a small one"] == "same bits"
     assert results["host_time"]["128 x 96"]["queued_ms"] > 0
     assert results["host_time"]["128 x 96, CUDA graph"] == "a CPU has no CUDA graphs"
@@ -260,21 +263,6 @@ def test_a_summary_is_short_however_much_there_is_to_say() -> None:
     assert text.endswith("== first: FAILED: last")
     assert "why it failed" in text
     assert "variant 0: 1.235 (1 to 2)" in text
-
-
-def test_kernels_are_known_by_their_names() -> None:
-    names = {
-        "nvjet_tst_128x256_64x4_1x2_h_bz_coopA_bias_TNT": "products",
-        "cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_3_64x128x128_4x1x1_cga1x1x1_kernel0_0": "attention",
-        "_qk_norm_rope_kernel": "q/k norm, rotation",
-        "_gated_residual_kernel": "gated residual, norm",
-        "_gelu_concat_kernel": "gelu",
-        "nvjet_tst_192x192_64x4_2x1_v_bz_coopB_gelu_bias_TNT": "products",
-        "void at::native::elementwise_kernel<128, 4, at::native::direct_copy_kernel_cuda": "copies",
-        "Memcpy DtoD (Device -> Device)": "copies",
-        "something else": "other",
-    }
-    assert {name: class_of(name) for name in names} == names
 
 
 def test_the_prediction_is_over_the_floor_and_what_was_announced() -> None:

@@ -20,7 +20,7 @@ from uso_engine.model.packing import PackedBatch
 from uso_engine.model.roofline import GPUS, Tokens, floor_ms, step_flops
 from uso_engine.profiling import ceilings, request_profile
 from uso_engine.profiling.ceilings import MeasuredRates, known_rates, measure_rates
-from uso_engine.profiling.kernel_classes import KernelTime, floors_by_class, times_by_class
+from uso_engine.profiling.kernel_classes import KernelTime, class_of, floors_by_class, times_by_class
 from uso_engine.profiling.request_profile import STEP, split_by_steps
 from uso_engine.profiling.step_work import StepWork, counted_steps
 from uso_kernels.cpu import widens
@@ -113,6 +113,21 @@ def test_operations_are_sorted_into_those_of_steps_and_all_others() -> None:
     assert (inside["aten::mm"].launches, outside["aten::exp"].launches) == (2, 3)
     assert "aten::exp" not in inside and "aten::mm" not in outside and STEP not in {*inside, *outside}
     assert inside["aten::mm"].milliseconds > 0
+
+
+def test_kernels_are_known_by_their_names() -> None:
+    names = {
+        "nvjet_tst_128x256_64x4_1x2_h_bz_coopA_bias_TNT": "products",
+        "cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_3_64x128x128_4x1x1_cga1x1x1_kernel0_0": "attention",
+        "_qk_norm_rope_kernel": "q/k norm, rotation",
+        "_gated_residual_kernel": "gated residual, norm",
+        "_gelu_concat_kernel": "gelu",
+        "nvjet_tst_192x192_64x4_2x1_v_bz_coopB_gelu_bias_TNT": "products",
+        "void at::native::elementwise_kernel<128, 4, at::native::direct_copy_kernel_cuda": "copies",
+        "Memcpy DtoD (Device -> Device)": "copies",
+        "something else": "other",
+    }
+    assert {name: class_of(name) for name in names} == names
 
 
 def test_classes_stand_beside_their_floors_the_longest_first() -> None:

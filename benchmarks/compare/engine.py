@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.tiers.steps import LARGEST_DIFFERENCE, formats_by_name, quantized_copy
-from uso_engine import USOEngine
+from uso_engine import GenerationResult, USOEngine
 from uso_engine.conditioning.cache import CacheLimits
 from uso_engine.model.transformer import Transformer
 from uso_engine.pipeline import Pipeline
@@ -62,6 +62,10 @@ class EngineWay:
         self.settings: dict[str, object] = {"tier": tier or own, "attention": attention, "caches": "empty at every request"}
 
     def request(self, case: Case, seed: int) -> list[bytes]:
+        return [png_file(image) for image in self.generate(case, seed).images]
+
+    def generate(self, case: Case, seed: int) -> GenerationResult:
+        """Everything of a request but the files."""
         result = self._engine.generate(
             prompt=f"{PROMPT} {seed}",
             images=pictures(case, seed),
@@ -73,7 +77,7 @@ class EngineWay:
             enable_safety_checker=False,
         )
         self.settings["attention"] = "+".join(result.attention)
-        return [png_file(image) for image in result.images]
+        return result
 
     def velocity(self, output: Tensor, case: Case) -> Tensor:
         return output[: self._models.size.tokens(case).image]

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.encoders import autoencoder_module, encoder_sizes, filled, text_modules, vision_module
-from benchmarks.workload import conditions, random_inputs, random_transformer
+from benchmarks.compare.cases import PROMPT, SIZES, pictures
+from benchmarks.compare.engine import EngineWay
+from benchmarks.compare.evaluations import Evaluations
+from benchmarks.compare.models import Models, png_file
 from uso_engine import USOEngine
-from uso_engine.conditioning.content import Autoencoder
-from uso_engine.imaging.pixels import from_pixels
-from uso_engine.sampling.admission import admit
-from uso_engine.sampling.job import ImageJob
-from uso_engine.sampling.run import DenoisingRun
-from uso_engine.sampling.schedule import schedule
+from uso_engine.imaging.pixels import to_pixels
+from uso_engine.imaging.resize import resize_content
 
 from .bench import Bench
-
-Result = TypeVar("Result")
 
 
 def run(bench: Bench) -> None:
@@ -31,9 +24,11 @@ def run(bench: Bench) -> None:
     request = Request(bench)
     for turn in ("first", "second"):
         bench.attempt(f"{turn} request, s", request.run)
+    request.close()
     stages = bench.results.get("second request, s")
     if isinstance(stages, dict):
-        bench.record("gpu_request", {"tokens": bench.tokens.all, "steps": bench.workload.steps, "seconds": stages})
+        tokens, steps = request.size.tokens(request.case).all, request.size.steps_of(request.case)
+        bench.record("gpu_request", {"tokens": tokens, "steps": steps, "seconds": stages})
     if bench.on_gpu:
         bench.save("peak, GiB", torch.cuda.max_memory_allocated(bench.device) / 2**30)
 
@@ -60,55 +55,38 @@ def embedded(bench: Bench) -> dict[str, object]:
     return {"largest difference of 255": difference, "second request, s": seconds}
 
 
-@dataclass
 class Request:
-    """Everything that a request of full size needs, resident on the device."""
+    """The comparison's request of content and style through the public engine, on its models, resident on the device.
 
-    bench: Bench
-    seconds: dict[str, float] = field(default_factory=dict)
+    Args:
+        bench: says the size.
+    """
 
-    def __post_init__(self) -> None:
-        bench = self.bench
-        workload, device = bench.workload, bench.device
-        self.t5, self.clip = (filled(module, device, bench.dtype) for module in text_modules(encoder_sizes(workload)))
-        self.vision = filled(vision_module(encoder_sizes(workload)), device, torch.float32)
-        autoencoder = filled(autoencoder_module(encoder_sizes(workload)), device, torch.float32)
-        decode_dtype = bench.dtype if bench.on_gpu else torch.float32
-        self.autoencoder = Autoencoder(
-            autoencoder, scale_factor=0.3611, shift_factor=0.1159, device=device, decode_dtype=decode_dtype
-        )
-        self.transformer = random_transformer(workload.params, device, bench.dtype)
-        self.inputs = random_inputs(workload, device, bench.dtype)
-        side = 384 if workload.is_full_size else 56
-        self.style = torch.randn(1, 3, side, side, device=device)
-        self.content = torch.rand(1, 3, 16 * workload.content[0], 16 * workload.content[1], device=device) * 2 - 1
-        self.t5_ids = torch.randint(0, 99, (1, workload.text), device=device)
-        self.clip_ids = torch.randint(0, 99, (1, 77), device=device)
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self.size = SIZES["full" if bench.workload.is_full_size else "tiny"]
+        self.case = self.size.core()[-1]
+        self._models = Models(self.size, bench.device, bench.dtype)
+        self._way = EngineWay(self._models, Evaluations(bench.device, "wall"), largest_difference=0.0)
+        self._seed = 0
 
     def run(self) -> dict[str, float]:
-        """Seconds of every stage, one after another, and their sum."""
-        self.seconds = {}
-        rows, columns = self.inputs.grid
-        sigmas = schedule(self.bench.workload.steps, 16 * columns, 16 * rows)
-        self.stage("T5", lambda: self.t5(self.t5_ids))
-        self.stage("CLIP", lambda: self.clip(self.clip_ids))
-        self.stage("SigLIP", lambda: self.vision(self.style, output_hidden_states=True))
-        self.stage("encode content", lambda: self.autoencoder.encode(self.content))
-        sequence = self.stage(
-            "admit", lambda: admit(self.transformer, conditions(self.inputs), self.inputs.grid, sigmas, self.inputs.guidance)
-        )
-        noise = torch.randn(16, 2 * rows, 2 * columns)
-        denoiser = DenoisingRun(self.transformer, [ImageJob(sequence, noise, tuple(sigmas))])
-        self.stage(f"{len(sigmas) - 1} steps", denoiser.run)
-        latent = denoiser.latents()[0]
-        pixels = self.stage("decode", lambda: self.autoencoder.decode(latent[None]))
-        # What random weights make need not be finite.
-        pixels = pixels.nan_to_num()
-        self.stage("to bytes", lambda: from_pixels(pixels))
-        return {**self.seconds, "sum": sum(self.seconds.values())}
+        """Seconds of each encoder alone, then of the stages of a whole request, as the engine's answer has them, and of all."""
+        self._seed += 1  # Another prompt and other pictures each time.
+        models, bench = self._models, self._bench
+        content, style = pictures(self.case, self._seed)
+        assert content is not None and style is not None
+        pixels = to_pixels(resize_content(content, long_side=self.size.content_side)).to(bench.device)
+        seconds = {
+            "T5 and CLIP alone": bench.seconds(lambda: models.text.encode(PROMPT)),
+            "SigLIP and projector alone": bench.seconds(lambda: models.style.encode(style)),
+            "content alone": bench.seconds(lambda: models.autoencoder.encode(pixels)),
+        }
+        start = time.perf_counter()
+        result = self._way.generate(self.case, self._seed)
+        files = bench.seconds(lambda: [png_file(image) for image in result.images])
+        return {**seconds, **result.timings, "PNG": files, "whole request": time.perf_counter() - start}
 
-    def stage(self, name: str, make: Callable[[], Result]) -> Result:
-        """Run a stage and keep its seconds."""
-        found: list[Result] = []
-        self.seconds[name] = self.bench.seconds(lambda: found.append(make()))
-        return found[0]
+    def close(self) -> None:
+        """End the engine's threads."""
+        self._way.close()
