@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -95,12 +96,17 @@ class SmallWork:
 
 
 class SmallMachine:
-    """A denoiser; a step of more tokens than there is memory for fails, and so does one after the fault is set."""
+    """A denoiser; a step of more tokens than there is memory for fails, and so does one after the fault is set.
+
+    Steps wait where a test clears `may_step`.
+    """
 
     def __init__(self, transformer: Transformer) -> None:
         self.denoiser = Denoiser(transformer)
         self.memory_tokens = 10**9
         self.fault: BaseException | None = None
+        self.may_step = threading.Event()
+        self.may_step.set()
         self.companies: list[int] = []
         self.loras: list[Hashable] = []
         self.refused_loras: Hashable = None
@@ -117,6 +123,7 @@ class SmallMachine:
         request.jobs = [self.denoiser.begin(image) for image in request.work.admit()]
 
     def step(self, jobs: Sequence[Job]) -> list[Tensor]:
+        assert self.may_step.wait(60)
         if self.fault is not None:
             raise self.fault
         if sum(job.image.tokens for job in jobs) > self.memory_tokens:

@@ -135,7 +135,10 @@ def test_a_device_that_is_lost_ends_everything_with_the_cause() -> None:
     threaded = RequestLoop(loop.queue, loop.machine, CPU)
     loop.loop = threaded
     loop.machine.fault = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    # All have to be in line before the first step is taken: nobody gets in after it.
+    loop.machine.may_step.clear()
     requests = [loop.submit(work()) for _ in range(3)]
+    loop.machine.may_step.set()
     for request in requests:
         request.handle.wait_until_ended()
     threaded.join()
