@@ -210,6 +210,8 @@ def test_the_tables_and_the_plot_show_what_was_recorded(out: Path) -> None:
     # Of each way a mark in the legend and two numbers of pictures; one number of tokens makes no curve.
     assert picture.count("<circle") == 4 + 8
     assert PLOT.text([*found, {"benchmark": "other"}]) == picture
+    alone = [{**record, "dtype": "bfloat16"} for record in found if record["images"] == 1]
+    assert PLOT.text([*found, *alone]) == picture  # A single case makes no curve.
     assert "Pending" in PLOT.text([])
 
 

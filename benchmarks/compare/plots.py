@@ -53,8 +53,8 @@ def fit_batch(records: Sequence[Record], way: str) -> tuple[float, float] | None
 
 
 def draw(records: list[Record]) -> str:
-    """A row of two panels for every machine, size and type."""
-    found = runs(current(records))
+    """A row of two panels for every machine, size and type of which there is more than a point."""
+    found = {key: own for key, own in runs(current(records)).items() if _has_curve(own)}
     height = max(1, len(found)) * (HEIGHT + GAP) + 20
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * (WIDTH + LEFT) + 200}" height="{height}"'
     parts = [f'{head} font-family="sans-serif" font-size="12">', '<rect width="100%" height="100%" fill="white"/>']
@@ -69,6 +69,12 @@ def draw(records: list[Record]) -> str:
         parts += panel(2 * LEFT + WIDTH, top, "s a request", "pictures n", pictures)
         parts += legend(2 * (LEFT + WIDTH) + 14, top, ways)
     return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _has_curve(records: Sequence[Record]) -> bool:
+    """Whether requests of one way differ in their length or in their number of pictures."""
+    way = ways_of(records)[0]
+    return any(len({x for x, _ in points(records, way)}) > 1 for points in (step_points, request_points))
 
 
 def _tokens_curve(fitted: tuple[float, float] | None) -> Curve | None:
