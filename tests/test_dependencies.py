@@ -264,3 +264,17 @@ def test_import_is_light(module: str, repository: Path) -> None:
         [sys.executable, "-c", check], env={"PYTHONPATH": paths}, capture_output=True, text=True, check=True
     )
     assert answer.stdout.split() == []
+
+
+FOLDERS = {".ci", "benchmarks", "configs", "deploy", "docs", "kernels", "tests", "training", "uso_engine"}
+PICTURES = {"docs", "deploy", "tests", "uso_engine"}
+
+
+def test_what_a_command_wrote_is_not_in_the_repository(repository: Path) -> None:
+    """Folders that no document names, and pictures beside code, are left over from somebody's run."""
+    if not (repository / ".git").exists():
+        pytest.skip("not a checkout")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=repository, capture_output=True, text=True, check=True).stdout
+    paths = [Path(name) for name in listed.split("\0") if name]
+    assert {path.parts[0] for path in paths if len(path.parts) > 1} == FOLDERS
+    assert {path.parts[0] for path in paths if path.suffix in {".png", ".jpg", ".webp", ".gif"}} <= PICTURES
