@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from .conditioning.style import StyleTokens
 from .conditioning.text import TextEmbedding
+from .conditioning.text_padding import MergedText
 from .inputs import Pictures
 from .loading.sampling_choice import ChosenSampling
 from .sampling.settings import Denoised
@@ -30,6 +31,7 @@ class Generated:
         loras: names and strengths of the LoRAs that were in the weights.
         latents_changed: whether `on_step` changed latents.
         sampling: how it got from noise to latents.
+        merged: what became of the padding of the prompt, and of the negative one's if it was used; nothing where it was kept.
     """
 
     images: list[Image]
@@ -42,3 +44,4 @@ class Generated:
     loras: tuple[tuple[str, float], ...] = ()
     latents_changed: bool = False
     sampling: ChosenSampling = field(default_factory=ChosenSampling)
+    merged: tuple[MergedText, ...] = ()

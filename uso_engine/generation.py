@@ -16,6 +16,7 @@ from .api.result import GenerationResult
 from .conditioning.cache import tensor_bytes
 from .conditioning.style import StyleTokens
 from .conditioning.text import TextEmbedding
+from .conditioning.text_padding import check_padding
 from .config import EngineConfig
 from .generated import Generated
 from .imaging.open import ImageLimits
@@ -105,11 +106,15 @@ class Generation:
             ImageError, FetchError, MissingFileError, CheckpointError: an input that cannot be used, named by its place.
             BackendError: the engine lacks an encoder that the request needs.
             MemoryBudgetError: it needs more than the memory that was set as a budget.
-            ValueError: sigmas or a strength that do not fit, or that the sampler cannot take.
+            ValueError: sigmas or a strength that do not fit, or that the sampler cannot take; padding to be merged that is not
+                known.
         """
         pipeline = self.parts.pipeline
         with self.watch.stage("images", on_device=False):
             self.options = load_saved(pipeline, self.options)
+            saved = self.options.prompt_embedding
+            if self.sampling.text_padding == "merge" and isinstance(saved, TextEmbedding):
+                check_padding(saved.padding)
             self.request = with_reference_size(pipeline, self.request, self.options)
             self._pictures, self._size = open_pictures(pipeline, self.request, self.options, self.parts.image_limits)
             with clean_process_state():
@@ -159,7 +164,8 @@ class Generation:
         """
         pipeline, options = self.parts.pipeline, self.options
         with self.watch.stage("encode"):
-            self._encoded = encode_conditions(pipeline, self.request, options, self._pictures)
+            text_padding = self.sampling.text_padding
+            self._encoded = encode_conditions(pipeline, self.request, options, self._pictures, text_padding)
             if self._pictures.start is not None:
                 self._start = pipeline.encode_content(to_pixels(self._pictures.start), sample_seed=options.posterior_seed)
 
@@ -242,6 +248,7 @@ class Generation:
             loras=self._loras_used,
             latents_changed=self.watched is not None and self.watched.changed,
             sampling=self.sampling,
+            merged=self._encoded.merged,
         )
 
 

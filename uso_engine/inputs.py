@@ -15,11 +15,13 @@ from .api.research import ResearchOptions
 from .conditioning.cache import tensor_bytes
 from .conditioning.style import StyleTokens
 from .conditioning.text import TextEmbedding
+from .conditioning.text_padding import MergedText
 from .imaging.open import ImageLimits, ImageSource, open_image
 from .imaging.pixels import to_pixels
 from .imaging.resize import resize_content
 from .pipeline import Pipeline
 from .sampling.admission import Conditions
+from .sampling_settings import TextPadding
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -135,6 +137,7 @@ class Encoded:
         text: the prompt's embedding, which knows whether the prompt was cut.
         negative_text: the negative prompt's, if it is used.
         saved_styles: the style tokens that were handed in.
+        merged: both texts with their padding merged, where that was asked for.
     """
 
     conditions: Conditions
@@ -142,9 +145,16 @@ class Encoded:
     text: TextEmbedding
     negative_text: TextEmbedding | None
     saved_styles: tuple[StyleTokens, ...]
+    merged: tuple[MergedText, ...] = ()
 
 
-def encode_conditions(pipeline: Pipeline, request: GenerationRequest, options: ResearchOptions, pictures: Pictures) -> Encoded:
+def encode_conditions(
+    pipeline: Pipeline,
+    request: GenerationRequest,
+    options: ResearchOptions,
+    pictures: Pictures,
+    text_padding: TextPadding = "keep",
+) -> Encoded:
     """Encode text, style and content.
 
     Raises:
@@ -154,10 +164,13 @@ def encode_conditions(pipeline: Pipeline, request: GenerationRequest, options: R
     text = pipeline.encode_prompt(request.prompt) if saved_text is None else saved_text
     styles = [*(pipeline.encode_style(pixels) for pixels in pictures.styles), *saved_styles]
     contents = [pipeline.encode_content(to_pixels(image), sample_seed=options.posterior_seed) for image in pictures.contents]
-    conditions = pipeline.conditions(text, styles, contents, style_scale=request.style_scale)
+    scale, merges = request.style_scale, text_padding == "merge"
+    merged = [text.merged()] if merges else []
+    conditions = pipeline.conditions(text, styles, contents, style_scale=scale, merged=merged[0] if merges else None)
     negative = against = None
     # A scale of 1 is the prompt's velocity alone: the second sequence would be computed and multiplied by zero.
     if request.negative_prompt and request.true_cfg_scale != 1:
         against = pipeline.encode_prompt(request.negative_prompt)
-        negative = pipeline.conditions(against, styles, contents, style_scale=request.style_scale)
-    return Encoded(conditions, negative, text, against, saved_styles)
+        merged += [against.merged()] if merges else []
+        negative = pipeline.conditions(against, styles, contents, style_scale=scale, merged=merged[1] if merges else None)
+    return Encoded(conditions, negative, text, against, saved_styles, tuple(merged))

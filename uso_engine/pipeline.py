@@ -19,6 +19,7 @@ from .conditioning.cache_statistics import CacheStatistics
 from .conditioning.content import Autoencoder
 from .conditioning.style import StyleEncoder, StyleTokens, scale_style
 from .conditioning.text import TextEmbedding, TextEncoders
+from .conditioning.text_padding import MergedText
 from .errors import BackendError
 from .model.packing import PackedBatch
 from .model.transformer import Observer, Transformer
@@ -140,10 +141,17 @@ class Pipeline:
 
     @staticmethod
     def conditions(
-        text: TextEmbedding, style: Sequence[StyleTokens] = (), content: Sequence[Tensor] = (), *, style_scale: float = 1.0
+        text: TextEmbedding,
+        style: Sequence[StyleTokens] = (),
+        content: Sequence[Tensor] = (),
+        *,
+        style_scale: float = 1.0,
+        merged: MergedText | None = None,
     ) -> Conditions:
-        """Put together what an image is to be like."""
+        """Put together what an image is to be like; `merged` is the text with fewer rows, where it is to have them."""
         tokens = tuple(scale_style(entry.tokens, style_scale) for entry in style)
+        if merged is not None:
+            return Conditions(merged.tokens, text.pooled, tokens, tuple(content), merged.merged)
         return Conditions(text.tokens, text.pooled, tokens, tuple(content))
 
     @clean_process_state()

@@ -122,7 +122,15 @@ def describe(
             "style": [hash_tensor(pixels) for pixels in made.pictures.styles],
         },
     }
-    return record | made.sampling.record() | _research(options, made)
+    return record | made.sampling.record() | _text_rows(made) | _research(options, made)
+
+
+def _text_rows(made: Generated) -> dict[str, object]:
+    """What became of prompts' padding, where not every row was computed."""
+    if not made.merged:
+        return {}
+    record: dict[str, object] = {"text_padding": "merge", "text_rows": made.merged[0].record()}
+    return record if len(made.merged) < 2 else record | {"negative_text_rows": made.merged[1].record()}
 
 
 def _lora(name: str, weight: float) -> dict[str, object]:

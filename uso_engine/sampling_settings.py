@@ -13,12 +13,17 @@ QualityName = Literal["reference", "high", "fast", "draft"]
 """What `quality` may be; "reference" is the configuration as it stands."""
 
 
+TextPadding = Literal["keep", "merge"]
+"""What becomes of a prompt's padding: every row is computed, or nearly equal ones are one."""
+
+
 class SamplingConfig(Section):
-    """How a request that does not say gets from noise to its latent: sampler, and a schedule instead of the family's."""
+    """How a request that does not say gets from noise to its latent: sampler, a schedule instead of the family's, text rows."""
 
     sampler: SamplerName = "euler"
     shift: float | None = Field(None, gt=0, le=LARGEST_SHIFT)
     cosine: float = Field(0.0, ge=0, le=1, description="share of cosine spacing in a shift's schedule")
+    text_padding: TextPadding = "keep"
 
     @model_validator(mode="after")
     def _spaced(self) -> Self:

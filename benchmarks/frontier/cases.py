@@ -32,6 +32,8 @@ class Case:
 
     triplet: Triplet
     conditions: Conditions
+    merged: Conditions
+    """The same with the prompt's padding merged."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ def encode(pipeline: Pipeline, triplets: Sequence[Triplet]) -> list[Case]:
         text = pipeline.encode_prompt(f"the object {PLACE_WORDS[triplet.target.place][0]}")
         style = pipeline.encode_style(pipeline.style.preprocess(render(triplet.style, SIDE)))
         content = pipeline.encode_content(to_pixels(render(triplet.content, SIDE)))
-        found.append(Case(triplet, pipeline.conditions(text, [style], [content])))
+        merged = pipeline.conditions(text, [style], [content], merged=text.merged())
+        found.append(Case(triplet, pipeline.conditions(text, [style], [content]), merged))
     return found
 
 
@@ -77,7 +80,7 @@ def make(pipeline: Pipeline, cases: Sequence[Case], setting: Setting, seeds: Seq
     images = []
     for case, seed in zip(cases, seeds, strict=True):
         asked = DenoiseSettings(SIDE, SIDE, (seed,), sigmas=sigmas, sampler=setting.sampler)
-        images += pipeline.admit(case.conditions, asked)
+        images += pipeline.admit(case.merged if setting.text_padding == "merge" else case.conditions, asked)
     run = DenoisingRun(pipeline.transformer, images)
     run.run()
     latents = torch.stack(run.latents())

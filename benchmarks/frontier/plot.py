@@ -10,8 +10,9 @@ from benchmarks.records import Record, latest
 
 from .settings import REFERENCE
 
-PANEL, MARGIN, TOP, BOTTOM = (300, 230), 58, 34, 74
-COLOURS = ("#222222", "#c0392b", "#1f5fa8", "#2e8b57", "#b8860b", "#7d3c98")
+PANEL, MARGIN, TOP, BOTTOM = (300, 230), 58, 34, 92
+COLOURS = ("#222222", "#c0392b", "#1f5fa8", "#2e8b57", "#b8860b", "#7d3c98", "#d2691e")
+NAMES_IN_A_LINE, NAME_WIDTH, NAME_HEIGHT = 4, 255, 18
 GRID, TICKS = "#dddddd", 5
 
 
@@ -62,10 +63,11 @@ def draw(records: list[Record]) -> str:
         for place, panel in enumerate(PANELS):
             parts += _panel(panel, lines, MARGIN + place * (PANEL[0] + MARGIN))
         for place, option in enumerate(lines):
-            x, colour = MARGIN + place * 150, COLOURS[place % len(COLOURS)]
+            x, colour = MARGIN + place % NAMES_IN_A_LINE * NAME_WIDTH, COLOURS[place % len(COLOURS)]
+            y = height - 32 + place // NAMES_IN_A_LINE * NAME_HEIGHT
             name = "fewer Euler steps" if option == "euler" else option
-            parts.append(f'<path d="M{x} {height - 14}h22" stroke="{colour}" stroke-width="2"/>')
-            parts.append(f'<text x="{x + 28}" y="{height - 10}">{name}</text>')
+            parts.append(f'<path d="M{x} {y}h22" stroke="{colour}" stroke-width="2"/>')
+            parts.append(f'<text x="{x + 28}" y="{y + 4}">{name}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 

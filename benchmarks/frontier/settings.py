@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from uso_engine.sampling.family import Family
 from uso_engine.sampling.sampler import SamplerName
 from uso_engine.sampling.schedule import shifted_schedule
+from uso_engine.sampling_settings import TextPadding
 
 
 @dataclass(frozen=True)
@@ -18,22 +19,27 @@ class Setting:
         sampler: what makes a step of the velocity.
         shift: of the schedule; None for the model's.
         cosine: the share of cosine spacing in a shift's schedule.
+        text_padding: what becomes of the prompt's padding.
     """
 
     steps: int
     sampler: SamplerName = "euler"
     shift: float | None = None
     cosine: float = 0.0
+    text_padding: TextPadding = "keep"
 
     @property
     def name(self) -> str:
         """What the record calls it."""
-        return f"{self.sampler} {self.steps}{self._schedule(' ')}"
+        return f"{self.sampler} {self.steps}{self._schedule(' ')}{self._merged(' ')}"
 
     @property
     def option(self) -> str:
         """What it turns beside the number of steps: the curve on which it lies."""
-        return self.sampler + self._schedule(", ")
+        return self.sampler + self._schedule(", ") + self._merged(", ")
+
+    def _merged(self, before: str) -> str:
+        return f"{before}merged padding" if self.text_padding == "merge" else ""
 
     def _schedule(self, before: str) -> str:
         if self.shift is None:
@@ -60,4 +66,6 @@ SETTINGS = (
     *(Setting(steps, "unipc") for steps in (12, 8, 6)),
     *(Setting(steps, "ab2", 1.0) for steps in (12, 8, 6)),
     *(Setting(steps, "ab2", 1.0, 0.25) for steps in (12, 8, 6, 5, 4)),
+    Setting(28, text_padding="merge"),
+    *(Setting(steps, "ab2", 1.0, 0.25, "merge") for steps in (12, 8)),
 )

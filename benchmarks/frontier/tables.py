@@ -61,7 +61,7 @@ def points(records: list[Record]) -> str:
     rows = []
     for config in list_configs():
         for name, point in load_config(config).quality.named.items():
-            setting = Setting(point.steps, point.sampler, point.shift, point.cosine)
+            setting = Setting(point.steps, point.sampler, point.shift, point.cosine, point.text_padding)
             measured = [row for row in found.get(config, ()) if row["name"] == setting.name]
             cells = _cells(measured[0], found[config][0]) if measured else [setting.name, *["not measured"] * (len(HEADER) - 1)]
             rows.append([config, name, *cells])

@@ -6,11 +6,12 @@ import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from uso_engine.imaging.open import ImageSource
 from uso_engine.imaging.rgb import Alpha
 from uso_engine.sampling.sampler import LARGEST_SHIFT, SAMPLERS, SamplerName
+from uso_engine.sampling_settings import TextPadding
 
 from .fields import checked_image, image_problem, plain_real, plain_whole
 from .messages import shown
@@ -47,6 +48,8 @@ class ResearchOptions:
         shift: of the schedule, over 0 and at most 100: 1 spaces steps evenly, more stays longer near noise; None for the
             configuration's.
         cosine: with a shift: from 0 to 1, the share of cosine spacing, which makes steps shorter at both ends.
+        text_padding: "merge" computes nearly equal rows of a prompt's padding as one, which is attended to as often; "keep"
+            computes all, as the authors do; None for the configuration's.
         loras: to be in the weights beside the configuration's instead of what `USOEngine.set_loras` put there: paths (from the
             working directory) or hub ids, each alone or with its weight. Requests with other LoRAs wait for each other.
 
@@ -68,6 +71,7 @@ class ResearchOptions:
     sampler: SamplerName | None = None
     shift: float | None = None
     cosine: float = 0.0
+    text_padding: TextPadding | None = None
     loras: Sequence[str | Path | tuple[str | Path, float]] | None = None
 
     def __post_init__(self) -> None:
@@ -89,6 +93,7 @@ class ResearchOptions:
         set_field(self, "sampler", _checked_sampler(self.sampler))
         set_field(self, "shift", _checked_shift(self.shift))
         set_field(self, "cosine", _checked_cosine(self.cosine, self.shift))
+        set_field(self, "text_padding", _checked_text_padding(self.text_padding))
         if isinstance(self.loras, list):
             set_field(self, "loras", tuple(self.loras))  # What they name is checked where they are read.
         if self.latents is not None and self.strength is not None:
@@ -149,6 +154,16 @@ def _checked_sampler(value: object) -> SamplerName | None:
         if isinstance(value, str) and value == name:
             return name
     raise _refusal("sampler", f"one of {', '.join(map(repr, SAMPLERS))}", value)
+
+
+def _checked_text_padding(value: object) -> TextPadding | None:
+    if value is None:
+        return None
+    names: tuple[TextPadding, ...] = get_args(TextPadding)
+    for name in names:
+        if isinstance(value, str) and value == name:
+            return name
+    raise _refusal("text_padding", " or ".join(map(repr, names)), value)
 
 
 def _checked_shift(value: object) -> float | None:

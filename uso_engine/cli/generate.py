@@ -65,6 +65,9 @@ def generate(
     sampler: Annotated[str | None, typer.Option(help="euler (the reference), ab2 or unipc.")] = None,
     shift: Annotated[float | None, typer.Option(help="Shift of the schedule: 1 is even, more stays longer near noise.")] = None,
     cosine: Annotated[float, typer.Option(help="With --shift: share of cosine spacing, 0 to 1.")] = 0.0,
+    text_padding: Annotated[
+        str | None, typer.Option(help="keep (the reference) or merge: nearly equal rows of a prompt's padding become one.")
+    ] = None,
     lora: Annotated[
         list[str] | None, typer.Option(help="PATH or PATH=WEIGHT of a LoRA to merge besides USO's. Repeat.")
     ] = None,
@@ -126,7 +129,8 @@ def generate(
     settings = load_config(config if config is not None else DEMONSTRATION)
     from uso_engine.api.research import ResearchOptions
 
-    research = ResearchOptions(sampler=sampler, shift=shift, cosine=cosine)  # type: ignore[arg-type]  # which it checks
+    # Which checks the names.
+    research = ResearchOptions(sampler=sampler, shift=shift, cosine=cosine, text_padding=text_padding)  # type: ignore[arg-type]
     if batch is None:
         # Before minutes of loading; in a batch one wrong line does not keep the others from being made.
         _check(settings, request_type_of(settings).model_validate(given), research, quality)

@@ -103,6 +103,11 @@ class PromptTokenizer:
         """The id that ends a text."""
         return int(self._tokenizer.eos_token_id)
 
+    def padding_of(self, ids: Tensor) -> int:
+        """How many of the ids [1, limit] of a prompt, at the end, are padding."""
+        is_text = (ids[0] != self._tokenizer.pad_token_id).nonzero()
+        return ids.shape[1] - (int(is_text.max()) + 1 if len(is_text) else 0)
+
     def tokenize(self, prompt: str) -> tuple[Tensor, Truncation | None, UnknownText | None]:
         """Turn a prompt into ids.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from uso_engine.conditioning.prompt_tokenizer import (
 from uso_engine.conditioning.prompt_warnings import prompt_warnings
 from uso_engine.conditioning.storage import load_conditioning, save_conditioning
 from uso_engine.conditioning.text_models import load_clip, load_t5, tokenizer_folder
+from uso_engine.conditioning.text_padding import Groups, MergedText, check_padding, group_padding, merge_padding
 from uso_engine.errors import CheckpointError, PromptError
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class TextEmbedding:
         encoder: identity of those encoders.
         truncated: one entry for each encoder that could not take the whole prompt.
         unknown: one entry for each encoder that has no token for some of what it read.
+        padding: how many of the tokens, at the end, are T5's padding; None where nobody knows.
     """
 
     tokens: Tensor
@@ -53,6 +56,7 @@ class TextEmbedding:
     encoder: str
     truncated: tuple[Truncation, ...] = ()
     unknown: tuple[UnknownText, ...] = ()
+    padding: int | None = None
 
     def warnings(self, what: str = "the prompt") -> tuple[str, ...]:
         """What did not reach the encoders, one sentence each; `what` is what the text is called."""
@@ -62,6 +66,14 @@ class TextEmbedding:
     def size_bytes(self) -> int:
         """Bytes of both tensors."""
         return tensor_bytes(self.tokens) + tensor_bytes(self.pooled)
+
+    def merged(self) -> MergedText:
+        """The tokens with their padding merged; ValueError where nobody knows what is padding."""
+        return merge_padding(self.tokens, check_padding(self.padding), self._groups)
+
+    @cached_property
+    def _groups(self) -> Groups:
+        return group_padding(self.tokens, check_padding(self.padding))
 
     def save(self, path: str | Path) -> None:
         """Write the embedding to a safetensors file.
@@ -74,6 +86,7 @@ class TextEmbedding:
             "encoder": self.encoder,
             "truncated": json.dumps([asdict(entry) for entry in self.truncated]),
             "unknown": json.dumps([asdict(entry) for entry in self.unknown]),
+            "padding": json.dumps(self.padding),
         }
         save_conditioning(Path(path), _KIND, {"tokens": self.tokens, "pooled": self.pooled}, metadata)
 
@@ -106,9 +119,12 @@ class TextEmbedding:
         try:
             truncated = tuple(Truncation(**entry) for entry in json.loads(metadata.get("truncated", "[]")))
             unknown = tuple(UnknownText(**entry) for entry in json.loads(metadata.get("unknown", "[]")))
+            padding = json.loads(metadata.get("padding", "null"))
+            if padding is not None and not (type(padding) is int and 0 <= padding <= len(tokens)):
+                raise ValueError(f"padding must be from 0 to {len(tokens)} rows, got {padding!r}")
         except (ValueError, TypeError) as error:
-            raise CheckpointError(f"{path} has an unreadable record of what was cut: {error}") from error
-        return cls(tokens, pooled, metadata.get("prompt_hash", ""), made_by, truncated, unknown)
+            raise CheckpointError(f"{path} has an unreadable record of what was cut and filled up: {error}") from error
+        return cls(tokens, pooled, metadata.get("prompt_hash", ""), made_by, truncated, unknown, padding)
 
 
 class TextEncoders:
@@ -257,7 +273,8 @@ class TextEncoders:
             tokens = self._t5(input_ids=t5_ids.to(self._t5.device), attention_mask=None).last_hidden_state[0]
         with self._clip_part.running():
             pooled = self._clip(input_ids=clip_ids.to(self._clip.device), attention_mask=None).pooler_output[0]
-        return TextEmbedding(tokens, pooled, prompt_hash, self.identity, truncated, unknown)
+        padding = self._t5_words.padding_of(t5_ids)
+        return TextEmbedding(tokens, pooled, prompt_hash, self.identity, truncated, unknown, padding)
 
 
 def _t5_working_bytes(t5: T5EncoderModel, tokens: int) -> int:

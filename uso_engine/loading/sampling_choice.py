@@ -13,7 +13,7 @@ from uso_engine.sampling.family import Family
 from uso_engine.sampling.sampler import SAMPLERS, SamplerName
 from uso_engine.sampling.schedule import check_sigmas, shifted_schedule
 from uso_engine.sampling.strength import last_steps
-from uso_engine.sampling_settings import QualityName
+from uso_engine.sampling_settings import QualityName, TextPadding
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class ChosenSampling:
         sigmas: a schedule of the request's own.
         strength: the share of the steps that is taken; None for all.
         quality: the named point that it is, if it is one.
+        text_padding: what becomes of prompts' padding.
     """
 
     sampler: SamplerName = "euler"
@@ -35,6 +36,7 @@ class ChosenSampling:
     sigmas: tuple[float, ...] | None = None
     strength: float | None = None
     quality: QualityName = "reference"
+    text_padding: TextPadding = "keep"
 
     def schedule(self, steps: int, size: tuple[int, int], family: Family) -> tuple[float, ...]:
         """The sigmas of a run, from where it starts.
@@ -88,8 +90,14 @@ def choose_sampling(config: EngineConfig, options: ResearchOptions, quality: Qua
             f"research.reference_numerics are those of the authors' Euler steps, but the sampler is {sampler!r}; "
             "give sampler='euler' with it"
         )
+    text_padding = usual.text_padding if options.text_padding is None else options.text_padding
+    if options.reference_numerics and text_padding != "keep":
+        raise ValueError(
+            f"research.reference_numerics are the authors', who compute all of a prompt's padding, but text_padding is "
+            f"{text_padding!r}; give text_padding='keep' with it"
+        )
     sigmas = None if options.sigmas is None else tuple(options.sigmas)
-    return ChosenSampling(sampler, shift, cosine, sigmas, options.strength, quality)
+    return ChosenSampling(sampler, shift, cosine, sigmas, options.strength, quality, text_padding)
 
 
 def with_quality(

@@ -91,7 +91,7 @@ class DoubleBlock(nn.Module):
         # Both streams' projections in one matrix, if its rows are in joint order then; else values are moved like q and k.
         # Autograd keeps the first stream's projection, which writing the second's beside it would change.
         in_place = run.fusion.values and batch.is_in_order and not torch.is_grad_enabled()
-        attend = run.prepare_attention(like, batch.joint)
+        attend, take_keys = run.prepare_attention(like, batch.joint), run.prepare_keys()
         place_text = _prepare_place(self.txt_attn, batch.text, batch.text_in_joint)
         place_image = _prepare_place(self.img_attn, batch.image, batch.image_in_joint)
         # Both streams in one launch: as 8-bit rows where both matrices take them.
@@ -109,6 +109,10 @@ class DoubleBlock(nn.Module):
             if projected is not None:
                 v = values_of(projected, heads)
             assert v is not None
+            if take_keys is not None:
+                del of_text, of_image, projected
+                k = take_keys(k)
+                v = take_keys(v)
             return batch.split(attend(q, k, v).flatten(1), takes)
 
         return compute
@@ -261,12 +265,18 @@ class SingleBlock(nn.Module):
         """What attention takes from a projection [T, 3C], its values where they are (True) or in memory of their own."""
         heads, head_dim, new_heads, call = self.heads, self.head_dim, run.batch.new_heads, CallSite(qk_norm_rope_into)
         scales, tables = (self.norm.query_norm.scale, self.norm.key_norm.scale), (run.batch.cos, run.batch.sin)
+        take_keys = run.prepare_keys()
 
         def compute(qkv: Tensor, in_place: bool) -> tuple[Tensor, Tensor, Tensor]:
             q, k = new_heads(qkv.dtype, heads, head_dim, 2)
             v = None if in_place else torch.empty_like(q)
             qk_norm_rope(qkv, *scales, *tables, None, q, k, v, call=call)
-            return q, k, values_of(qkv, heads) if v is None else v
+            v = values_of(qkv, heads) if v is None else v
+            if take_keys is not None:
+                del qkv
+                k = take_keys(k)
+                v = take_keys(v)
+            return q, k, v
 
         return compute
 

@@ -22,6 +22,7 @@ from uso_kernels.ragged import Ragged, round_up_to_tile
 from uso_kernels.rows import Rows
 from uso_kernels.split_streams import split_streams
 
+from .keys import Keys, Merged, copies_of
 from .roofline import Tokens
 from .sequence import Sequence
 
@@ -68,6 +69,7 @@ class PackedBatch:
         output_joint_rows: int64 [T_out]; padding rows repeat their sequence's last image row.
         image_sources: int64 [T_img], which row of (embedded latents, content tokens) each image row is; None: in that order.
         joint_sources: int64 [T], which row of (text, then image stream) each joint row is; None: in that order.
+        merged: of each sequence, the text rows that stand for several.
     """
 
     text: Ragged
@@ -83,12 +85,18 @@ class PackedBatch:
     output_joint_rows: Tensor
     image_sources: Tensor | None
     joint_sources: Tensor | None
+    merged: tuple[Merged, ...]
 
     @property
     def tokens(self) -> tuple[Tokens, ...]:
         """Lengths of every sequence; style tokens count as text, which they stand beside."""
-        lengths = zip(self.text.lengths, self.image.lengths, self.output.lengths, strict=True)
-        return tuple(Tokens(text=text, image=output, content=image - output) for text, image, output in lengths)
+        lengths = zip(self.text.lengths, self.image.lengths, self.output.lengths, map(copies_of, self.merged), strict=True)
+        return tuple(Tokens(text, 0, output, image - output, copies) for text, image, output, copies in lengths)
+
+    @cached_property
+    def keys(self) -> Keys:
+        """Where attention's keys and values lie."""
+        return Keys.of(self.joint, self.merged)
 
     @property
     def is_in_order(self) -> bool:
@@ -150,6 +158,7 @@ class PackedBatch:
             content_tokens=torch.cat([s.content for s in sequences]),
             cos=cos,
             sin=sin,
+            merged=tuple(s.merged for s in sequences),
             **rows,
         )
 

@@ -17,17 +17,23 @@ BF16 = 2
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokens of one sequence: T5 tokens, style tokens, image tokens, content tokens."""
+    """Tokens of one sequence: T5's, style's, the image's, content's; and the keys that text rows have beyond one each."""
 
     text: int = 512
     style: int = 0
     image: int = 4096
     content: int = 0
+    copies: int = 0
 
     @property
     def all(self) -> int:
         """L."""
         return self.text + self.style + self.image + self.content
+
+    @property
+    def keys(self) -> int:
+        """Keys that every query attends to."""
+        return self.all + self.copies
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,7 @@ def step_operations(params: TransformerParams, tokens: Tokens) -> Iterator[Opera
         yield _gemm(f"double {stream} mlp.2", rows, width, mlp, depth)
     yield _elementwise("double gated residual, LayerNorm, modulation", everything * width, 12, 4, 2 * depth)
     yield _elementwise("double q/k norm, rotation, scatter", 2 * everything * width, 9, 2, depth)
-    yield _attention("double attention", everything, everything, width, depth)
+    yield _attention("double attention", everything, tokens.keys, width, depth)
     yield _elementwise("merge and first norm", everything * width, 8, 4)
     yield _gemm("single linear1 qkv", everything, 3 * width, width, singles - 1)
     yield _gemm("single linear1 mlp", everything, mlp, width, singles - 1)
@@ -150,11 +156,13 @@ def step_operations(params: TransformerParams, tokens: Tokens) -> Iterator[Opera
     yield _elementwise("single sum of both outputs", everything * width, 1, 1, singles - 1)
     yield _elementwise("single gated residual, LayerNorm, modulation", everything * width, 12, 4, singles - 1)
     yield _elementwise("single q/k norm, rotation", 2 * everything * width, 9, 2, singles)
-    yield _attention("single attention", everything, everything, width, singles - 1)
+    yield _attention("single attention", everything, tokens.keys, width, singles - 1)
     yield _gemm("last single qkv", everything, 3 * width, width)
     yield _gemm("last single mlp", image, mlp, width)
     yield _gemm("last single linear2", image, width, width + mlp)
-    yield _attention("last single attention", image, everything, width, 1)
+    yield _attention("last single attention", image, tokens.keys, width, 1)
+    if tokens.copies:
+        yield _elementwise("keys and values with copies", 2 * tokens.keys * width, 0, 2, depth + singles)
     yield _elementwise("last single rows, gated residual, LayerNorm", image * width, 12, 10)
     yield _gemm("final linear", image, params.in_channels, width)
     yield _elementwise("Euler step", image * params.in_channels, 2, 6)

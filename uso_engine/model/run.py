@@ -143,6 +143,14 @@ class Run:
         made: Made = found[1]  # type: ignore[assignment]
         return made
 
+    def prepare_keys(self) -> Callable[[Tensor], Tensor] | None:
+        """What makes attention's keys, or its values, of those in joint order; None where they are the same.
+
+        A function of its own, so that a block can let go of what it was made of before attention begins. Where other processes
+        have rows, they are sent without copies.
+        """
+        return None if self.exchange is not None or self.batch.keys.sources is None else self.batch.keys.take
+
     def prepare_attention(self, like: Tensor, queries: Ragged) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """Attention within each sequence, at one place of a step, with what can be looked up before.
 
@@ -151,17 +159,17 @@ class Run:
             queries: where q's rows lie: the batch's joint or output layout.
 
         Returns:
-            A function of q [T_q, H, D] and of k and v [T, H, D] in joint order.
+            A function of q [T_q, H, D] and of k and v as `prepare_keys` makes them.
         """
         # None of these functions holds the run, which holds them: what is kept of a batch goes with it at once.
         if self.exchange is None:
-            return prepare_attention(self.attention, like, queries, self.batch.joint)
+            return prepare_attention(self.attention, like, queries, self.batch.keys.layout)
         attend_into = self.prepare_attention_into(queries)
         return lambda q, k, v: attend_into(q, k, v, None)
 
     def prepare_attention_into(self, queries: Ragged) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]:
         """As `prepare_attention`, of q, k, v and [T_q, H, D] where the result goes, None for memory of its own."""
-        keys, backend, exchange = self.batch.joint, self.attention, self.exchange
+        keys, backend, exchange = self.batch.keys.layout, self.attention, self.exchange
         if exchange is not None:
             return lambda q, k, v, out: exchange.attend(q, k, v, queries, backend, out)
         return lambda q, k, v, out: attention(q, k, v, queries, keys, backend=backend, out=out)

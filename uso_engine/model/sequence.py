@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .keys import Merged
 from .rope import Grid
 
 
@@ -20,6 +21,7 @@ class Sequence:
         cos: float32 [L_txt + L_img + L_ref, D / 2], rotary cosines in joint order: style, text, image, content.
         sin: likewise.
         modulation: [steps, vectors, C], see `uso_engine.model.modulation`; may be shared between sequences.
+        merged: text rows that stand for several equal ones.
 
     Raises:
         ValueError: the parts do not fit together.
@@ -31,6 +33,7 @@ class Sequence:
     cos: Tensor
     sin: Tensor
     modulation: Tensor
+    merged: Merged = ()
 
     def __post_init__(self) -> None:
         if min(self.grid) < 1:
@@ -43,6 +46,12 @@ class Sequence:
         widths = {self.text.shape[-1], self.content.shape[-1], self.modulation.shape[-1]}
         if len(widths) != 1:
             raise ValueError(f"text, content and modulation must have one width, got {sorted(widths)}")
+        rows = [row for row, _ in self.merged]
+        in_order = rows == sorted(set(rows)) and all(0 <= row < self.text_length for row in rows)
+        if not in_order or any(count < 2 for _, count in self.merged):
+            raise ValueError(
+                f"merged rows must rise, be among the {self.text_length} of text and stand for 2 or more, got {self.merged}"
+            )
 
     @property
     def text_length(self) -> int:

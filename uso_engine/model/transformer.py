@@ -130,7 +130,7 @@ class Transformer(nn.Module):
             BackendUnavailable: the one asked for cannot run here.
         """
         layouts = (batch.joint, batch.output)
-        chosen = [resolve_backends(self.attention_backend, batch.text_tokens, layout, batch.joint) for layout in layouts]
+        chosen = [resolve_backends(self.attention_backend, batch.text_tokens, layout, batch.keys.layout) for layout in layouts]
         return tuple(dict.fromkeys(name for names in chosen for name in names))
 
     def run_of(self, batch: PackedBatch, exchange: Exchange | None = None) -> Run:

@@ -49,7 +49,9 @@ class Exchange:
         else:
             (q_heads,) = self._by_heads(q[:, None], order).unbind(1)
             k_heads, v_heads = self._by_heads(torch.stack((k, v), 1), joint).unbind(1)
-        attended = attention(q_heads, k_heads, v_heads, order.whole, joint.whole, backend=backend)
+        keys = self._share.keys
+        k_heads, v_heads = keys.take(k_heads), keys.take(v_heads)
+        attended = attention(q_heads, k_heads, v_heads, order.whole, keys.layout, backend=backend)
         return self._by_rows(attended, order, out)
 
     def gather(self, x: Tensor, order: Order) -> Tensor | None:

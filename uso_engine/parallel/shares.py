@@ -14,6 +14,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
+from uso_engine.model.keys import Keys
 from uso_engine.model.packing import PackedBatch
 from uso_engine.model.roofline import Tokens
 from uso_engine.model.sequence import Sequence
@@ -72,6 +73,7 @@ class Share:
         image: of the image stream.
         joint: of the joint order.
         output: of latents and results.
+        keys: of the whole batch.
     """
 
     batch: PackedBatch
@@ -79,6 +81,7 @@ class Share:
     image: Order
     joint: Order
     output: Order
+    keys: Keys
 
     def order_of(self, layout: Ragged) -> Order:
         """The order that a layout of the share's batch belongs to."""
@@ -109,6 +112,7 @@ def share_of(batch: PackedBatch, rank: int, size: int) -> Share:
         image=_order(batch.image, parts, starts[1], (False, True, True)),
         joint=_order(batch.joint, parts, joint_starts, (True, True, True)),
         output=_order(batch.output, parts, starts[0], (False, True, False)),
+        keys=batch.keys,
     )
 
 

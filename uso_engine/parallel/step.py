@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from uso_engine.model.keys import Merged
 from uso_engine.model.packing import PackedBatch
 from uso_engine.model.roofline import Tokens
 from uso_engine.model.run import Run
@@ -28,18 +29,20 @@ class BatchDescription:
         width: C.
         half_head_dim: D / 2, columns of the rotary tables.
         dtype: of its tokens.
+        merged: of each sequence, the text rows that stand for several.
     """
 
     lengths: tuple[Tokens, ...]
     width: int
     half_head_dim: int
     dtype: torch.dtype
+    merged: tuple[Merged, ...]
 
     @staticmethod
     def of(batch: PackedBatch) -> BatchDescription:
         """Describe a batch."""
         text = batch.text_tokens
-        return BatchDescription(batch.tokens, text.shape[1], batch.cos.shape[1], text.dtype)
+        return BatchDescription(batch.tokens, text.shape[1], batch.cos.shape[1], text.dtype, batch.merged)
 
 
 @dataclass(frozen=True)
@@ -71,11 +74,12 @@ def receive_batch(group: Group, description: BatchDescription) -> PackedBatch:
     """Make a batch of what `send_batch` sends."""
     device, width = group.device, description.width
     sequences = []
-    for entry in description.lengths:
+    for entry, merged in zip(description.lengths, description.merged, strict=True):
         empty = torch.zeros(entry.text + entry.content, width, dtype=description.dtype, device=device)
         tables = torch.zeros(entry.text + entry.image + entry.content, description.half_head_dim, device=device)
         content = empty[entry.text :]
-        sequences.append(Sequence(empty[: entry.text], content, (1, entry.image), tables, tables, empty.new_empty(0, 0, width)))
+        unmodulated = empty.new_empty(0, 0, width)
+        sequences.append(Sequence(empty[: entry.text], content, (1, entry.image), tables, tables, unmodulated, merged))
     batch = PackedBatch.form(sequences)
     for tensor in (batch.text_tokens, batch.content_tokens, batch.cos, batch.sin):
         group.share(tensor)

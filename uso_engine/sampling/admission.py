@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from uso_engine.model.keys import Merged
 from uso_engine.model.rope import Grid, PositionOffset, grid_positions, rope_tables
 from uso_engine.model.sequence import Sequence
 from uso_engine.model.transformer import Transformer
@@ -29,12 +30,14 @@ class Conditions:
         pooled: [vec_in_dim], pooled CLIP embedding.
         style: style tokens of each style image, [n, C] each, already scaled.
         content: latents of each content image, [latent channels, h / 8, w / 8] each.
+        merged: rows of the text that stand for several.
     """
 
     text: Tensor
     pooled: Tensor
     style: tuple[Tensor, ...] = ()
     content: tuple[Tensor, ...] = ()
+    merged: Merged = ()
 
 
 @torch.no_grad()
@@ -78,6 +81,7 @@ def admit(
         _check_width(f"content {i}, packed,", tokens, params.in_channels)
 
     text = transformer.embed_text(conditions.text.to(device, dtype))
+    style = sum(len(tokens) for tokens in conditions.style)
     text = torch.cat([*(tokens.to(device, dtype) for tokens in conditions.style), text])
     contents = [transformer.embed_latents(tokens) for tokens in packed]
     content = torch.cat(contents) if contents else text.new_zeros(0, params.hidden_size)
@@ -99,6 +103,7 @@ def admit(
         cos=cos.to(device),
         sin=sin.to(device),
         modulation=transformer.modulation_table(times, scales, conditions.pooled.to(device)),
+        merged=tuple((style + row, count) for row, count in conditions.merged),
     )
 
 

@@ -21,7 +21,7 @@ from uso_engine.model.run import Layers, Run
 from uso_engine.model.transformer import Transformer
 
 _CONTENTS = ("text_tokens", "content_tokens", "cos", "sin")
-"""What of a batch differs between batches of the same lengths; tables of rows and tiles follow from the lengths."""
+"""What of a batch differs between batches of one signature; tables of rows and tiles follow from what that holds."""
 
 
 class CaptureError(BackendError):
@@ -57,12 +57,14 @@ class Capturing(Protocol):
 
 
 def signature(run: Run, latents: Tensor) -> Hashable:
-    """What batches agree in that can use the same graph: lengths of all sequences, type, attention and fusion.
+    """What batches agree in that can use the same graph: lengths of all sequences, which rows stand for several, type,
+    attention and fusion.
 
     Tier, device and weights are the engine's; a change of them makes a graph stale (`StepGraph.is_current`).
     """
     batch = run.batch
-    return batch.text.lengths, batch.image.lengths, batch.output.lengths, latents.dtype, run.attention, run.fusion
+    lengths = batch.text.lengths, batch.image.lengths, batch.output.lengths
+    return *lengths, batch.merged, latents.dtype, run.attention, run.fusion
 
 
 class StepGraph:
