@@ -39,6 +39,9 @@ def test_near_rows_become_their_mean_and_far_ones_stay_apart() -> None:
     assert merged.record() == {"rows": 6, "padding": 5, "kept": 4, "spread": 0.0126}
     nothing = merge_padding(text, 0, group_padding(text, 0))
     assert torch.equal(nothing.tokens, text) and not nothing.merged and nothing.spread == 0
+    # What is too little to pay for the copies of keys is left alone.
+    few = torch.cat((text[1:2], text[1:2], 2 * torch.eye(2).repeat(4, 1) * torch.arange(1, 9)[:, None]))
+    assert group_padding(few, 10) == tuple((row,) for row in range(10))
     # However many rows there are, none is merged with one beyond the bound.
     rows = 1 + 0.2 * torch.randn(14, 32, generator=torch.Generator().manual_seed(0))
     near = torch.cdist(rows.double(), rows.double()) / rows.double().square().sum(1).mean().sqrt()
