@@ -10,7 +10,7 @@ from PIL import Image
 
 from benchmarks.frontier import run
 from benchmarks.frontier.cases import SIDE, make
-from benchmarks.frontier.flops import TOKENS, denoising_flops
+from benchmarks.frontier.flops import MERGED, TOKENS, denoising_flops
 from benchmarks.frontier.judgement import Judgement, means
 from benchmarks.frontier.plot import draw
 from benchmarks.frontier.settings import EXACT, FEWER_STEPS, REFERENCE, SETTINGS, Setting
@@ -114,6 +114,9 @@ def test_work_grows_with_steps_and_tokens() -> None:
     one, two = (denoising_flops(params, Setting(steps, "ab2")) for steps in (10, 20))
     assert 1.9 < two / one < 2.0
     assert denoising_flops(params, Setting(10), replace(TOKENS, content=0)) < 0.8 * one
+    merged = denoising_flops(params, Setting(10, "ab2", text_padding="merge"))
+    assert MERGED.keys == TOKENS.all
+    assert 0.91 < merged / one < 0.94
 
 
 def test_colours_apart_are_counted() -> None:
