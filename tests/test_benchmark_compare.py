@@ -13,7 +13,6 @@ import torch
 from benchmarks.compare import first_request
 from benchmarks.compare.authors import RenderedAuthors
 from benchmarks.compare.cases import SIZES, pictures
-from benchmarks.compare.configured import ConfiguredModels
 from benchmarks.compare.evaluations import Evaluations
 from benchmarks.compare.memory import peak_rise
 from benchmarks.compare.models import Models, encode
@@ -21,7 +20,6 @@ from benchmarks.compare.peers import missing_fp8, missing_reference
 from benchmarks.compare.plots import PLOT, fit_batch, fit_tokens, ticks
 from benchmarks.compare.run import Comparison, done_cases, main, parser
 from benchmarks.compare.tables import NO_GPU, TABLES, overview, ratio, targets
-from uso_engine.config import load_config
 from uso_engine.model.roofline import step_flops
 
 TINY = SIZES["tiny"]
@@ -220,35 +218,6 @@ def test_the_tables_and_the_plot_show_what_was_recorded(out: Path) -> None:
 )
 def test_nothing_is_claimed_of_a_difference_that_two_runs_have(value: float, said: str) -> None:
     assert ratio(value) == said
-
-
-def test_real_weights_answer_like_the_authors_way(tmp_path: Path) -> None:
-    """uso-tiny's files, LoRA beside the matrices for the one and merged for the other; what cannot hold them says why."""
-    out = tmp_path / "records.jsonl"
-    main(["--config", "uso-tiny", "--dtype", "float32", "--rounds", "1", "--cases", "64x64-content-style", "--out", str(out)])
-    records = {record["way"]: record for record in map(json.loads, out.read_text().splitlines())}
-    assert set(records) == {"ours, float32", "authors' way"}
-    assert records["ours, float32"]["size"] == "uso-tiny" and records["ours, float32"]["steps"] == 28
-    assert 0 < records["authors' way"]["difference"] < 1e-5
-    assert records["authors' way"]["not_run"]["diffusers"] == "its MLP is 4 times as wide as the model, this one's 3 times"
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"projector": None}, "need every part of USO, it has no .*projector"),
-        ({"loras": []}, "the authors' code takes one LoRA, it has 0"),
-    ],
-)
-def test_a_configuration_that_not_all_can_run_is_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(SystemExit, match=message):
-        ConfiguredModels(load_config("uso-tiny").model_copy(update=changes), CPU, torch.float32)
-
-
-def test_a_configuration_that_is_not_here_is_named() -> None:
-    for name in ("no-such-model", "uso-flux-dev"):
-        with pytest.raises(SystemExit, match=f"--config {name}: "):
-            Comparison(parser().read(["--config", name, "--device", "cpu"]), "")
 
 
 @pytest.mark.parametrize(
