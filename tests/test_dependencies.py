@@ -27,7 +27,7 @@ LAYERS = (
     {"request_type", "offload", "loading", "pipeline", "inputs", "generated", "generation", "preparation", "scheduling"}
     | {"engine", "async_engine", "diffusers_face", "progress", "call_arguments", "provenance", "stopwatch"},
     {"verification", "evaluation", "comparison", "embedded", "profiling", "serving"},
-    {"cli", "__init__"},
+    {"cli", "__init__", "__main__"},
 )
 LAYER_OF = {unit: height for height, units in enumerate(LAYERS) for unit in units}
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .errors import GenerationCancelled, USOError
     from .imaging.open import ImageLimits
     from .imaging.store import FileStore
+    from .loading.torchrun import follow_if_not_first
     from .sampling.step import Step
 
 __version__ = "0.1.0"
@@ -40,6 +41,7 @@ __all__ = [
     "USOEngine",
     "USOError",
     "__version__",
+    "follow_if_not_first",
     "list_configs",
     "load_config",
     "request_model",
@@ -55,6 +57,7 @@ _HOMES = {
     "FileStore": "imaging.store",
     "GenerationRequest": "api.request",
     "ImageLimits": "imaging.open",
+    "follow_if_not_first": "loading.torchrun",
     "request_model": "api.request",
     "ResearchOptions": "api.research",
     "GenerationResult": "api.result",

@@ -13,6 +13,7 @@ from .arguments import merged_line, parse_images, parse_lora, parse_size, read_b
 from .console import be_verbose, errors, fail, is_verbose, reports_errors, say, sentence, warn
 from .outputs import Outputs, check_outputs, hosted_format, named_output
 from .progress import GenerationProgress, LoadingProgress
+from .torchrun import follows
 
 if TYPE_CHECKING:
     from uso_engine.api.request import GenerationRequest
@@ -99,6 +100,8 @@ def generate(
         raise fail("give --size or --keep-size, not both", 2)
     if verbose:
         be_verbose()
+    if follows(config or DEMONSTRATION, device, attention):
+        return
     path = named_output(output, format_)
     fields: dict[str, object] = {
         "prompt": prompt,

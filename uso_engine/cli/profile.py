@@ -12,6 +12,7 @@ from .console import errors, reports_errors, say
 from .generate import DEMONSTRATION, load_engine
 from .outputs import check_writable
 from .progress import GenerationProgress
+from .torchrun import follows
 
 
 @reports_errors
@@ -38,6 +39,8 @@ def profile(
 
     On a CPU operations stand in for kernels. The request runs twice, so that nothing is compiled while it is profiled.
     """
+    if follows(config or DEMONSTRATION, device, attention):
+        return
     for path in (trace, *([] if table is None else [table])):
         check_writable(path)
     if table is not None and table.resolve() == trace.resolve():

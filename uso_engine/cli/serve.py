@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .console import fail, reports_errors, say
+from .torchrun import follows, is_torchrun
 
 if TYPE_CHECKING:
     from uso_engine.config import EngineConfig
@@ -124,7 +125,9 @@ def serve(
                 "--ray-address": ray_address,
             }
         )
-    _check_installed(with_ray=ray)
+    _check_possible(with_ray=ray)
+    if follows(config, device, attention):
+        return
     from uso_engine.config import load_config
     from uso_engine.serving.engine_opening import EngineOptions
     from uso_engine.serving.json_log import log_as_json
@@ -218,7 +221,8 @@ def _refuse_without_ray(given: dict[str, object]) -> None:
             raise typer.BadParameter(f"{name} is for --ray; give both or neither", param_hint=name)
 
 
-def _check_installed(*, with_ray: bool) -> None:
+def _check_possible(*, with_ray: bool) -> None:
+    """Whether what it takes is installed, and one launcher has started it."""
     from importlib.util import find_spec
 
     needed = {"fastapi": "fastapi", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client", "h11": "h11"}
@@ -226,6 +230,8 @@ def _check_installed(*, with_ray: bool) -> None:
     missing = [package for module, package in needed.items() if find_spec(module) is None]
     if missing:
         raise fail(f"serve needs {', '.join(missing)}: pip install 'uso-engine[serve]'")
+    if with_ray and is_torchrun():
+        raise fail("serve --ray starts its processes itself: leave out torchrun", 2)
     if with_ray and find_spec("ray") is None:
         raise fail("serve --ray needs ray: pip install 'uso-engine[serve,ray]'")
 

@@ -34,6 +34,7 @@ from uso_engine.weights.projector_checkpoint import open_projector_checkpoint
 from .device import check_device, out_of_memory
 from .follower_processes import FollowerProcesses
 from .presence import require_parts
+from .torchrun import TorchrunProcesses, torchrun_launch
 from .transformer import LoadProgress, load_transformer, resolve
 
 if TYPE_CHECKING:
@@ -241,23 +242,31 @@ def _begin_followers(
     attention: str,
     budget: MemoryBudget | None,
     undo: ExitStack,
-) -> FollowerProcesses | None:
-    """Start the other processes, where there are to be any; they load their weights while this one does.
+) -> FollowerProcesses | TorchrunProcesses | None:
+    """Start the other processes, where there are to be any and torchrun has not; they load while this one does.
 
     Raises:
         MemoryBudgetError: there is a budget.
         BackendError: there are not as many GPUs.
+        ParallelError: torchrun has started another number of processes, or this is not the first of them.
     """
     if config.parallel.ulysses == 1:
         return None
     if budget is not None:
         raise MemoryBudgetError(BUDGET_OF_SEVERAL)
-    followers = FollowerProcesses(config, device=device, tier=tier, attention=attention)
+    launch = torchrun_launch()
+    followers = (
+        FollowerProcesses(config, device=device, tier=tier, attention=attention)
+        if launch is None
+        else TorchrunProcesses(launch, config, device)
+    )
     undo.callback(followers.end)
     return followers
 
 
-def _joined(followers: FollowerProcesses | None, loaded: LoadedTransformer, undo: ExitStack) -> Leader | None:
+def _joined(
+    followers: FollowerProcesses | TorchrunProcesses | None, loaded: LoadedTransformer, undo: ExitStack
+) -> Leader | None:
     """Let the other processes, which have loaded by now, have a share of every step."""
     if followers is None:
         return None

@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # documented there, not declared
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # documented there, not declared
 
 from uso_engine.errors import ParallelError
 
@@ -23,7 +23,7 @@ Kind = TypeVar("Kind")
 _IDLE = timedelta(days=400)
 _HOST = "127.0.0.1"
 _CONNECTING = timedelta(minutes=1)
-_FAULTS = (RuntimeError, ConnectionError)
+FAULTS = (RuntimeError, ConnectionError)
 """What collectives raise: gloo a RuntimeError, NCCL and the store a `DistError`, which is one."""
 
 
@@ -53,7 +53,7 @@ def connect_store(port: int, size: int) -> TCPStore:
     """
     try:
         return TCPStore(_HOST, port, size, is_master=False, wait_for_workers=False, timeout=_CONNECTING)
-    except _FAULTS as error:
+    except FAULTS as error:
         raise ParallelError(f"no process of this machine serves a group on port {port}: {error}") from error
 
 
@@ -61,7 +61,7 @@ class Group:
     """So many processes, this one among them.
 
     Args:
-        store: which the first process serves.
+        store: that all of them reach.
         rank: of this process, from 0.
         size: processes.
         device: where this process computes.
@@ -71,7 +71,7 @@ class Group:
         ParallelError: the others did not come.
     """
 
-    def __init__(self, store: TCPStore, rank: int, size: int, device: torch.device, step_timeout_s: float) -> None:
+    def __init__(self, store: Store, rank: int, size: int, device: torch.device, step_timeout_s: float) -> None:
         self.rank, self.size, self.device = rank, size, device
         limit = timedelta(seconds=step_timeout_s)
         try:
@@ -83,7 +83,7 @@ class Group:
                 self._data = cast("_Channel", dist.ProcessGroupNCCL(data, rank, size, options))
             else:
                 self._data = cast("_Channel", dist.ProcessGroupGloo(data, rank, size, limit))
-        except _FAULTS as error:
+        except FAULTS as error:
             raise ParallelError(f"process {rank} of {size} could not join the others: {error}") from error
 
     def share_object(self, value: Kind | None) -> Kind:
@@ -95,7 +95,7 @@ class Group:
         self._broadcast(self._control, content)
         if self.rank == 0:
             return cast("Kind", value)
-        # From the engine's own first process on this machine, which has started this one.
+        # From the engine's own first process: it has started this one, or one user has started both by torchrun.
         shared: Kind = pickle.loads(content.numpy().tobytes())  # noqa: S301
         return shared
 
@@ -123,7 +123,7 @@ class Group:
         try:
             # As bytes: not every backend moves every dtype.
             self._data.alltoall_base(_as_bytes(result), _as_bytes(x), list(received), list(sent)).wait()
-        except _FAULTS as error:
+        except FAULTS as error:
             raise self._gone(error) from error
         return result
 
@@ -142,7 +142,7 @@ class Group:
         options.rootRank = 0
         try:
             channel.broadcast([tensor], options).wait()
-        except _FAULTS as error:
+        except FAULTS as error:
             raise self._gone(error) from error
 
     def _gone(self, error: Exception) -> ParallelError:
