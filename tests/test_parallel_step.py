@@ -1,7 +1,10 @@
 """A step computed by several processes is the step of one: same velocity within rounding, bits independent of company."""
 
 import itertools
+import threading
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,10 +13,12 @@ from random_models import SMALL, drawn_conditions, drawn_sequence, quantise, sma
 from torch import Tensor
 
 from uso_engine.errors import ParallelError
+from uso_engine.model import blocks
 from uso_engine.model.packing import PackedBatch
 from uso_engine.model.params import TransformerParams
 from uso_engine.model.sequence import Sequence
 from uso_engine.model.transformer import Transformer
+from uso_engine.parallel.group import Arriving, Group
 from uso_engine.parallel.shares import divide, share_of
 from uso_engine.precision.int8_linear import Int8Linear
 from uso_engine.verification.measure import relative_error
@@ -101,6 +106,33 @@ def test_the_velocity_is_that_of_one_process(params: TransformerParams, size: in
     assert seen.keys() == expected.keys()
     for name, x in expected.items():
         assert relative_error(seen[name], x) < 5e-6, name
+
+
+def test_rows_travel_while_a_single_block_computes_its_mlp(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the first process's thread: sent, then the hidden layer, then waited for; the last block sends queries apart."""
+    seen: list[str] = []
+    here = threading.current_thread()
+
+    def saying(word: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def said(*args: Any) -> Any:
+            if threading.current_thread() is here:
+                seen.append(word)
+            return function(*args)
+
+        return said
+
+    prepared = blocks.prepare_hidden
+    monkeypatch.setattr(Group, "begin_all_to_all", saying("sent", Group.begin_all_to_all))
+    monkeypatch.setattr(Arriving, "wait", saying("came", Arriving.wait))
+    monkeypatch.setattr(blocks, "prepare_hidden", lambda *args: saying("hidden", prepared(*args)))
+    with in_threads(2, lambda rank: small_transformer()) as group:
+        seen.clear()
+        group.transformer(*batch_of(group.transformer, (0,)))
+    heads, back = ["sent", "came"], ["sent", "came"]
+    double = SMALL.depth * [*heads, *back]
+    single = (SMALL.depth_single_blocks - 1) * ["sent", "hidden", "came", *back]
+    last = ["sent", "sent", "hidden", "came", "came", *back]
+    assert seen == [*double, *single, *last, *back]
 
 
 def tokens(x: Tensor, layout: Ragged) -> Tensor:

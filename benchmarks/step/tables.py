@@ -11,7 +11,7 @@ from uso_engine.precision.transformer import layer_formats
 from uso_engine.sampling import host_bound
 
 from .roofline import memory_bytes
-from .sequence_parallel import LINKS, PUBLISHED_SPEEDUP, exchanged_bytes, parallel_step
+from .sequence_parallel import LINKS, PUBLISHED_SPEEDUP, exchanged_bytes, parallel_step, text_stream_saving_ms
 
 
 def roofline(records: list[Record]) -> str:
@@ -38,9 +38,12 @@ def sequence_parallel(records: list[Record]) -> str:
         cells = [f"{step.all:.0f} ({alone / step.all:.2f} x)" for step in steps]
         sent = f"{exchanged_bytes(params, tokens, size) / 1e9:.2f}"
         beside = f"{steps[0].copying + steps[0].waiting:.0f}"
-        rows.append([str(size), f"{steps[0].computing:.0f}", sent, beside, *cells, published])
-    header = ["H100s", "computing, ms", "sent by each, GB", "copies and waits, ms"]
-    return markdown([*header, *(f"step, {link.name}, ms" for link in LINKS), "published, other engine"], rows)
+        hidden = " / ".join(f"{step.hidden:.1f}" for step in steps)
+        more = " / ".join(f"{text_stream_saving_ms(params, tokens, size, link):.1f}" for link in LINKS) if size > 1 else ""
+        rows.append([str(size), f"{steps[0].computing:.0f}", sent, beside, hidden, *cells, published, more])
+    header = ["H100s", "computing, ms", "sent by each, GB", "copies and waits, ms", "hidden, ms (NVLink / PCIe)"]
+    links = [f"step, {link.name}, ms" for link in LINKS]
+    return markdown([*header, *links, "published, other engine", "the text stream would hide, ms (NVLink / PCIe)"], rows)
 
 
 def reads_floats(params: TransformerParams, tier: TierName) -> bool:

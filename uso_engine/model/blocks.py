@@ -113,7 +113,7 @@ class DoubleBlock(nn.Module):
                 del of_text, of_image, projected
                 k = take_keys(k)
                 v = take_keys(v)
-            return batch.split(attend(q, k, v).flatten(1), takes)
+            return batch.split(attend(q, k, v)().flatten(1), takes)
 
         return compute
 
@@ -215,14 +215,14 @@ class SingleBlock(nn.Module):
             q, k, v = queries_keys_values(project(normed), in_place)
             if rows is not None:
                 q = q.index_select(0, rows)
-            attended = attend(q, k, v).flatten(1)
-            del q, k, v  # The MLP's hidden layer may have their memory.
+            attended = attend(q, k, v)  # Where processes exchange rows for it, they do so beside the MLP's hidden layer.
+            del q, k, v  # The hidden layer may have their memory.
             if rows is not None:
                 assert isinstance(normed, Tensor)
                 normed = normed.index_select(0, rows)
             hidden = hidden_layer(normed)
             del normed
-            return contract(attended, hidden)
+            return contract(attended().flatten(1), hidden)
 
         return compute
 

@@ -78,8 +78,8 @@ def _modules(block: nn.Module) -> list[nn.Module]:
 class Exchange(Protocol):
     """Attention where other processes have the batch's other rows; `uso_engine.parallel.exchange` is the real one."""
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, queries: Ragged, backend: str, out: Tensor | None) -> Tensor:
-        """Attention of this process's queries to every process's keys.
+    def begin(self, q: Tensor, k: Tensor, v: Tensor, queries: Ragged, backend: str, out: Tensor | None) -> Callable[[], Tensor]:
+        """Begin attention of this process's queries to every process's keys; what follows is computed while they are sent.
 
         Args:
             q: [T_q, H, D], rows of this process's share.
@@ -90,7 +90,7 @@ class Exchange(Protocol):
             out: [T_q, H, D], where the result goes.
 
         Returns:
-            [T_q, H, D].
+            A function that waits for the others' and gives [T_q, H, D].
         """
 
 
@@ -151,27 +151,36 @@ class Run:
         """
         return None if self.exchange is not None or self.batch.keys.sources is None else self.batch.keys.take
 
-    def prepare_attention(self, like: Tensor, queries: Ragged) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def prepare_attention(self, like: Tensor, queries: Ragged) -> Callable[[Tensor, Tensor, Tensor], Callable[[], Tensor]]:
         """Attention within each sequence, at one place of a step, with what can be looked up before.
+
+        It is begun with its operands, and its result is called for where it is read: what a block computes between goes on
+        while processes exchange their rows. Where all rows are here, it is computed when it is begun.
 
         Args:
             like: of the operands' device and dtype.
             queries: where q's rows lie: the batch's joint or output layout.
 
         Returns:
-            A function of q [T_q, H, D] and of k and v as `prepare_keys` makes them.
+            A function of q [T_q, H, D] and of k and v as `prepare_keys` makes them; it gives a function of the result.
         """
         # None of these functions holds the run, which holds them: what is kept of a batch goes with it at once.
-        if self.exchange is None:
-            return prepare_attention(self.attention, like, queries, self.batch.keys.layout)
-        attend_into = self.prepare_attention_into(queries)
-        return lambda q, k, v: attend_into(q, k, v, None)
+        backend, exchange = self.attention, self.exchange
+        if exchange is not None:
+            return lambda q, k, v: exchange.begin(q, k, v, queries, backend, None)
+        attend = prepare_attention(backend, like, queries, self.batch.keys.layout)
+
+        def begin(q: Tensor, k: Tensor, v: Tensor) -> Callable[[], Tensor]:
+            attended = attend(q, k, v)
+            return lambda: attended
+
+        return begin
 
     def prepare_attention_into(self, queries: Ragged) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]:
-        """As `prepare_attention`, of q, k, v and [T_q, H, D] where the result goes, None for memory of its own."""
+        """Attention at once, of q, k, v and [T_q, H, D] where the result goes, None for memory of its own."""
         keys, backend, exchange = self.batch.keys.layout, self.attention, self.exchange
         if exchange is not None:
-            return lambda q, k, v, out: exchange.attend(q, k, v, queries, backend, out)
+            return lambda q, k, v, out: exchange.begin(q, k, v, queries, backend, out)()
         return lambda q, k, v, out: attention(q, k, v, queries, keys, backend=backend, out=out)
 
     def vectors(self, modulation: Tensor, split: Callable[[Tensor], Made]) -> Made:

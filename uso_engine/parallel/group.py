@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol, TypeVar, cast
 
@@ -105,7 +106,11 @@ class Group:
         return tensor
 
     def all_to_all(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
-        """Send rows to every process, and receive theirs.
+        """As `begin_all_to_all`, and wait for it."""
+        return self.begin_all_to_all(x, sent, received).wait()
+
+    def begin_all_to_all(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Arriving:
+        """Begin to send rows to every process and to receive theirs, beside what is computed until they are waited for.
 
         Args:
             x: [rows, ...], first those for the first process.
@@ -113,19 +118,19 @@ class Group:
             received: rows from each.
 
         Returns:
-            [sum of received, ...], first those of the first process.
+            [sum of received, ...], on its way, first those of the first process.
 
         Raises:
-            ParallelError: a process is gone, or takes longer than a step may.
+            ParallelError: a process is gone.
         """
         x = x.contiguous()
         result = x.new_empty(sum(received), *x.shape[1:])
         try:
             # As bytes: not every backend moves every dtype.
-            self._data.alltoall_base(_as_bytes(result), _as_bytes(x), list(received), list(sent)).wait()
+            work = self._data.alltoall_base(_as_bytes(result), _as_bytes(x), list(received), list(sent))
         except FAULTS as error:
-            raise self._gone(error) from error
-        return result
+            raise self.gone(error) from error
+        return Arriving(self, work, x, result)
 
     def close(self) -> None:
         """Leave the others."""
@@ -143,12 +148,42 @@ class Group:
         try:
             channel.broadcast([tensor], options).wait()
         except FAULTS as error:
-            raise self._gone(error) from error
+            raise self.gone(error) from error
 
-    def _gone(self, error: Exception) -> ParallelError:
+    def gone(self, error: Exception) -> ParallelError:
+        """What is said where a collective fails."""
         return ParallelError(
             f"process {self.rank} of {self.size} lost the others: one has ended, or did not answer in time ({error})"
         )
+
+
+@dataclass(frozen=True)
+class Arriving:
+    """Rows that other processes are sending.
+
+    Args:
+        group: the processes.
+        work: their exchange.
+        sent: what this one sends, kept until it has been read.
+        received: where the rows arrive.
+    """
+
+    group: Group
+    work: _Work
+    sent: Tensor
+    received: Tensor
+
+    def wait(self) -> Tensor:
+        """The rows, when they are there; on a GPU what is launched after this waits for them, and not the host.
+
+        Raises:
+            ParallelError: a process is gone, or takes longer than a step may.
+        """
+        try:
+            self.work.wait()
+        except FAULTS as error:
+            raise self.group.gone(error) from error
+        return self.received
 
 
 def _as_bytes(x: Tensor) -> Tensor:
