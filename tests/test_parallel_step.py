@@ -13,7 +13,7 @@ from random_models import SMALL, drawn_conditions, drawn_sequence, quantise, sma
 from torch import Tensor
 
 from uso_engine.errors import ParallelError
-from uso_engine.model import blocks
+from uso_engine.model import block_layers, blocks
 from uso_engine.model.packing import PackedBatch
 from uso_engine.model.params import TransformerParams
 from uso_engine.model.sequence import Sequence
@@ -121,7 +121,7 @@ def test_rows_travel_while_a_single_block_computes_its_mlp(monkeypatch: pytest.M
 
         return said
 
-    prepared = blocks.prepare_hidden
+    prepared = block_layers.prepare_hidden
     monkeypatch.setattr(Group, "begin_all_to_all", saying("sent", Group.begin_all_to_all))
     monkeypatch.setattr(Arriving, "wait", saying("came", Arriving.wait))
     monkeypatch.setattr(blocks, "prepare_hidden", lambda *args: saying("hidden", prepared(*args)))

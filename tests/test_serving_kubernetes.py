@@ -27,6 +27,8 @@ VERSIONS = {
     "PodDisruptionBudget": "policy/v1",
     "RayService": "ray.io/v1",
 }
+# Versions of Kubernetes: about the oldest that a cloud still runs, and newer ones.
+SCHEMAS = ("1.30", "1.33", "1.36")
 QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|Ki|Mi|Gi|Ti)?")
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
@@ -111,6 +113,31 @@ def manifests(request: pytest.FixtureRequest, repository: Path) -> list[Manifest
 
 def test_manifests_have_what_their_kinds_must_have(manifests: list[Manifest]) -> None:
     assert problems(manifests) == []
+
+
+@pytest.fixture(scope="module")
+def validate() -> Callable[..., str]:
+    """Kubernetes' own schemas of every version, applied strictly: unknown fields are errors."""
+    missing = "kubernetes-validate is not installed: pip install kubernetes-validate (110 MB, with the schemas)"
+    found: Callable[..., str] = pytest.importorskip("kubernetes_validate", reason=missing).validate
+    return found
+
+
+@pytest.mark.parametrize("version", SCHEMAS)
+def test_manifests_keep_to_kubernetes_schemas(version: str, manifests: list[Manifest], validate: Callable[..., str]) -> None:
+    """Of a RayService, which is KubeRay's, the pods."""
+    for manifest in manifests:
+        if manifest["kind"] != "RayService":
+            validate(manifest, version, strict=True)
+        for place, spec in pods(manifest):
+            validate({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": place}, "spec": spec}, version, strict=True)
+
+
+def test_the_schemas_find_what_is_no_field(manifests: list[Manifest], validate: Callable[..., str]) -> None:
+    (_, spec), *_ = (found for manifest in deepcopy(manifests) for found in pods(manifest))
+    spec["containers"][0]["volumeMount"] = spec["containers"][0].pop("volumeMounts")
+    with pytest.raises(Exception, match="volumeMount"):
+        validate({"apiVersion": "v1", "kind": "Pod", "spec": spec}, SCHEMAS[-1], strict=True)
 
 
 def test_the_server_is_probed_and_given_options_that_exist(repository: Path) -> None:
