@@ -51,15 +51,23 @@ def latest(records: list[Record], *keys: str, by_machine: bool = True) -> list[R
     """The last record of each combination of keys, in the order in which they first appear.
 
     Args:
-        records: oldest first.
+        records: oldest first of each machine.
         keys: of each record.
         by_machine: whether another machine's is another case, as it is for every time.
     """
     found: dict[tuple[str, ...], Record] = {}
     for record in records:
         machine = (hardware(record),) if by_machine else ()
-        found[(*machine, *(str(record[key]) for key in keys))] = record
+        case = (*machine, *(str(record[key]) for key in keys))
+        # Each file is in order of time, but of two machines' files either may hold the later record.
+        if case not in found or taken(record) >= taken(found[case]):
+            found[case] = record
     return list(found.values())
+
+
+def taken(record: Record) -> str:
+    """When a record was taken, in UTC; empty where it does not say."""
+    return str(record["machine"].get("taken", ""))
 
 
 def hardware(record: Record) -> str:

@@ -163,6 +163,15 @@ def test_the_last_record_of_a_case_counts() -> None:
     assert [r["median_ms"] for r in latest([*records, elsewhere], "rung", by_machine=False)] == [3.0, 5.0]
 
 
+def test_of_two_machines_files_either_may_hold_the_last_record() -> None:
+    early, late = (
+        {"machine": {"cpu": cpu, "taken": f"2026-11-{day} 10:00:00"}, "check": "x"} for cpu, day in (("a", 1), ("b", 2))
+    )
+    for records in ([early, late], [late, early]):
+        assert latest(records, "check", by_machine=False) == [late]
+        assert latest(records, "check") == records
+
+
 def test_a_record_names_the_device_that_it_was_taken_on() -> None:
     machine = {"cpu": "some CPU", "gpu": "some GPU", "threads": 2}
     assert hardware({"machine": machine}) == hardware({"machine": machine, "device": "cuda"}) == "some GPU"

@@ -58,7 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ran = subprocess.run(command, cwd=ROOT, check=False)
         if not report.exists():
             raise SystemExit(f"pytest ended with {ran.returncode} and without its report")
-        for check, found, seconds in observations(report):
+        seen = observations(report)
+        if ran.returncode:
+            raise SystemExit(f"pytest ended with {ran.returncode} before all tests had run; nothing is recorded")
+        for check, found, seconds in seen:
             record = {"check": check, "found": found, "wall_s": seconds, "ray": version("ray"), "config": "uso-tiny"}
             write_record("scaling_local_ray", {"device": "cpu", "replicas": "1 to 2 replicas", **record}, options.out)
             print(f"{check}: {found} ({seconds:.0f} s)")
