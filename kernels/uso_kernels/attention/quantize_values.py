@@ -67,7 +67,8 @@ def _quantize_values_kernel(
 ):
     sequence, head, heads = tl.program_id(2).to(tl.int64), tl.program_id(1).to(tl.int64), tl.num_programs(1)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    start = tl.load(bounds_ptr + sequence)
+    # Said, so that a channel's values are written by more than a byte at a time.
+    start = tl.multiple_of(tl.load(bounds_ptr + sequence), 16)
     capacity = tl.load(bounds_ptr + sequence + 1) - start
     if tl.program_id(0) * ROWS >= capacity:
         return
