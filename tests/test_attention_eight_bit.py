@@ -7,12 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from kernel_runs import HALF_PLACES, drawn, poisoned, run_kernel
-from random_models import drawn_conditions, drawn_sequence, small_transformer
 from torch import Tensor
 
-from uso_engine import GenerationRequest, USOEngine
-from uso_engine.comparison.image_metrics import psnr
-from uso_engine.model.packing import PackedBatch
 from uso_engine.verification.measure import relative_error
 from uso_kernels.attention import BACKENDS, attention, available_backends, choose_backend
 from uso_kernels.attention.quantize_heads import GENERATIONS, quantize_heads, quantize_heads_into
@@ -266,42 +262,3 @@ def test_heads_and_gpus_without_kernels() -> None:
     for generation in set(COMPUTE_CAPABILITIES) - set(CONFIGS):
         with pytest.raises(ValueError, match=f"got {generation}"):
             eight_bit_attention_into.launch(generation, *given)
-
-
-# The largest error seen, doubled: a block adds to what came before it.
-BLOCK_BOUND, VELOCITY_BOUND = 0.02, 0.02
-
-
-@torch.no_grad()
-def test_error_per_block_and_of_the_velocity() -> None:
-    """On the small model with random weights, whose attention is about even: what 8 bits add to a step in float32."""
-    transformer = small_transformer()
-    conditions = drawn_conditions(transformer.params, seed=1, text=30, style=8, contents=((8, 12),))
-    sequence = drawn_sequence(transformer, (12, 10), conditions)
-    batch = PackedBatch.form([sequence])
-    latents = torch.randn(batch.output.rows, 64, generator=torch.Generator().manual_seed(0))
-    found: list[dict[str, Tensor]] = []
-    for backend in ("dense", "8bit"):
-        transformer.attention_backend = backend
-        seen: dict[str, Tensor] = {}
-        assert transformer.attention_backends(batch) == (backend,)
-
-        def observe(name: str, tensor: Tensor, layout: Ragged, seen: dict[str, Tensor] = seen) -> None:
-            seen[name] = tensor.clone()
-
-        transformer(batch, latents, sequence.modulation[0][None], observer=observe)
-        found.append(seen)
-    errors = {name: relative_error(found[1][name], found[0][name]) for name in found[0]}
-    assert len(errors) == transformer.params.depth * 2 + transformer.params.depth_single_blocks + 1
-    assert 0 < errors.pop("velocity") < VELOCITY_BOUND
-    assert all(0 < error < BLOCK_BOUND for error in errors.values()), errors
-
-
-def test_a_picture_of_the_trained_model(engine: USOEngine) -> None:
-    """Who asked for it is told so, and nobody sees it: at 45 dB a colour is off by 1.4 of 255 on average."""
-    request = GenerationRequest(prompt="a red ball on a beach", seed=3, num_inference_steps=8)
-    with USOEngine.from_config("uso-tiny", device="cpu", attention="8bit", dtype=torch.float32) as lossy:
-        result = lossy.generate(request)
-    assert result.attention == ("8bit",)
-    assert result.parameters["attention"] == ["8bit"]
-    assert 45 < psnr(result.images[0], engine.generate(request).images[0]) < 99

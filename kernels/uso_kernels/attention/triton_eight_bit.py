@@ -69,6 +69,16 @@ def _attend_block(q, k, v, k_scale, key_mask, acc, row_max, row_sum, row_scale, 
 
 
 @jit
+def _mean_of_values(acc, row_sum, amax):
+    """Sums [M, D] over those of their weights, cut off at the largest value, times the scale of each channel."""
+    # Not maxima and minima, which drop NaN.
+    v_scale = tl.div_rn(tl.where(amax < 1e-30, 1e-30, amax), 448.0)
+    mean = acc / row_sum[:, None]
+    mean = tl.where(mean > 448.0, 448.0, tl.where(mean < -448.0, -448.0, mean))
+    return mean * v_scale[None, :]
+
+
+@jit
 def _eight_bit_attention_kernel(
     q_ptr,  # [T_q, heads, D] int8
     q_scale_ptr,  # [heads, T_q] float32
@@ -95,21 +105,16 @@ def _eight_bit_attention_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    sequence = tl.program_id(2)
-    head = tl.program_id(1)
-    first = tl.program_id(0) * BLOCK_M
+    sequence, head, first = tl.program_id(2), tl.program_id(1), tl.program_id(0) * BLOCK_M
     query_start = tl.load(query_bounds_ptr + sequence)
     capacity = tl.load(query_bounds_ptr + sequence + 1) - query_start
     if first >= capacity:
         return
-    query_length = tl.load(query_lengths_ptr + sequence)
+    query_length, key_length = tl.load(query_lengths_ptr + sequence), tl.load(key_lengths_ptr + sequence)
     # Said, so that values, whose keys lie side by side, are read by more than a byte at a time.
     key_start = tl.multiple_of(tl.load(key_bounds_ptr + sequence), 16)
-    key_length = tl.load(key_lengths_ptr + sequence)
-
-    rows = first + tl.arange(0, BLOCK_M)
+    rows, columns, offsets = first + tl.arange(0, BLOCK_M), tl.arange(0, D), tl.arange(0, BLOCK_N)
     is_query = rows < query_length
-    columns = tl.arange(0, D)
     wide_head = head.to(tl.int64)
     query_rows = (query_start + rows).to(tl.int64)
     row_scale = tl.load(q_scale_ptr + wide_head * q_count + query_rows, mask=is_query, other=1.0) * scale
@@ -118,14 +123,12 @@ def _eight_bit_attention_kernel(
     else:
         q_tile = q_ptr + (query_rows[:, None] * heads + wide_head) * D + columns[None, :]
         q = tl.load(q_tile, mask=is_query[:, None], other=0)
-    offsets = tl.arange(0, BLOCK_N)
     key_rows = (key_start + offsets).to(tl.int64)
     scale_tile = k_scale_ptr + wide_head * k_count + key_rows
     k_tile = k_ptr + (key_rows[:, None] * heads + wide_head) * D + columns[None, :]
     v_tile = v_ptr + (wide_head * D + columns)[:, None] * k_count + key_rows[None, :]
-    acc = tl.zeros((BLOCK_M, D), dtype=tl.float32)
+    acc, row_sum = tl.zeros((BLOCK_M, D), dtype=tl.float32), tl.zeros((BLOCK_M,), dtype=tl.float32)
     row_max = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
-    row_sum = tl.zeros((BLOCK_M,), dtype=tl.float32)
     key_mask = offsets < BLOCK_N
     whole = key_length // BLOCK_N * BLOCK_N
     for start in tl.range(0, whole, BLOCK_N):
@@ -149,11 +152,7 @@ def _eight_bit_attention_kernel(
         v = tl.load(v_tile, mask=key_mask[None, :], other=0.0)
         acc, row_max, row_sum = _attend_block(q, k, v, k_scale, key_mask, acc, row_max, row_sum, row_scale, True)
     amax = tl.load(v_amax_ptr + (sequence * heads + head) * D + columns)
-    # Not maxima and minima, which drop NaN.
-    v_scale = tl.div_rn(tl.where(amax < 1e-30, 1e-30, amax), 448.0)
-    mean = acc / row_sum[:, None]
-    mean = tl.where(mean > 448.0, 448.0, tl.where(mean < -448.0, -448.0, mean))
-    result = tl.where(is_query[:, None], mean * v_scale[None, :], 0.0)
+    result = tl.where(is_query[:, None], _mean_of_values(acc, row_sum, amax), 0.0)
     out_tile = out_ptr + query_rows[:, None] * out_stride + wide_head * out_head_stride + columns[None, :]
     tl.store(out_tile, result.to(out_ptr.dtype.element_ty), mask=(rows < capacity)[:, None])
 
