@@ -54,7 +54,7 @@ def test_a_picture_of_the_trained_model(engine: USOEngine) -> None:
 
 def test_losses_are_measured_beside_fewer_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_losses, "WAYS", (("dense", 3), ("dense", 2), ("8bit", 3)))
-    found = list(attention_losses.losses(1))
+    found = list(attention_losses.losses(2))
     assert [(r["tier"], r["attention"], r["steps"]) for r in found] == [
         (tier, *way) for tier in ("bf16", "fp8") for way in attention_losses.WAYS
     ]

@@ -63,6 +63,8 @@ def losses(cases: int) -> Iterator[dict[str, object]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = BenchmarkParser(__doc__, "cases", "out", cases="32")
     options = parser.read(arguments)
+    if options.cases < 2:
+        parser.error(f"--cases {options.cases}: expected at least 2")
     torch.set_num_threads(1)
     for entry in losses(options.cases):
         print(entry, flush=True)
