@@ -115,7 +115,7 @@ def test_every_backend_that_runs_here(lengths: list[int], dtype: torch.dtype) ->
         target = poisoned(layout.rows, 5, 64, dtype=dtype)[:, 1:3]
         for out in (None, target):
             result = attention(q, k, v, layout, layout, backend=name, out=out)
-            assert relative_error(result, expected) < TOLERANCE[dtype], name
+            assert relative_error(result, expected) < TOLERANCE[dtype] + BACKENDS[name].loss, name
         assert torch.equal(attention(q, k, v, layout, layout, backend=name), target), name
     assert ran >= 2
 
@@ -137,7 +137,7 @@ def test_every_backend_that_runs_on_this_gpu(lengths: list[int]) -> None:
     for name, reason in available_backends("cuda").items():
         if reason is None and not (name == "dense_batched" and len(set(lengths)) > 1):
             result = attention(q, k, v, layout, layout, backend=name)
-            assert relative_error(result, expected) < TOLERANCE[torch.bfloat16], name
+            assert relative_error(result, expected) < TOLERANCE[torch.bfloat16] + BACKENDS[name].loss, name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

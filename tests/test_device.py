@@ -13,6 +13,7 @@ from uso_engine.config import load_config
 from uso_engine.engine import USOEngine
 from uso_engine.errors import BackendError, DeviceMemoryError, MemoryBudgetError
 from uso_engine.loading.device import check_device, cuda_missing, default_device, memory_note
+from uso_engine.loading.transformer import check_attention
 from uso_engine.offload.budget import find_budget
 from uso_engine.scheduling.stepping import out_of_memory
 from uso_kernels import launch
@@ -184,3 +185,26 @@ def test_a_second_process_on_the_gpu(gpu: Callable[..., None], caplog: pytest.Lo
     assert "slower" in caplog.text
     with pytest.raises(MemoryBudgetError, match=r"is 40, but cuda has 14\.00 GiB free, 66\.00 are held by other processes"):
         find_budget(flux, "bf16", CUDA, 40.0)
+
+
+@pytest.mark.parametrize(
+    ("capability", "reason"),
+    [
+        ((8, 0), "8-bit floats need a GPU of compute capability 8.9 (Ada) or later, this one has 8.0"),
+        ((8, 6), "8-bit floats need a GPU of compute capability 8.9 (Ada) or later, this one has 8.6"),
+        ((8, 9), None),
+        ((9, 0), None),
+        ((10, 0), "Triton has no fast products of 8-bit integers for compute capability 10.0"),
+        ((12, 0), None),
+    ],
+)
+def test_eight_bit_attention_says_which_gpu_it_needs(
+    capability: tuple[int, int], reason: str | None, gpu: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu(capability)
+    assert available_backends("cuda")["8bit"] == reason
+    if reason is not None:
+        with pytest.raises(BackendError, match=rf"'8bit' cannot run on cuda: .*{capability[0]}\.{capability[1]}"):
+            check_attention("8bit", "cuda")
+    monkeypatch.setattr(launch, "TRITON_MISSING", "triton is not installed")
+    assert "triton is not installed" in str(available_backends("cuda")["8bit"])

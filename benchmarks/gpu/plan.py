@@ -23,6 +23,7 @@ _GPU_TESTS = (
     "tests/test_uso_kernels_rows.py",
     "tests/test_uso_kernels_qk_norm_rope.py",
     "tests/test_attention.py",
+    "tests/test_attention_eight_bit.py",
     "tests/test_quantization_gpu.py::test_gpu_multiplies_what_the_cpu_multiplies",
     "tests/test_placement_gpu.py",
 )

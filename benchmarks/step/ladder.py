@@ -20,7 +20,7 @@ from benchmarks.measure import Clock, count_allocations, interleave, write_recor
 from benchmarks.workload import Workload, merge, random_inputs, random_lora, random_transformer
 from uso_engine.model.roofline import GPUS, Tokens, floor_ms, step_flops
 from uso_engine.verification.measure import relative_error
-from uso_kernels.attention import available_backends
+from uso_kernels.attention import BACKENDS, available_backends
 
 from .authors_way import AuthorsWay
 from .encode_decode import time_stages
@@ -52,6 +52,8 @@ def rungs(workload: Workload, device: torch.device, dtype: torch.dtype) -> dict[
         "+ attention chosen (auto)": engine_step(merged, inputs, latents, times, "auto"),
     }
     for name, reason in available_backends(device).items():
+        if BACKENDS[name].loss:
+            continue  # Another result, which is not a rung: `benchmarks/gpu/variants.py` times it.
         if reason is None and name not in ("dense", "dense_batched") and not (name == "triton" and device.type == "cpu"):
             ladder[f"engine, attention {name}"] = engine_step(merged, inputs, latents, times, name)
     return ladder

@@ -42,6 +42,8 @@ from uso_kernels.quantize_rows import quantize_rows
 STEPS = 4
 OUTPUTS = 768
 BF16 = FLOAT_TIERS["bfloat16"]
+ATTENTION_TIERS: tuple[str, ...] = (BF16, "fp8")
+EIGHT_BIT_ATTENTION = ", 8-bit attention"
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,12 @@ def tier_errors(cases: int) -> Iterator[dict[str, object]]:
         for name, formats in variants(case.params).items():
             module = floating(case, torch.bfloat16) if name == BF16 else quantize(case.params, case.source, formats)
             found[name].append(errors(module))
+            if name in ATTENTION_TIERS:
+                module.attention_backend = "8bit"
+                found[name + EIGHT_BIT_ATTENTION].append(errors(module))
     real = TransformerParams()
-    for name, formats in variants(real).items():
+    sized = variants(real)
+    for name, formats in {**sized, **{tier + EIGHT_BIT_ATTENTION: sized[tier] for tier in ATTENTION_TIERS}}.items():
         velocities, latents = zip(*found[name], strict=True)
         sizes = transformer_sizes(real, formats)
         yield {

@@ -79,6 +79,19 @@ def sensitivity(records: list[Record]) -> str:
     )
 
 
+def lossy_attention(records: list[Record]) -> str:
+    """PSNR of 8-bit attention beside that of fewer steps."""
+    rows = [
+        [
+            r["tier"],
+            f"{r['steps']} steps, {r['attention']}",
+            *(f"{r[f'to_{base}_db']:.1f} / {r[f'to_{base}_worst_db']:.1f}" for base in ("bf16", "tier")),
+        ]
+        for r in latest(records, "tier", "attention", "steps", by_machine=False)
+    ]
+    return markdown(["tier", "pictures", "PSNR to bf16, dB: mean / worst", "PSNR to the same tier's 28 steps"], rows)
+
+
 def percent(value: float, digits: int = 2) -> str:
     """A fraction as per cent."""
     return f"{100 * value:.{digits}f} %"
@@ -88,6 +101,7 @@ TABLES = (
     Table("docs/performance.md", "tiers", ("tier_steps",), steps),
     Table("docs/quantization.md", "rules", (), rules),
     Table("docs/quantization.md", "tiers", ("tier error",), errors),
+    Table("docs/quantization.md", "lossy attention", ("lossy attention",), lossy_attention),
     Table("docs/quantization.md", "products", ("quantised product",), products),
     Table("docs/quantization.md", "sensitivity", ("sensitivity",), sensitivity),
 )

@@ -16,7 +16,7 @@ CLASSES = (
     ("gated residual, norm", r"gated_residual|layer_norm_modulate|LayerNorm"),
     ("q/k norm, rotation", r"qk_norm_rope"),
     ("gelu", r"gelu_concat|aten::gelu|GeluCUDA|GeluType"),
-    ("quantising", r"quantize_rows|dequantize"),
+    ("quantising", r"quantize_|value_amax"),
     ("attention", r"_attention_kernel|flash|fmha|sdpa|cudnn.*attn|cudnn_generated.*fort"),
     ("products", r"gemm|nvjet|cutlass|splitk|addmm|mm_kernel|matmul|ampere_|sm90_|sm80_|mkl|bmm"),
     ("copies", r"copy|memcpy|Memcpy|cat|fill|memset|Memset"),

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from uso_engine.precision.tiers import TIERS, TierName
+from uso_kernels.attention import BACKENDS
 
 FLOAT32_BOUND = TIERS["float32"].velocity_bound
+LOSSY_ATTENTION_BOUND = 0.015
+"""What a lossy attention backend may add to the error of a tier: docs/quantization.md has the worst of drawn cases."""
 
 
 @dataclass(frozen=True)
@@ -45,17 +48,21 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     return difference / norm if norm > 0 else difference
 
 
-def bound_for(name: str, tier: TierName, last_step: int) -> float | None:
+def bound_for(name: str, tier: TierName, last_step: int, attention: str = "auto") -> float | None:
     """What a tensor's error may be.
 
     Args:
         name: of the tensor; ``latents.i`` is the latent after step i.
         tier: what the engine computes in.
         last_step: index of the last step.
+        attention: the backend that was asked for; a lossy one adds `LOSSY_ATTENTION_BOUND`.
     """
     row = TIERS[tier]
-    if row.is_exact or name in ("noise", "timesteps") or name.startswith(("img_ids", "ref_ids")):
+    is_lossy = attention in BACKENDS and BACKENDS[attention].loss > 0
+    is_computed_before = name in ("noise", "timesteps") or name.startswith(("img_ids", "ref_ids"))
+    if is_computed_before or (row.is_exact and (not is_lossy or name.startswith("style_tokens"))):
         return FLOAT32_BOUND
+    more = LOSSY_ATTENTION_BOUND if is_lossy else 0.0
     if name == "velocity.0":
-        return row.velocity_bound
-    return row.latent_bound if name in (f"latents.{last_step}", "unpacked") else None
+        return row.velocity_bound + more
+    return row.latent_bound + more if name in (f"latents.{last_step}", "unpacked") else None

@@ -103,7 +103,12 @@ def _check_transformer(case: Case, settings: CaseSettings, options: VerifyOption
         if name == f"single.{len(_block_names(case)) - 1}":
             first = actual["text_length"]
             expected = expected[int(first) : int(first) + len(actual[name])]
-        yield Check(case.name, name, relative_error(actual[name], expected), bound_for(name, tier, settings.steps - 1))
+        yield Check(
+            case.name,
+            name,
+            relative_error(actual[name], expected),
+            bound_for(name, tier, settings.steps - 1, options.attention),
+        )
 
 
 def _block_names(case: Case) -> list[str]:

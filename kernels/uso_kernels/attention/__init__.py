@@ -31,6 +31,7 @@ from .dense import (
     is_whole,
     unequal_lengths,
 )
+from .eight_bit import eight_bit_attention, eight_bit_attention_missing
 from .flash import FLASH_ATTENTION_3, FLASH_ATTENTION_4
 from .triton import attend_sequence, attention_reference, triton_attention
 from .varlen import varlen_attention, varlen_attention_missing
@@ -64,11 +65,14 @@ class Backend:
         attend: computes it, into its last argument if that is given.
         missing: why it cannot run on a device, or None.
         half_only: whether it takes float16 and bfloat16 only on a GPU.
+        loss: relative error that its arithmetic may add to the rounding of the operands' type, for queries and keys as large as
+            a norm leaves them; 0 for all that "auto" may choose. A lossy one has no gradient.
     """
 
     attend: Attend
     missing: Callable[[torch.device], str | None]
     half_only: bool = False
+    loss: float = 0.0
 
 
 def _triton_missing(device: torch.device) -> str | None:
@@ -88,6 +92,7 @@ BACKENDS = {
     "flash4": Backend(FLASH_ATTENTION_4.attend, FLASH_ATTENTION_4.missing, half_only=True),
     "triton": Backend(triton_attention, _triton_missing, half_only=True),
     "chunked": Backend(chunked_attention, chunked_attention_missing),
+    "8bit": Backend(eight_bit_attention, eight_bit_attention_missing, half_only=True, loss=0.06),
 }
 
 
@@ -190,12 +195,14 @@ def attention(
         [T_q, H, D] in q's dtype; rows that belong to no token are zero.
 
     Raises:
-        ValueError: operands that do not fit together, or no such backend.
+        ValueError: operands that do not fit together, no such backend, or a gradient of a lossy one.
         BackendUnavailable: a backend asked for by name cannot run here.
     """
     _check_operands(q, k, v, queries, keys)
     names = resolve_backends(backend, q, queries, keys)
     if needs_gradient(q, k, v):
+        if any(BACKENDS[name].loss for name in names):
+            raise ValueError(f"attention backend {backend!r} rounds to 8 bits and has no gradient; call it under no_grad")
         return attention_reference(q, k, v, queries, keys)
     if out is not None and (out.shape != q.shape or out.dtype != q.dtype or out.device != q.device or out.stride(2) != 1):
         raise ValueError(f"out must be {q.dtype} {tuple(q.shape)} with contiguous heads, got {out.dtype} {tuple(out.shape)}")
