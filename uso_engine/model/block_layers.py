@@ -14,13 +14,14 @@ from uso_kernels.operation import CallSite
 from uso_kernels.ragged import Ragged
 from uso_kernels.rows import Rows
 
+from .hooks import LayerGroup, is_hooked
 from .linear import Linear
 from .params import TransformerParams
 from .residual import NextNorm, Residual, proceed
 from .run import Run
 
 
-class HeadScale(nn.Module):
+class HeadScale(LayerGroup):
     """RMSNorm weight of one head dimension."""
 
     def __init__(self, width: int) -> None:
@@ -28,7 +29,7 @@ class HeadScale(nn.Module):
         self.scale = nn.Parameter(torch.empty(width), requires_grad=False)
 
 
-class QKNorm(nn.Module):
+class QKNorm(LayerGroup):
     """RMSNorm weights of queries and keys."""
 
     def __init__(self, head_dim: int) -> None:
@@ -37,7 +38,7 @@ class QKNorm(nn.Module):
         self.key_norm = HeadScale(head_dim)
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(LayerGroup):
     """Fused q/k/v projection, norms and output projection of one stream."""
 
     def __init__(self, params: TransformerParams) -> None:
@@ -48,7 +49,7 @@ class SelfAttention(nn.Module):
         self.proj = Linear(width, width)
 
 
-class FeedForward(nn.ModuleDict):
+class FeedForward(LayerGroup, nn.ModuleDict):
     """The two layers of an MLP under their checkpoint names."""
 
     def __init__(self, params: TransformerParams) -> None:
@@ -71,7 +72,7 @@ def prepare_hidden(
 ) -> Callable[[Rows], Rows]:
     """The activated hidden layer of an MLP, as the matrix that reads it takes it."""
     project, takes = layer.prepare(layout, outputs), reader.takes
-    if run.fusion.gelu and layer.takes is None and takes is None:
+    if run.fusion.gelu and layer.takes is None and takes is None and not is_hooked(layer):
         return project.activated
 
     def compute(x: Rows) -> Rows:

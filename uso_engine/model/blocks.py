@@ -22,6 +22,7 @@ from uso_kernels.ragged import Ragged
 from uso_kernels.rows import Rows
 
 from .block_layers import FeedForward, QKNorm, SelfAttention, prepare_finish, prepare_hidden, values_of
+from .hooks import is_hooked
 from .linear import Linear
 from .modulation import DOUBLE_VECTORS, SINGLE_VECTORS, ModulationLinear
 from .packing import JointRows, PackedBatch
@@ -90,7 +91,9 @@ class DoubleBlock(nn.Module):
         like, shape = batch.text_tokens.new_empty(0, dtype=dtype), (batch.joint.rows, 3 * heads * self.head_dim)
         # Both streams' projections in one matrix, if its rows are in joint order then; else values are moved like q and k.
         # Autograd keeps the first stream's projection, which writing the second's beside it would change.
-        in_place = run.fusion.values and batch.is_in_order and not torch.is_grad_enabled()
+        # So it is where a hook answers with memory of its own.
+        answered = is_hooked(self.txt_attn.qkv) or is_hooked(self.img_attn.qkv)
+        in_place = run.fusion.values and batch.is_in_order and not torch.is_grad_enabled() and not answered
         attend, take_keys = run.prepare_attention(like, batch.joint), run.prepare_keys()
         place_text = _prepare_place(self.txt_attn, batch.text, batch.text_in_joint)
         place_image = _prepare_place(self.img_attn, batch.image, batch.image_in_joint)
@@ -197,7 +200,7 @@ class SingleBlock(nn.Module):
 
     def _prepare_attention_and_mlp(self, run: Run, rows: Tensor | None = None) -> Callable[[Rows], Tensor]:
         """The block's output for every row, or for some."""
-        if run.fusion.parts and self.linear2.takes is None:
+        if run.fusion.parts and self.linear2.takes is None and not (is_hooked(self.linear1) or is_hooked(self.linear2)):
             return self._prepare_by_parts(run, rows)
         return self._prepare_joined(run) if rows is None else self._prepare_joined_of_rows(run, rows)
 

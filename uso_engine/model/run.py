@@ -17,6 +17,7 @@ from uso_kernels.launch import current_device
 from uso_kernels.operation import is_watched
 from uso_kernels.ragged import Ragged
 
+from .hooks import LayerGroup, hooks_everywhere
 from .modulation import ModulationLinear
 from .packing import PackedBatch
 
@@ -55,16 +56,25 @@ class Layers:
         # Kept, so that no other object can have one's id.
         self._values = [value for holder in self._holders for value in holder.values()]
         self._ids = list(map(id, self._values))
-        self._hooks = [hooks for module in modules for hooks in (module._forward_pre_hooks, module._forward_hooks)]
+        called = [module for module in modules if not isinstance(module, LayerGroup)]
+        self._hooks = [hooks for module in called for hooks in (module._forward_pre_hooks, module._forward_hooks)]
+        self._attributes = [vars(module) for module in called]
+        self._was_hooked = self._is_hooked()
         self._tensors = [value for value in self._values if isinstance(value, Tensor)]
         self._addresses = [tensor.data_ptr() for tensor in self._tensors]
 
     @property
     def is_current(self) -> bool:
-        """Whether nothing was replaced, moved or hooked into since; what has hooks may change with every call."""
-        if any(self._hooks) or [id(value) for holder in self._holders for value in holder.values()] != self._ids:
+        """Whether nothing was replaced, moved or hooked into; what has or had hooks may change with every call."""
+        if self._was_hooked or self._is_hooked():
+            return False
+        if [id(value) for holder in self._holders for value in holder.values()] != self._ids:
             return False
         return [tensor.data_ptr() for tensor in self._tensors] == self._addresses
+
+    def _is_hooked(self) -> bool:
+        """As `is_hooked` of any layer, of what is looked at in every step: backward hooks and those on all modules are not."""
+        return any(self._hooks) or any("forward" in attributes for attributes in self._attributes)
 
 
 def _modules(block: nn.Module) -> list[nn.Module]:
@@ -120,9 +130,9 @@ class Run:
 
         Returns:
             Whether what was prepared serves this one, too. Else it is dropped: a layer is not what it was, an operand has
-            another layout, or autograd, a compiler or a mode has to see what is computed.
+            another layout, or autograd, a compiler, a mode or a hook on all modules has to see what is computed.
         """
-        watched = is_watched()
+        watched = is_watched() or hooks_everywhere()
         layouts = [current_device(), watched, *((x.dtype, x.device, x.shape, x.stride()) for x in operands)]
         serves = not watched and self._kept.get("layouts") == (None, layouts)
         serves = serves and all(layers.is_current for layers, _ in self._prepared.values())
