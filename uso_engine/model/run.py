@@ -10,9 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
-from uso_kernels.attention import attention, prepare_attention
+from uso_kernels.attention import prepare_attention
 from uso_kernels.launch import current_device
 from uso_kernels.operation import is_watched
 from uso_kernels.ragged import Ragged
@@ -74,7 +75,7 @@ class Layers:
 
     def _is_hooked(self) -> bool:
         """As `is_hooked` of any layer, of what is looked at in every step: backward hooks and those on all modules are not."""
-        return any(self._hooks) or any("forward" in attributes for attributes in self._attributes)
+        return any(self._hooks) or True in ["forward" in attributes for attributes in self._attributes]
 
 
 def _modules(block: nn.Module) -> list[nn.Module]:
@@ -88,7 +89,7 @@ def _modules(block: nn.Module) -> list[nn.Module]:
 class Exchange(Protocol):
     """Attention where other processes have the batch's other rows; `uso_engine.parallel.exchange` is the real one."""
 
-    def begin(self, q: Tensor, k: Tensor, v: Tensor, queries: Ragged, backend: str, out: Tensor | None) -> Callable[[], Tensor]:
+    def begin(self, q: Tensor, k: Tensor, v: Tensor, queries: Ragged, backend: str) -> Callable[[], Tensor]:
         """Begin attention of this process's queries to every process's keys; what follows is computed while they are sent.
 
         Args:
@@ -97,7 +98,6 @@ class Exchange(Protocol):
             v: [T, H, D].
             queries: where q's rows lie: the joint or the output layout of the share's batch.
             backend: of `uso_kernels.attention`, or "auto".
-            out: [T_q, H, D], where the result goes.
 
         Returns:
             A function that waits for the others' and gives [T_q, H, D].
@@ -161,14 +161,16 @@ class Run:
         """
         return None if self.exchange is not None or self.batch.keys.sources is None else self.batch.keys.take
 
-    def prepare_attention(self, like: Tensor, queries: Ragged) -> Callable[[Tensor, Tensor, Tensor], Callable[[], Tensor]]:
+    def prepare_attention(
+        self, dtype: torch.dtype, queries: Ragged
+    ) -> Callable[[Tensor, Tensor, Tensor], Callable[[], Tensor]]:
         """Attention within each sequence, at one place of a step, with what can be looked up before.
 
         It is begun with its operands, and its result is called for where it is read: what a block computes between goes on
         while processes exchange their rows. Where all rows are here, it is computed when it is begun.
 
         Args:
-            like: of the operands' device and dtype.
+            dtype: of the operands.
             queries: where q's rows lie: the batch's joint or output layout.
 
         Returns:
@@ -177,7 +179,8 @@ class Run:
         # None of these functions holds the run, which holds them: what is kept of a batch goes with it at once.
         backend, exchange = self.attention, self.exchange
         if exchange is not None:
-            return lambda q, k, v: exchange.begin(q, k, v, queries, backend, None)
+            return lambda q, k, v: exchange.begin(q, k, v, queries, backend)
+        like = self.batch.text_tokens.new_empty(0, dtype=dtype)
         attend = prepare_attention(backend, like, queries, self.batch.keys.layout)
 
         def begin(q: Tensor, k: Tensor, v: Tensor) -> Callable[[], Tensor]:
@@ -185,13 +188,6 @@ class Run:
             return lambda: attended
 
         return begin
-
-    def prepare_attention_into(self, queries: Ragged) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]:
-        """Attention at once, of q, k, v and [T_q, H, D] where the result goes, None for memory of its own."""
-        keys, backend, exchange = self.batch.keys.layout, self.attention, self.exchange
-        if exchange is not None:
-            return lambda q, k, v, out: exchange.begin(q, k, v, queries, backend, out)()
-        return lambda q, k, v, out: attention(q, k, v, queries, keys, backend=backend, out=out)
 
     def vectors(self, modulation: Tensor, split: Callable[[Tensor], Made]) -> Made:
         """What is split of a step's modulation, made once for a tensor whose contents change from step to step."""
