@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from uso_kernels.gated_residual import gated_residual, gated_residual_into, gated_residual_layer_norm_modulate
+from uso_kernels.gated_residual import gated_residual, gated_residual_into
 from uso_kernels.layer_norm_modulate import layer_norm_modulate
 from uso_kernels.operation import CallSite
 from uso_kernels.ragged import Ragged
@@ -52,9 +52,10 @@ def prepare_addition(layout: Ragged) -> Add:
 
     def add(x: Tensor, y: Tensor, gate: Tensor, norm: NextNorm | None) -> Residual:
         if norm is None:
-            total = gated_residual(x, y, gate, tiles, call=call)
+            total, _ = gated_residual(x, y, gate, tiles, call=call)
             return Residual(total, total)
-        shift, scale, dtype = norm
-        return Residual(*gated_residual_layer_norm_modulate(x, y, gate, shift, scale, tiles, dtype, call=call))
+        total, normed = gated_residual(x, y, gate, tiles, norm[:2], norm.dtype, call=call)
+        assert normed is not None
+        return Residual(total, normed)
 
     return add
