@@ -6,6 +6,7 @@ from functools import cache, partial
 
 import pytest
 import torch
+from graphed_denoisers import counts, jobs_of, made
 from random_models import SMALL, drawn_conditions, drawn_sequence, quantise, small_transformer
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
@@ -17,6 +18,8 @@ from uso_engine.model.transformer import Transformer
 from uso_engine.precision.int4_linear import Int4Linear
 from uso_engine.precision.int8_linear import Int8Linear
 from uso_engine.precision.quantized_linear import QuantizedLinear
+from uso_engine.profiling.step_work import counted_steps
+from uso_engine.sampling.denoiser import Denoiser
 from uso_engine.verification.measure import relative_error
 
 KINDS: dict[str, type[QuantizedLinear] | None] = {"float": None, "int8": Int8Linear, "int4": Int4Linear}
@@ -214,3 +217,18 @@ def test_no_other_module_is_left_uncalled() -> None:
         handle.remove()
     left = [module for module in subject.transformer.modules() if module not in called]
     assert left and all(isinstance(module, (LayerGroup, nn.ModuleList)) for module in left)
+
+
+def test_hooks_of_the_transformer_itself_are_called_for_captured_and_repeated_steps() -> None:
+    """Once for each step, and what they answer counts once: a step's work is counted so, and profiles are marked."""
+    denoiser, graphs, _ = made()
+    plain = Denoiser(small_transformer())
+    with counted_steps(denoiser._transformer) as counted, counted_steps(plain._transformer) as expected:
+        for each in (denoiser, plain):
+            each._transformer.register_forward_hook(lambda module, given, result: 2 * result)
+        jobs, others = jobs_of(denoiser, 0), jobs_of(plain, 0)
+        for _ in range(6):
+            velocities = zip(denoiser.step(jobs), plain.step(others), strict=True)
+            assert all(torch.equal(mine, theirs) for mine, theirs in velocities)
+    assert counts(graphs) == (1, 3, 2, 1)
+    assert counted.sequences == expected.sequences and sum(counted.sequences.values()) == 6

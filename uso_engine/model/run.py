@@ -113,12 +113,14 @@ class Run:
         attention: a backend of `uso_kernels.attention`, or "auto".
         fusion: which passes over the data are left out.
         exchange: how attention reaches the rows that other processes have; None where all rows are here.
+        repeat: computes the velocity of latents and modulation in place of the blocks, as a captured step does; None: nothing.
     """
 
     batch: PackedBatch
     attention: str = "auto"
     fusion: Fusion = ALL_FUSED
     exchange: Exchange | None = None
+    repeat: Callable[[Tensor, Tensor], Tensor] | None = None
     _prepared: dict[nn.Module, tuple[Layers, object]] = field(default_factory=dict, repr=False)
     _kept: dict[str, tuple[object, object]] = field(default_factory=dict, repr=False)
 

@@ -158,6 +158,8 @@ class Transformer(nn.Module):
             [T_out, in_channels], velocity in output order.
         """
         run = batch if isinstance(batch, Run) else self.run_of(batch)
+        if run.repeat is not None:
+            return run.repeat(latents, modulation)
         if (run.attention, run.fusion) != (self.attention_backend, self.fusion):
             run = self.run_of(run.batch, run.exchange)
         if self.together is not None and run.exchange is None:
