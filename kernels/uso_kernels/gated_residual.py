@@ -88,7 +88,7 @@ def _launch(
     out: Tensor | None,
     row_scales: Tensor | None,
 ) -> Launch:
-    config = norm_config(generation, x.shape[1])
+    config = norm_config(x.shape[1])
     arguments = strided(x=x, y=y, gate=gate, shift=shift, scale=scale, sum=total, out=out) | {
         "tile_sequence_ptr": tile_sequence,
         "row_scale_ptr": row_scales,

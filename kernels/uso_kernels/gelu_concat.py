@@ -67,7 +67,7 @@ def _launch(generation: Generation, attended: Tensor | None, hidden: Tensor, out
         "HAS_ATTENDED": attended is not None,
         "LIMIT": store_limit(out, row_scales),
     }
-    return Launch("gelu_concat", _gelu_concat_kernel, (out.shape[0],), arguments, row_config(generation, width))
+    return Launch("gelu_concat", _gelu_concat_kernel, (out.shape[0],), arguments, row_config(width))
 
 
 @operation(writes=("out", "row_scales"), launch=_launch)
