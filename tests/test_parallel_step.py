@@ -13,7 +13,7 @@ from random_models import SMALL, drawn_conditions, drawn_sequence, quantise, sma
 from torch import Tensor
 
 from uso_engine.errors import ParallelError
-from uso_engine.model import block_layers, blocks
+from uso_engine.model import block_layers
 from uso_engine.model.packing import PackedBatch
 from uso_engine.model.params import TransformerParams
 from uso_engine.model.sequence import Sequence
@@ -124,7 +124,7 @@ def test_rows_travel_while_a_single_block_computes_its_mlp(monkeypatch: pytest.M
     prepared = block_layers.prepare_hidden
     monkeypatch.setattr(Group, "begin_all_to_all", saying("sent", Group.begin_all_to_all))
     monkeypatch.setattr(Arriving, "wait", saying("came", Arriving.wait))
-    monkeypatch.setattr(blocks, "prepare_hidden", lambda *args: saying("hidden", prepared(*args)))
+    monkeypatch.setattr(block_layers, "prepare_hidden", lambda *args: saying("hidden", prepared(*args)))
     with in_threads(2, lambda rank: small_transformer()) as group:
         seen.clear()
         group.transformer(*batch_of(group.transformer, (0,)))

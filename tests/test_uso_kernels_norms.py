@@ -9,7 +9,6 @@ from torch.nn import functional as F
 from uso_kernels.gated_residual import (
     gated_residual,
     gated_residual_into,
-    gated_residual_layer_norm_modulate,
     summed,
 )
 from uso_kernels.layer_norm_modulate import layer_norm_modulate, layer_norm_modulate_into, normalized
@@ -150,10 +149,10 @@ def test_operations_keep_torchs_rules(dtype: torch.dtype) -> None:
 def test_public_functions_agree_in_floats_and_in_eight_bits(dtype: torch.dtype) -> None:
     given = operands(64, ("cpu", torch.float32))
     x, y, gate, shift, scale, tiles = given.values()
-    total, expected = gated_residual_layer_norm_modulate(x, y, gate, shift, scale, tiles)
+    total, expected = gated_residual(x, y, gate, tiles, (shift, scale))
     assert torch.equal(total, summed(x, y, gate, tiles))
-    assert torch.equal(gated_residual(x, y, gate, tiles), total)
-    again, rows = gated_residual_layer_norm_modulate(x, y, gate, shift, scale, tiles, dtype)
+    assert torch.equal(gated_residual(x, y, gate, tiles)[0], total)
+    again, rows = gated_residual(x, y, gate, tiles, (shift, scale), dtype)
     assert torch.equal(again, total)
     norm = normalized(x, shift, scale, tiles, 1e-6)
     for result, floats in ((rows, expected), (layer_norm_modulate(x, shift, scale, tiles, dtype), norm)):
@@ -166,7 +165,7 @@ def test_public_functions_agree_in_floats_and_in_eight_bits(dtype: torch.dtype) 
 def test_gradients_flow() -> None:
     given = operands(64, ("cpu", torch.float32))
     x, y, gate, shift, scale, tiles = (v.clone().requires_grad_() if v.is_floating_point() else v for v in given.values())
-    total, out = gated_residual_layer_norm_modulate(x, y, gate, shift, scale, tiles)
+    total, out = gated_residual(x, y, gate, tiles, (shift, scale))
     assert isinstance(out, Tensor)
     (total.sum() + out.square().sum()).backward()
     for name, tensor in (("x", x), ("y", y), ("gate", gate), ("shift", shift), ("scale", scale)):

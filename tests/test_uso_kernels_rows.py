@@ -97,14 +97,20 @@ def test_gelu_concat_leaves_what_attention_wrote() -> None:
     out = poisoned(16, 100, dtype=torch.float32)
     out[:, :40] = 7.0
     hidden = torch.randn(16, 60)
-    result = gelu_concat(out[:, :40], hidden, out=out)
-    assert result is out
+    gelu_concat_into(None, hidden, out, None)
     assert (out[:, :40] == 7.0).all()
     torch.testing.assert_close(out[:, 40:], torch.nn.functional.gelu(hidden, approximate="tanh"))
     out[:, 40:] = float("nan")
     run_kernel(gelu_concat_into, None, hidden, out, None)
     assert (out[:, :40] == 7.0).all()
     assert torch.isfinite(out[:, 40:]).all()
+
+
+def test_gelu_may_be_written_over_the_hidden_layer() -> None:
+    hidden = torch.randn(16, 60)
+    expected = torch.nn.functional.gelu(hidden, approximate="tanh")
+    assert gelu_concat(None, hidden, out=hidden) is hidden
+    torch.testing.assert_close(hidden, expected)
 
 
 @pytest.mark.parametrize("place", PLACES)

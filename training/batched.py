@@ -87,7 +87,7 @@ def _single(block: SingleBlock, x: Tensor, modulation: Tensor, cos: Tensor, sin:
     """One single block; only `rows` leave it."""
     shift, scale, gate = modulation.unbind(1)
     normed = _norm(x, shift, scale)
-    width = 3 * block.width
+    width = 3 * x.shape[-1]
     q, k, v = _heads(block.linear1(normed, outputs=slice(0, width)), block.heads)
     mlp = block.linear1(normed[:, rows], outputs=slice(width, None))
     q = _turn(q[:, rows], block.norm.query_norm.scale, cos[rows], sin[rows])

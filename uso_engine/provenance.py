@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from uso_kernels.launch import HAS_TRITON
+from uso_kernels.launch import TRITON_MISSING
 
 from .api.research import ResearchOptions
 from .api.result import GenerationResult
@@ -166,7 +166,7 @@ def _research(options: ResearchOptions, made: Generated) -> dict[str, object]:
 
 def kernels_of(pipeline: Pipeline) -> str:
     """Which implementation of the kernels computes: "triton" on a GPU, "reference" (plain PyTorch) elsewhere."""
-    return "triton" if HAS_TRITON and pipeline.transformer.img_in.weight.device.type == "cuda" else "reference"
+    return "triton" if TRITON_MISSING is None and pipeline.transformer.img_in.weight.device.type == "cuda" else "reference"
 
 
 def warnings_of(made: Generated) -> tuple[str, ...]:

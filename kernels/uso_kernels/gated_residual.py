@@ -88,7 +88,7 @@ def _launch(
     out: Tensor | None,
     row_scales: Tensor | None,
 ) -> Launch:
-    config = norm_config(generation, x.shape[1])
+    config = norm_config(x.shape[1])
     arguments = strided(x=x, y=y, gate=gate, shift=shift, scale=scale, sum=total, out=out) | {
         "tile_sequence_ptr": tile_sequence,
         "row_scale_ptr": row_scales,
@@ -143,65 +143,45 @@ def gated_residual_into(
         write_rows(normalized(total, shift, scale, tile_sequence, eps), out, row_scales)
 
 
-def gated_residual(x: Tensor, y: Tensor, gate: Tensor, tile_sequence: Tensor, *, call: Fill = gated_residual_into) -> Tensor:
-    """Add a block's gated output to its input.
-
-    Args:
-        x: [T, C], the residual stream.
-        y: [T, C], the block's output.
-        gate: [S, C], may be a strided view.
-        tile_sequence: int32 [T / TILE_ROWS].
-        call: the operation, or a `CallSite` of it.
-
-    Returns:
-        [T, C], x + gate * y in x's dtype, summed in float32.
-
-    Raises:
-        ValueError: operands that do not fit together.
-    """
-    if needs_gradient(x, y, gate):
-        return summed(x, y, gate, tile_sequence).to(x.dtype)
-    total = torch.empty_like(x)
-    call(x, y, gate, None, None, tile_sequence, 0.0, total, None, None)
-    return total
-
-
-def gated_residual_layer_norm_modulate(
+def gated_residual(
     x: Tensor,
     y: Tensor,
     gate: Tensor,
-    shift: Tensor,
-    scale: Tensor,
     tile_sequence: Tensor,
+    norm: tuple[Tensor, Tensor] | None = None,
     dtype: torch.dtype | None = None,
     eps: float = 1e-6,
     *,
     call: Fill = gated_residual_into,
-) -> tuple[Tensor, Rows]:
-    """Add a block's gated output, then normalise and modulate the sum for the next one.
+) -> tuple[Tensor, Rows | None]:
+    """Add a block's gated output to its input, then normalise and modulate the sum where a LayerNorm follows.
 
     Args:
         x: [T, C], the residual stream.
         y: [T, C], the block's output.
-        gate: [S, C], of this block.
-        shift: [S, C], of the next normalisation.
-        scale: [S, C], of the next normalisation.
+        gate: [S, C], of this block; may be a strided view.
         tile_sequence: int32 [T / TILE_ROWS].
+        norm: shift and scale of the normalisation that follows, [S, C] each; None where none does.
         dtype: what the reader of the second result takes, see `uso_kernels.layer_norm_modulate`.
         eps: added to the variance.
         call: the operation, or a `CallSite` of it.
 
     Returns:
-        The new residual stream and its normalised, modulated form, both [T, C].
+        The new residual stream [T, C], x + gate * y in x's dtype, summed in float32; and its normalised, modulated form [T, C],
+        None without a norm.
 
     Raises:
         ValueError: operands that do not fit together.
     """
-    if dtype is None and needs_gradient(x, y, gate, shift, scale):
+    if dtype is None and needs_gradient(x, y, gate, *(norm or ())):
         total = summed(x, y, gate, tile_sequence).to(x.dtype)
-        return total, normalized(total, shift, scale, tile_sequence, eps).to(x.dtype)
-    total, out = torch.empty_like(x), new_rows(x.shape[0], x.shape[-1], x, dtype)
-    call(x, y, gate, shift, scale, tile_sequence, eps, total, *parts(out))
+        return total, None if norm is None else normalized(total, *norm, tile_sequence, eps).to(x.dtype)
+    total = torch.empty_like(x)
+    if norm is None:
+        call(x, y, gate, None, None, tile_sequence, eps, total, None, None)
+        return total, None
+    out = new_rows(x.shape[0], x.shape[-1], x, dtype)
+    call(x, y, gate, *norm, tile_sequence, eps, total, *parts(out))
     return total, out
 
 

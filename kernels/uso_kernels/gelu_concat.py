@@ -2,9 +2,9 @@
 
     out = [attended | gelu(hidden)]      gelu(x) = x * sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3)), the tanh form
 
-C + E elements read and written per row (E where attention wrote its part into `out` itself), or one byte per element written
-when quantised: row scales need whole rows, which neither an attention program nor a tile of a matrix product sees, so this
-pass is where they are made. Source: FLUX.1's SingleStreamBlock.
+C + E elements read and written per row, or one byte per element written when quantised: row scales need whole rows, which
+neither an attention program nor a tile of a matrix product sees, so this pass is where they are made. Source: FLUX.1's
+SingleStreamBlock.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _launch(generation: Generation, attended: Tensor | None, hidden: Tensor, out
         "HAS_ATTENDED": attended is not None,
         "LIMIT": store_limit(out, row_scales),
     }
-    return Launch("gelu_concat", _gelu_concat_kernel, (out.shape[0],), arguments, row_config(generation, width))
+    return Launch("gelu_concat", _gelu_concat_kernel, (out.shape[0],), arguments, row_config(width))
 
 
 @operation(writes=("out", "row_scales"), launch=_launch)
@@ -92,7 +92,7 @@ def gelu_concat(
         attended: [T, C], columns contiguous; None for the activation alone.
         hidden: [T, E], attended's dtype, columns contiguous; C + E at most 16384.
         dtype: what the reader of the rows takes: `torch.float8_e4m3fn`, `torch.int8`, or None for floats of hidden's dtype.
-        out: [T, C + E], where floats go; its first C columns may be `attended`, which then stay, and its last E `hidden`.
+        out: [T, C + E], where floats go; it may be `hidden` where that is all.
 
     Returns:
         [T, C + E]; 8-bit rows are not rounded to hidden's dtype first.
@@ -102,15 +102,10 @@ def gelu_concat(
     """
     if dtype is None and needs_gradient(attended, hidden):
         return joined(attended, hidden)
-    width = _check_operands(attended, hidden)
-    if dtype is not None:
-        rows = new_rows(hidden.shape[0], width, hidden, dtype)
-        gelu_concat_into(attended, hidden, *parts(rows))
-        return rows
-    out = result_like(hidden, out, (hidden.shape[0], width))
-    in_place = attended is not None and attended.data_ptr() == out.data_ptr() and attended.stride(0) == out.stride(0)
-    gelu_concat_into(None if in_place else attended, hidden, out, None)
-    return out
+    shape = (hidden.shape[0], _check_operands(attended, hidden))
+    rows = new_rows(*shape, hidden, dtype) if out is None or dtype is not None else result_like(hidden, out, shape)
+    gelu_concat_into(attended, hidden, *parts(rows))
+    return rows
 
 
 def _check_operands(attended: Tensor | None, hidden: Tensor) -> int:

@@ -20,37 +20,11 @@ TRITON_MISSING = extension_failure("triton.tools.tensor_descriptor")
 """Why there is no Triton, or None. The references need none; what does says so when it is called."""
 if TRITON_MISSING is None:
     import triton
-    import triton.language as tl
-    from triton.tools.tensor_descriptor import TensorDescriptor
-else:
-    triton = None
-    tl = None
-    TensorDescriptor = None
+    from triton.tools import tensor_descriptor
 
-HAS_TRITON = triton is not None
-__all__ = [
-    "ALIGNMENT",
-    "COMPUTE_CAPABILITIES",
-    "HAS_TRITON",
-    "SHARED_MEMORY_LIMIT_BYTES",
-    "TRITON_MISSING",
-    "Config",
-    "Generation",
-    "Launch",
-    "PreparedLaunch",
-    "TensorDescriptor",
-    "TritonUnavailable",
-    "current_device",
-    "generation_of",
-    "head_strided",
-    "is_interpreting",
-    "jit",
-    "kernels_missing",
-    "needs_gradient",
-    "power_of_two",
-    "strided",
-    "tl",
-]
+    tl, TensorDescriptor = triton.language, tensor_descriptor.TensorDescriptor
+else:
+    triton = tl = TensorDescriptor = None
 
 Generation = Literal["ampere", "ampere_consumer", "ada", "hopper", "blackwell", "blackwell_consumer"]
 
@@ -84,12 +58,12 @@ class TritonUnavailable(RuntimeError):
 
 def jit(function: Function) -> Function:
     """Mark a Triton kernel; without Triton the function stays as it is and is never called."""
-    return triton.jit(function) if HAS_TRITON else function
+    return function if triton is None else triton.jit(function)
 
 
 def is_interpreting() -> bool:
     """Whether Triton was imported with its interpreter switched on, so that kernels run on CPU tensors."""
-    return HAS_TRITON and type(tl.sum).__name__ == "InterpretedFunction"
+    return triton is not None and type(tl.sum).__name__ == "InterpretedFunction"
 
 
 def current_device() -> int | None:
@@ -126,7 +100,7 @@ def generation_of(x: Tensor) -> Generation:
         TritonUnavailable: Triton is not installed, or the device is neither a GPU nor interpreted.
         ValueError: the tensor is float64, for which there is no kernel.
     """
-    if not HAS_TRITON:
+    if triton is None:
         raise TritonUnavailable(f"{TRITON_MISSING}; install the 'gpu' extra, or use the reference on a CPU")
     if x.dtype == torch.float64:
         raise ValueError("kernels take float32, bfloat16 or float16, got float64")

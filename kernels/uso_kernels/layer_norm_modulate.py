@@ -76,8 +76,8 @@ CONFIGS = {1024: (2, 4), 2048: (4, 4), 4096: (8, 4), 8192: (8, 2), 16384: (32, 1
 every generation: 16 to 32 numbers of a row a thread. Reasoned and compiled without spills, not yet measured."""
 
 
-def norm_config(generation: Generation, width: int) -> Config:
-    """Configuration of the normalising kernels for rows of `width` numbers."""
+def norm_config(width: int) -> Config:
+    """Configuration of the normalising kernels for rows of `width` numbers, on every generation."""
     block = power_of_two(width)
     num_warps, rows = CONFIGS.get(block, (1, 4))
     return Config(num_warps=num_warps, num_stages=1, blocks={"BLOCK_C": block, "ROWS": rows})
@@ -93,7 +93,7 @@ def _launch(
     out: Tensor,
     row_scales: Tensor | None,
 ) -> Launch:
-    config = norm_config(generation, x.shape[1])
+    config = norm_config(x.shape[1])
     arguments = strided(x=x, shift=shift, scale=scale, out=out) | {
         "tile_sequence_ptr": tile_sequence,
         "row_scale_ptr": row_scales,

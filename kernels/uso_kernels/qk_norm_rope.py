@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .example import Example, Size
-from .launch import Config, Generation, Launch, head_strided, jit, needs_gradient, tl
+from .launch import Config, Generation, Launch, head_strided, jit, needs_gradient, strided, tl
 from .operands import check_matrix, check_row_index
 from .operation import Fill, operation
 
@@ -117,15 +117,14 @@ def _launch(
         raise ValueError(f"head dimensions {tuple(CONFIGS)} have kernels, got {head_dim}")
     config = CONFIGS[head_dim]
     arguments = {
-        "qkv_ptr": qkv,
-        "qkv_stride": qkv.stride(0),
+        **strided(qkv=qkv),
+        **head_strided(q=q, k=k, v=v),
         "q_scale_ptr": q_scale,
         "k_scale_ptr": k_scale,
         "cos_ptr": cos,
         "sin_ptr": sin,
         "turn_stride": cos.stride(0),
         "rows_ptr": rows,
-        **head_strided(q=q, k=k, v=v),
         "heads": heads,
         "eps": eps,
         "HAS_ROWS": rows is not None,

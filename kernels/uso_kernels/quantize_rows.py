@@ -51,7 +51,7 @@ def _launch(generation: Generation, x: Tensor, values: Tensor, row_scales: Tenso
         "width": width,
         "LIMIT": store_limit(values, row_scales),
     }
-    return Launch("quantize_rows", _quantize_rows_kernel, (x.shape[0],), arguments, row_config(generation, width))
+    return Launch("quantize_rows", _quantize_rows_kernel, (x.shape[0],), arguments, row_config(width))
 
 
 @operation(writes=("values", "row_scales"), launch=_launch)

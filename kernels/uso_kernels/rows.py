@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .launch import Config, Generation, jit, power_of_two, tl
+from .launch import Config, jit, power_of_two, tl
 
 QUANTIZED_LIMITS = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
 LAUNCH_LIMITS = {**QUANTIZED_LIMITS, torch.float32: 448.0}
@@ -135,8 +135,8 @@ ROW_WARPS = {1024: 2, 2048: 4, 4096: 8, 8192: 8, 16384: 16}
 """Warps by the power of two that holds a row, on every generation: 16 to 32 numbers a thread. Reasoned, not yet measured."""
 
 
-def row_config(generation: Generation, width: int) -> Config:
-    """Configuration of a kernel that holds one row of `width` numbers in registers."""
+def row_config(width: int) -> Config:
+    """Configuration of a kernel that holds one row of `width` numbers in registers, on every generation."""
     block = power_of_two(width)
     return Config(num_warps=ROW_WARPS.get(block, 1), num_stages=1, blocks={"BLOCK_C": block})
 

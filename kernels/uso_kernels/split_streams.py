@@ -71,7 +71,7 @@ def _launch(
         "LIMIT": store_limit(text, text_scales),
     }
     grid = (text.shape[0] + image.shape[0],)
-    return Launch("split_streams", _split_streams_kernel, grid, arguments, row_config(generation, joint.shape[1]))
+    return Launch("split_streams", _split_streams_kernel, grid, arguments, row_config(joint.shape[1]))
 
 
 @operation(writes=("text", "text_scales", "image", "image_scales"), launch=_launch)

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import cast
+from collections.abc import Callable
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from uso_kernels.gated_residual import gated_residual_into
 from uso_kernels.gelu_concat import gelu_concat
-from uso_kernels.operation import CallSite
 from uso_kernels.ragged import Ragged
 from uso_kernels.rows import Rows
 
+from .hooks import LayerGroup, is_hooked
 from .linear import Linear
 from .params import TransformerParams
-from .residual import NextNorm, Residual, proceed
 from .run import Run
 
 
-class HeadScale(nn.Module):
+class HeadScale(LayerGroup):
     """RMSNorm weight of one head dimension."""
 
     def __init__(self, width: int) -> None:
@@ -28,16 +26,22 @@ class HeadScale(nn.Module):
         self.scale = nn.Parameter(torch.empty(width), requires_grad=False)
 
 
-class QKNorm(nn.Module):
+class QKNorm(LayerGroup):
     """RMSNorm weights of queries and keys."""
 
     def __init__(self, head_dim: int) -> None:
         super().__init__()
+        self.head_dim = head_dim
         self.query_norm = HeadScale(head_dim)
         self.key_norm = HeadScale(head_dim)
 
+    @property
+    def scales(self) -> tuple[Tensor, Tensor]:
+        """Weights [D] of queries and of keys."""
+        return self.query_norm.scale, self.key_norm.scale
 
-class SelfAttention(nn.Module):
+
+class SelfAttention(LayerGroup):
     """Fused q/k/v projection, norms and output projection of one stream."""
 
     def __init__(self, params: TransformerParams) -> None:
@@ -48,7 +52,7 @@ class SelfAttention(nn.Module):
         self.proj = Linear(width, width)
 
 
-class FeedForward(nn.ModuleDict):
+class FeedForward(LayerGroup, nn.ModuleDict):
     """The two layers of an MLP under their checkpoint names."""
 
     def __init__(self, params: TransformerParams) -> None:
@@ -61,17 +65,12 @@ class FeedForward(nn.ModuleDict):
         return cast("tuple[Linear, Linear]", (self["0"], self["2"]))
 
 
-def values_of(qkv: Tensor, heads: int) -> Tensor:
-    """The values [T, H, D] in a projection [T, 3C]."""
-    return qkv.view(qkv.shape[0], 3, heads, -1).select(1, 2)
-
-
 def prepare_hidden(
     layer: Linear, layout: Ragged, run: Run, reader: Linear, outputs: slice = slice(None)
 ) -> Callable[[Rows], Rows]:
     """The activated hidden layer of an MLP, as the matrix that reads it takes it."""
     project, takes = layer.prepare(layout, outputs), reader.takes
-    if run.fusion.gelu and layer.takes is None and takes is None:
+    if run.fusion.gelu and layer.takes is None and takes is None and not is_hooked(layer):
         return project.activated
 
     def compute(x: Rows) -> Rows:
@@ -81,23 +80,57 @@ def prepare_hidden(
     return compute
 
 
-_Finish = Callable[[Tensor, Rows, Sequence[Tensor], NextNorm | None], Residual]
+Project = Callable[[Rows], tuple[Tensor, Rows | None]]
 
 
-def prepare_finish(proj: Linear, mlp: FeedForward, layout: Ragged, run: Run) -> _Finish:
-    """Output projection, MLP and the two gated additions of one stream."""
-    tiles, (widen, narrow) = layout.tile_sequence, mlp.layers
-    project, contract, hidden_layer = proj.prepare(layout), narrow.prepare(layout), prepare_hidden(widen, layout, run, narrow)
-    takes, after_attention, after_mlp = widen.takes, CallSite(gated_residual_into), CallSite(gated_residual_into)
+class ParallelMatrices(NamedTuple):
+    """A single block's first and second matrix, each of which attention and MLP share.
 
-    def compute(x: Tensor, attended: Rows, vectors: Sequence[Tensor], following: NextNorm | None) -> Residual:
-        _, _, attention_gate, mlp_shift, mlp_scale, mlp_gate = vectors
-        norm = NextNorm(mlp_shift, mlp_scale, takes)
-        x, normed = proceed(x, project(attended), attention_gate, tiles, norm, after_attention)
-        hidden = hidden_layer(normed)
-        del normed
-        y = contract(hidden)
-        del hidden  # The new residual and its normed form may have its memory.
-        return proceed(x, y, mlp_gate, tiles, following, after_mlp)
+    Args:
+        project: of the normalised rows [T, C]: q, k and v [T, 3C], and the hidden layer [R, E] where one product makes both.
+        expand: of the normalised rows: the hidden layer of the R rows that leave the block, where `project` does not make it.
+        contract: of attention's result [R, C] and the hidden layer: the block's output [R, C].
+    """
 
-    return compute
+    project: Project
+    expand: Callable[[Rows], Rows]
+    contract: Callable[..., Tensor]
+
+
+def prepare_parallel(linear1: Linear, linear2: Linear, run: Run, rows: Tensor | None) -> ParallelMatrices:
+    """Both matrices at one place of a step: each by its parts, or whole, with [attended | gelu(hidden)] laid side by side.
+
+    Args:
+        linear1: from C to 3C and E columns.
+        linear2: from C and E columns to C.
+        run: the batch, and what is fused.
+        rows: int64 [R], the rows of the joint order that leave the block; None: all.
+    """
+    joint, width, takes = run.batch.joint, linear2.out_features, linear2.takes
+    layout = joint if rows is None else run.batch.output
+    of_attention, of_mlp = slice(0, 3 * width), slice(3 * width, None)
+    by_parts = run.fusion.parts and takes is None and not (is_hooked(linear1) or is_hooked(linear2))
+    contract = _prepare_contract(linear2, layout, by_parts=by_parts)
+    if rows is None and not by_parts:
+        whole = linear1.prepare(joint)
+
+        def project(normed: Rows) -> tuple[Tensor, Tensor]:
+            projected = whole(normed)
+            return projected[:, of_attention], projected[:, of_mlp]
+
+        return ParallelMatrices(project, whole, contract)
+    first = linear1.prepare(joint, of_attention)
+    hidden = prepare_hidden(linear1, layout, run, linear2, of_mlp) if by_parts else linear1.prepare(layout, of_mlp)
+
+    def expand(normed: Rows) -> Rows:
+        assert rows is not None and isinstance(normed, Tensor)
+        return hidden(normed.index_select(0, rows))
+
+    return ParallelMatrices(lambda normed: (first(normed), None), hidden if rows is None else expand, contract)
+
+
+def _prepare_contract(linear2: Linear, layout: Ragged, *, by_parts: bool) -> Callable[..., Tensor]:
+    if by_parts:
+        return linear2.prepare_parts((linear2.out_features, linear2.in_features - linear2.out_features), layout)
+    product, takes = linear2.prepare(layout), linear2.takes
+    return lambda attended, hidden: product(gelu_concat(attended, hidden, takes))

@@ -1,10 +1,17 @@
-"""The two kinds of transformer block, on a packed batch.
+"""The two kinds of FLUX's block, on a packed batch.
 
-A block receives each residual stream together with its normalised, modulated form, and ends by adding its output and preparing
-that form for the block that follows: gated addition and the next LayerNorm are one pass over the data.
+    double   q, k, v = heads(qkv(norm(x)))                           of text and image, which attend to each other
+             x = x + gate * proj(attention(q, k, v))
+             x = x + gate * mlp(norm(x))
+    single   q, k, v, hidden = heads(linear1(norm(x)))               of both streams as one
+             x = x + gate * linear2([attention(q, k, v) | gelu(hidden)])
+
+norm(x) is LayerNorm(x) (1 + scale) + shift, where shift, scale and gate are a block's modulation (`vectors`); heads is RMSNorm
+and rotation of q and k. A gated addition and the norm after it are one pass over the data, even where that norm is the next
+block's: so a block receives each stream with its normalised form (`Residual`), and makes the form that `following` asks for.
 
 What does not change from step to step is looked up once per batch (`Run.prepared`): a `_prepare` function fetches layers,
-layouts and kernels, and the function within it computes.
+layouts and kernels, and `compute` within it is the block. Names are deleted there so that what follows may have their memory.
 """
 
 from __future__ import annotations
@@ -14,19 +21,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from uso_kernels.gated_residual import gated_residual_into
-from uso_kernels.gelu_concat import gelu_concat
-from uso_kernels.operation import CallSite
-from uso_kernels.qk_norm_rope import qk_norm_rope, qk_norm_rope_into
 from uso_kernels.ragged import Ragged
 from uso_kernels.rows import Rows
 
-from .block_layers import FeedForward, QKNorm, SelfAttention, prepare_finish, prepare_hidden, values_of
+from .block_layers import FeedForward, QKNorm, SelfAttention, prepare_hidden, prepare_parallel
+from .heads import prepare_heads, prepare_joint_heads
 from .linear import Linear
 from .modulation import DOUBLE_VECTORS, SINGLE_VECTORS, ModulationLinear
-from .packing import JointRows, PackedBatch
 from .params import TransformerParams
-from .residual import NextNorm, Residual, proceed
+from .residual import NextNorm, Residual, prepare_addition
 from .run import Run
 
 
@@ -35,7 +38,7 @@ class DoubleBlock(nn.Module):
 
     def __init__(self, params: TransformerParams) -> None:
         super().__init__()
-        self.heads, self.head_dim = params.num_heads, params.head_dim
+        self.heads = params.num_heads
         self.img_mod = ModulationLinear(params.hidden_size, DOUBLE_VECTORS // 2)
         self.img_attn = SelfAttention(params)
         self.img_mlp = FeedForward(params)
@@ -70,50 +73,23 @@ class DoubleBlock(nn.Module):
         return run.prepared(self, self._prepare)(text, image, vectors, following)
 
     def _prepare(self, run: Run) -> _DoubleStep:
-        attend = self._prepare_attention(run)
-        finish_image = prepare_finish(self.img_attn.proj, self.img_mlp, run.batch.image, run)
-        finish_text = prepare_finish(self.txt_attn.proj, self.txt_mlp, run.batch.text, run)
+        batch, text_proj, image_proj = run.batch, self.txt_attn.proj, self.img_attn.proj
+        heads = prepare_joint_heads(self.txt_attn, self.img_attn, self.heads, run)
+        attend = run.prepare_attention(self.txt_attn.qkv.dtype, batch.joint)
+        # Both streams in one launch: as 8-bit rows where both matrices take them.
+        takes = text_proj.takes if text_proj.takes == image_proj.takes else None
+        finish_text = _prepare_finish(text_proj, self.txt_mlp, batch.text, run)
+        finish_image = _prepare_finish(image_proj, self.img_mlp, batch.image, run)
 
         def compute(
             text: Residual, image: Residual, vectors: Sequence[Tensor], following: tuple[NextNorm, NextNorm] | None
         ) -> tuple[Residual, Residual]:
-            text_attended, image_attended = attend(text.normed, image.normed)
+            q_k_v = heads(text.normed, image.normed)
+            text_attended, image_attended = batch.split(attend(*q_k_v)().flatten(1), takes)
+            del q_k_v
             text_next, image_next = following or (None, None)
             image = finish_image(image.x, image_attended, vectors[:6], image_next)
             return finish_text(text.x, text_attended, vectors[6:], text_next), image
-
-        return compute
-
-    def _prepare_attention(self, run: Run) -> Callable[[Rows, Rows], tuple[Rows, Rows]]:
-        """Attention of both streams to both, from their normalised forms, as their output projections take it."""
-        batch, heads, dtype = run.batch, self.heads, self.txt_attn.qkv.dtype
-        like, shape = batch.text_tokens.new_empty(0, dtype=dtype), (batch.joint.rows, 3 * heads * self.head_dim)
-        # Both streams' projections in one matrix, if its rows are in joint order then; else values are moved like q and k.
-        # Autograd keeps the first stream's projection, which writing the second's beside it would change.
-        in_place = run.fusion.values and batch.is_in_order and not torch.is_grad_enabled()
-        attend, take_keys = run.prepare_attention(like, batch.joint), run.prepare_keys()
-        place_text = _prepare_place(self.txt_attn, batch.text, batch.text_in_joint)
-        place_image = _prepare_place(self.img_attn, batch.image, batch.image_in_joint)
-        # Both streams in one launch: as 8-bit rows where both matrices take them.
-        takes = self.txt_attn.proj.takes if self.txt_attn.proj.takes == self.img_attn.proj.takes else None
-
-        def compute(text: Rows, image: Rows) -> tuple[Rows, Rows]:
-            q, k = batch.new_heads(dtype, heads, self.head_dim, 2)
-            projected = like.new_empty(shape) if in_place else None
-            v = batch.new_heads(dtype, heads, self.head_dim, 1)[0] if projected is None else None
-            of_text, of_image = _by_stream(batch, q, k, v, projected)
-            place_text(text, *of_text)
-            if torch.is_grad_enabled():  # For autograd a view is what its tensor was when the view was taken.
-                _, of_image = _by_stream(batch, q, k, v, projected)
-            place_image(image, *of_image)
-            if projected is not None:
-                v = values_of(projected, heads)
-            assert v is not None
-            if take_keys is not None:
-                del of_text, of_image, projected
-                k = take_keys(k)
-                v = take_keys(v)
-            return batch.split(attend(q, k, v)().flatten(1), takes)
 
         return compute
 
@@ -121,19 +97,22 @@ class DoubleBlock(nn.Module):
 _DoubleStep = Callable[[Residual, Residual, Sequence[Tensor], tuple[NextNorm, NextNorm] | None], tuple[Residual, Residual]]
 
 
-def _by_stream(batch: PackedBatch, *joint: Tensor | None) -> tuple[list[Tensor | None], list[Tensor | None]]:
-    parts = [(None, None) if x is None else batch.by_stream(x) for x in joint]
-    return [part[0] for part in parts], [part[1] for part in parts]
+def _prepare_finish(
+    output: Linear, mlp: FeedForward, layout: Ragged, run: Run
+) -> Callable[[Tensor, Rows, Sequence[Tensor], NextNorm | None], Residual]:
+    """What each stream does by itself after attention."""
+    widen, narrow = mlp.layers
+    proj, contract, expand = output.prepare(layout), narrow.prepare(layout), prepare_hidden(widen, layout, run, narrow)
+    takes, add_attended, add_mlp = widen.takes, prepare_addition(layout), prepare_addition(layout)
 
-
-def _prepare_place(attn: SelfAttention, layout: Ragged, joint: JointRows) -> Callable[..., None]:
-    """One stream's projection, and its way into the joint order: q, k and v there, or the projection itself."""
-    project, call = attn.qkv.prepare(layout), CallSite(qk_norm_rope_into)
-    scales = attn.norm.query_norm.scale, attn.norm.key_norm.scale
-    rows, cos, sin = joint
-
-    def compute(normed: Rows, q: Tensor, k: Tensor, v: Tensor | None, out: Tensor | None) -> None:
-        qk_norm_rope(project(normed, out=out), *scales, cos, sin, rows, q, k, v, call=call)
+    def compute(x: Tensor, attended: Rows, vectors: Sequence[Tensor], following: NextNorm | None) -> Residual:
+        _, _, attention_gate, mlp_shift, mlp_scale, mlp_gate = vectors
+        x, normed = add_attended(x, proj(attended), attention_gate, NextNorm(mlp_shift, mlp_scale, takes))
+        hidden = expand(normed)
+        del normed
+        y = contract(hidden)
+        del hidden
+        return add_mlp(x, y, mlp_gate, following)
 
     return compute
 
@@ -144,7 +123,7 @@ class SingleBlock(nn.Module):
     def __init__(self, params: TransformerParams) -> None:
         super().__init__()
         width = params.hidden_size
-        self.heads, self.head_dim, self.width = params.num_heads, params.head_dim, width
+        self.heads = params.num_heads
         self.linear1 = Linear(width, 3 * width + params.mlp_width)
         self.linear2 = Linear(width + params.mlp_width, width)
         self.norm = QKNorm(params.head_dim)
@@ -176,117 +155,26 @@ class SingleBlock(nn.Module):
         """
         return run.prepared(self, self._prepare_last if is_last else self._prepare)(residual, vectors, following)
 
-    def _prepare(self, run: Run) -> _SingleStep:
-        tiles, call = run.batch.joint.tile_sequence, CallSite(gated_residual_into)
-        attention_and_mlp = self._prepare_attention_and_mlp(run)
-
-        def compute(residual: Residual, vectors: Sequence[Tensor], following: NextNorm) -> Residual:
-            return proceed(residual.x, attention_and_mlp(residual.normed), vectors[2], tiles, following, call)
-
-        return compute
-
     def _prepare_last(self, run: Run) -> _SingleStep:
-        rows, tiles, call = run.batch.output_joint_rows, run.batch.output.tile_sequence, CallSite(gated_residual_into)
-        attention_and_mlp = self._prepare_attention_and_mlp(run, rows)
+        return self._prepare(run, run.batch.output_joint_rows)
+
+    def _prepare(self, run: Run, rows: Tensor | None = None) -> _SingleStep:
+        """The block for every row, or for some of the joint order."""
+        layout = run.batch.joint if rows is None else run.batch.output
+        project, expand, contract = prepare_parallel(self.linear1, self.linear2, run, rows)
+        heads, add = prepare_heads(project, self.norm, self.heads, run, rows), prepare_addition(layout)
+        attend = run.prepare_attention(self.linear1.dtype, layout)
 
         def compute(residual: Residual, vectors: Sequence[Tensor], following: NextNorm) -> Residual:
-            y = attention_and_mlp(residual.normed)
-            return proceed(residual.x.index_select(0, rows), y, vectors[2], tiles, following, call)
-
-        return compute
-
-    def _prepare_attention_and_mlp(self, run: Run, rows: Tensor | None = None) -> Callable[[Rows], Tensor]:
-        """The block's output for every row, or for some."""
-        if run.fusion.parts and self.linear2.takes is None:
-            return self._prepare_by_parts(run, rows)
-        return self._prepare_joined(run) if rows is None else self._prepare_joined_of_rows(run, rows)
-
-    def _prepare_by_parts(self, run: Run, rows: Tensor | None) -> Callable[[Rows], Tensor]:
-        batch, width, in_place = run.batch, self.width, run.fusion.values
-        layout = batch.joint if rows is None else batch.output
-        project = self.linear1.prepare(batch.joint, slice(0, 3 * width))
-        hidden_layer = prepare_hidden(self.linear1, layout, run, self.linear2, slice(3 * width, None))
-        contract = self.linear2.prepare_parts((width, self.linear2.in_features - width), layout)
-        like = batch.text_tokens.new_empty(0, dtype=self.linear1.dtype)
-        attend = run.prepare_attention(like, layout)
-        queries_keys_values = self._prepare_queries_keys_values(run)
-
-        def compute(normed: Rows) -> Tensor:
-            q, k, v = queries_keys_values(project(normed), in_place)
-            if rows is not None:
-                q = q.index_select(0, rows)
+            x, normed = residual
+            _, _, gate = vectors
+            q, k, v, hidden = heads(normed)
             attended = attend(q, k, v)  # Where processes exchange rows for it, they do so beside the MLP's hidden layer.
-            del q, k, v  # The hidden layer may have their memory.
-            if rows is not None:
-                assert isinstance(normed, Tensor)
-                normed = normed.index_select(0, rows)
-            hidden = hidden_layer(normed)
-            del normed
-            return contract(attended().flatten(1), hidden)
-
-        return compute
-
-    def _prepare_joined(self, run: Run) -> Callable[[Rows], Tensor]:
-        """One product for q, k, v and the hidden layer, one for attention's result beside the activated hidden layer."""
-        layout, width, takes = run.batch.joint, self.width, self.linear2.takes
-        project, contract = self.linear1.prepare(layout), self.linear2.prepare(layout)
-        attend, queries_keys_values = self._prepare_attention(run, layout), self._prepare_queries_keys_values(run)
-        in_place = run.fusion.values and takes is not None
-
-        def compute(normed: Rows) -> Tensor:
-            projected = project(normed)
-            # Where values are copied, attention's result may take their columns: beside the MLP, where linear2 reads.
-            operand = projected[:, 2 * width :] if takes is None else None
-            # q, k and v are the call's alone: what follows may have their memory.
-            attended = attend(*queries_keys_values(projected[:, : 3 * width], in_place), operand)
-            return contract(gelu_concat(attended, projected[:, 3 * width :], takes, out=operand))
-
-        return compute
-
-    def _prepare_joined_of_rows(self, run: Run, rows: Tensor) -> Callable[[Rows], Tensor]:
-        layout, width, takes, columns = run.batch.output, self.width, self.linear2.takes, self.linear2.in_features
-        project, contract = self.linear1.prepare(run.batch.joint, slice(0, 3 * width)), self.linear2.prepare(layout)
-        expand = self.linear1.prepare(layout, slice(3 * width, None))
-        attend, queries_keys_values = self._prepare_attention(run, layout), self._prepare_queries_keys_values(run)
-        in_place = run.fusion.values
-
-        def compute(normed: Rows) -> Tensor:
-            assert isinstance(normed, Tensor)
-            qkv = project(normed)
-            q, k, v = queries_keys_values(qkv, in_place)
-            operand = q.new_empty(len(rows), columns) if takes is None else None
-            attended = attend(q.index_select(0, rows), k, v, operand)
-            del qkv, q, k, v
-            return contract(gelu_concat(attended, expand(normed.index_select(0, rows)), takes, out=operand))
-
-        return compute
-
-    def _prepare_queries_keys_values(self, run: Run) -> Callable[[Tensor, bool], tuple[Tensor, Tensor, Tensor]]:
-        """What attention takes from a projection [T, 3C], its values where they are (True) or in memory of their own."""
-        heads, head_dim, new_heads, call = self.heads, self.head_dim, run.batch.new_heads, CallSite(qk_norm_rope_into)
-        scales, tables = (self.norm.query_norm.scale, self.norm.key_norm.scale), (run.batch.cos, run.batch.sin)
-        take_keys = run.prepare_keys()
-
-        def compute(qkv: Tensor, in_place: bool) -> tuple[Tensor, Tensor, Tensor]:
-            q, k = new_heads(qkv.dtype, heads, head_dim, 2)
-            v = None if in_place else torch.empty_like(q)
-            qk_norm_rope(qkv, *scales, *tables, None, q, k, v, call=call)
-            v = values_of(qkv, heads) if v is None else v
-            if take_keys is not None:
-                del qkv
-                k = take_keys(k)
-                v = take_keys(v)
-            return q, k, v
-
-        return compute
-
-    def _prepare_attention(self, run: Run, queries: Ragged) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]:
-        """Attention's result [T_q, C], in the first columns of linear2's operand where there is one."""
-        width, heads, attend = self.width, (self.heads, self.head_dim), run.prepare_attention_into(queries)
-
-        def compute(q: Tensor, k: Tensor, v: Tensor, operand: Tensor | None) -> Tensor:
-            beside = None if operand is None else operand[:, :width].unflatten(1, heads)
-            return attend(q, k, v, beside).flatten(1)
+            del q, k, v
+            hidden = expand(normed) if hidden is None else hidden
+            y = contract(attended().flatten(1), hidden)
+            del attended, hidden
+            return add(x if rows is None else x.index_select(0, rows), y, gate, following)
 
         return compute
 

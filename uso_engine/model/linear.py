@@ -13,6 +13,8 @@ from uso_kernels.matmul.product import Product, ProductOfParts
 from uso_kernels.ragged import Ragged
 from uso_kernels.rows import Rows
 
+from .hooks import is_hooked
+
 
 class Projection(Protocol):
     """A layer at one place of a step: called with the arguments that change from call to call."""
@@ -25,7 +27,9 @@ class Projection(Protocol):
 
 
 class LayerCall:
-    """A `Projection` that calls the module: for layers that somebody hooks into, and kinds that prepare nothing.
+    """A `Projection` that calls the module: for kinds that prepare nothing, and layers that somebody hooks into.
+
+    `activated` calls no hooks; whoever uses it looks first (`is_hooked`).
 
     Args:
         layer: a `Linear`, or what has replaced one.
@@ -114,7 +118,7 @@ class Linear(nn.Module):
 
         It stands for the weight as it is now; whoever keeps it sees to that (`uso_engine.model.run.Layers`).
         """
-        if self._forward_pre_hooks or self._forward_hooks:
+        if is_hooked(self):
             return LayerCall(self, sequences, outputs)
         return Product(self.weight[outputs], self._bias(outputs), sequences)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Sequences
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, TypedDict
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -35,20 +35,6 @@ class _IndexTables(TypedDict):
     output_joint_rows: Tensor
     image_sources: Tensor | None
     joint_sources: Tensor | None
-
-
-class JointRows(NamedTuple):
-    """Where a stream's rows lie in joint order.
-
-    Args:
-        rows: the index of each row in the stream's part of the joint order (`PackedBatch.by_stream`); None where in order.
-        cos: float32 [R, D / 2], rotary cosines of that part.
-        sin: float32 [R, D / 2].
-    """
-
-    rows: Tensor | None
-    cos: Tensor
-    sin: Tensor
 
 
 @dataclass(frozen=True)
@@ -103,26 +89,8 @@ class PackedBatch:
         """Whether the text stream's rows and then the image stream's are the joint order."""
         return self.joint_sources is None
 
-    @cached_property
-    def text_in_joint(self) -> JointRows:
-        """Where the text stream's rows lie in joint order."""
-        return JointRows(
-            None if self.is_in_order else self.text_joint_rows, self.by_stream(self.cos)[0], self.by_stream(self.sin)[0]
-        )
-
-    @cached_property
-    def image_in_joint(self) -> JointRows:
-        """Where the image stream's rows lie in joint order."""
-        return JointRows(
-            None if self.is_in_order else self.image_joint_rows, self.by_stream(self.cos)[1], self.by_stream(self.sin)[1]
-        )
-
     def by_stream(self, joint: Tensor) -> tuple[Tensor, Tensor]:
-        """The part of a tensor in joint order that each stream's rows lie in: text's and image's rows apart, or all of it."""
-        if self.joint_sources is not None:
-            return joint, joint
-        if torch.is_grad_enabled():  # Autograd lets nobody write to what a split gives.
-            return joint[: self.text.rows], joint[self.text.rows :]
+        """The text stream's rows of a tensor in joint order, and the image stream's, as views. Only where they are in order."""
         text, image = joint.split_with_sizes((self.text.rows, self.image.rows))
         return text, image
 
@@ -177,14 +145,9 @@ class PackedBatch:
             joint: [T, C].
             dtype: the 8-bit type that the readers of the rows take, None for floats.
         """
-        if dtype is None and self.joint_sources is None:
+        if dtype is None and self.is_in_order:
             return self.by_stream(joint)
         return split_streams(joint, self.text_joint_rows, self.image_joint_rows, dtype)
-
-    def new_heads(self, dtype: torch.dtype, heads: int, head_dim: int, count: int) -> tuple[Tensor, ...]:
-        """Memory for so many of queries, keys and values of the joint order, each [T, H, D]."""
-        like, shape = self.text_tokens, (self.joint.rows, heads, head_dim)
-        return tuple([like.new_empty(shape, dtype=dtype) for _ in range(count)])
 
 
 def _index_rows(sequences: Sequences[Sequence], text: Ragged, image: Ragged, joint: Ragged, output: Ragged) -> _IndexTables:

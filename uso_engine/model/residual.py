@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from uso_kernels.gated_residual import gated_residual, gated_residual_layer_norm_modulate
+from uso_kernels.gated_residual import gated_residual, gated_residual_into
 from uso_kernels.layer_norm_modulate import layer_norm_modulate
 from uso_kernels.operation import CallSite
+from uso_kernels.ragged import Ragged
 from uso_kernels.rows import Rows
 
 
@@ -28,24 +30,32 @@ class Residual(NamedTuple):
     normed: Rows
 
 
+Add = Callable[[Tensor, Tensor, Tensor, NextNorm | None], Residual]
+
+
 def begin(x: Tensor, norm: NextNorm, tiles: Tensor) -> Residual:
     """A residual stream from its tokens."""
     return Residual(x, layer_norm_modulate(x, norm.shift, norm.scale, tiles, norm.dtype))
 
 
-def proceed(x: Tensor, y: Tensor, gate: Tensor, tiles: Tensor, norm: NextNorm | None, call: CallSite) -> Residual:
-    """A residual stream after the gated addition of y, with the LayerNorm that follows where one does.
+def prepare_addition(layout: Ragged) -> Add:
+    """The gated addition of a layer's output at one place of a step, with the LayerNorm that follows where one does.
 
     Args:
-        x: [T, C], the stream.
-        y: [T, C].
-        gate: [S, C].
-        tiles: the sequence of each tile of rows.
-        norm: what follows, None where nothing does.
-        call: of `gated_residual_into`, for this place.
+        layout: of the stream.
+
+    Returns:
+        A function of the stream x [T, C], the output y [T, C], its gate [S, C] and the norm that follows, None where none does:
+        x + gate y, and LayerNorm(x + gate y) (1 + scale) + shift.
     """
-    if norm is None:
-        total = gated_residual(x, y, gate, tiles, call=call)
-        return Residual(total, total)
-    shift, scale, dtype = norm
-    return Residual(*gated_residual_layer_norm_modulate(x, y, gate, shift, scale, tiles, dtype, call=call))
+    tiles, call = layout.tile_sequence, CallSite(gated_residual_into)
+
+    def add(x: Tensor, y: Tensor, gate: Tensor, norm: NextNorm | None) -> Residual:
+        if norm is None:
+            total, _ = gated_residual(x, y, gate, tiles, call=call)
+            return Residual(total, total)
+        total, normed = gated_residual(x, y, gate, tiles, norm[:2], norm.dtype, call=call)
+        assert normed is not None
+        return Residual(total, normed)
+
+    return add

@@ -10,13 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
-from uso_kernels.attention import attention, prepare_attention
+from uso_kernels.attention import prepare_attention
 from uso_kernels.launch import current_device
 from uso_kernels.operation import is_watched
 from uso_kernels.ragged import Ragged
 
+from .hooks import LayerGroup, hooks_everywhere
 from .modulation import ModulationLinear
 from .packing import PackedBatch
 
@@ -55,16 +57,25 @@ class Layers:
         # Kept, so that no other object can have one's id.
         self._values = [value for holder in self._holders for value in holder.values()]
         self._ids = list(map(id, self._values))
-        self._hooks = [hooks for module in modules for hooks in (module._forward_pre_hooks, module._forward_hooks)]
+        called = [module for module in modules if not isinstance(module, LayerGroup)]
+        self._hooks = [hooks for module in called for hooks in (module._forward_pre_hooks, module._forward_hooks)]
+        self._attributes = [vars(module) for module in called]
+        self._was_hooked = self._is_hooked()
         self._tensors = [value for value in self._values if isinstance(value, Tensor)]
         self._addresses = [tensor.data_ptr() for tensor in self._tensors]
 
     @property
     def is_current(self) -> bool:
-        """Whether nothing was replaced, moved or hooked into since; what has hooks may change with every call."""
-        if any(self._hooks) or [id(value) for holder in self._holders for value in holder.values()] != self._ids:
+        """Whether nothing was replaced, moved or hooked into; what has or had hooks may change with every call."""
+        if self._was_hooked or self._is_hooked():
+            return False
+        if [id(value) for holder in self._holders for value in holder.values()] != self._ids:
             return False
         return [tensor.data_ptr() for tensor in self._tensors] == self._addresses
+
+    def _is_hooked(self) -> bool:
+        """As `is_hooked` of any layer, of what is looked at in every step: backward hooks and those on all modules are not."""
+        return any(self._hooks) or True in ["forward" in attributes for attributes in self._attributes]
 
 
 def _modules(block: nn.Module) -> list[nn.Module]:
@@ -78,7 +89,7 @@ def _modules(block: nn.Module) -> list[nn.Module]:
 class Exchange(Protocol):
     """Attention where other processes have the batch's other rows; `uso_engine.parallel.exchange` is the real one."""
 
-    def begin(self, q: Tensor, k: Tensor, v: Tensor, queries: Ragged, backend: str, out: Tensor | None) -> Callable[[], Tensor]:
+    def begin(self, q: Tensor, k: Tensor, v: Tensor, queries: Ragged, backend: str) -> Callable[[], Tensor]:
         """Begin attention of this process's queries to every process's keys; what follows is computed while they are sent.
 
         Args:
@@ -87,7 +98,6 @@ class Exchange(Protocol):
             v: [T, H, D].
             queries: where q's rows lie: the joint or the output layout of the share's batch.
             backend: of `uso_kernels.attention`, or "auto".
-            out: [T_q, H, D], where the result goes.
 
         Returns:
             A function that waits for the others' and gives [T_q, H, D].
@@ -103,12 +113,14 @@ class Run:
         attention: a backend of `uso_kernels.attention`, or "auto".
         fusion: which passes over the data are left out.
         exchange: how attention reaches the rows that other processes have; None where all rows are here.
+        repeat: computes the velocity of latents and modulation in place of the blocks, as a captured step does; None: nothing.
     """
 
     batch: PackedBatch
     attention: str = "auto"
     fusion: Fusion = ALL_FUSED
     exchange: Exchange | None = None
+    repeat: Callable[[Tensor, Tensor], Tensor] | None = None
     _prepared: dict[nn.Module, tuple[Layers, object]] = field(default_factory=dict, repr=False)
     _kept: dict[str, tuple[object, object]] = field(default_factory=dict, repr=False)
 
@@ -120,9 +132,9 @@ class Run:
 
         Returns:
             Whether what was prepared serves this one, too. Else it is dropped: a layer is not what it was, an operand has
-            another layout, or autograd, a compiler or a mode has to see what is computed.
+            another layout, or autograd, a compiler, a mode or a hook on all modules has to see what is computed.
         """
-        watched = is_watched()
+        watched = is_watched() or hooks_everywhere()
         layouts = [current_device(), watched, *((x.dtype, x.device, x.shape, x.stride()) for x in operands)]
         serves = not watched and self._kept.get("layouts") == (None, layouts)
         serves = serves and all(layers.is_current for layers, _ in self._prepared.values())
@@ -151,14 +163,16 @@ class Run:
         """
         return None if self.exchange is not None or self.batch.keys.sources is None else self.batch.keys.take
 
-    def prepare_attention(self, like: Tensor, queries: Ragged) -> Callable[[Tensor, Tensor, Tensor], Callable[[], Tensor]]:
+    def prepare_attention(
+        self, dtype: torch.dtype, queries: Ragged
+    ) -> Callable[[Tensor, Tensor, Tensor], Callable[[], Tensor]]:
         """Attention within each sequence, at one place of a step, with what can be looked up before.
 
         It is begun with its operands, and its result is called for where it is read: what a block computes between goes on
         while processes exchange their rows. Where all rows are here, it is computed when it is begun.
 
         Args:
-            like: of the operands' device and dtype.
+            dtype: of the operands.
             queries: where q's rows lie: the batch's joint or output layout.
 
         Returns:
@@ -167,7 +181,8 @@ class Run:
         # None of these functions holds the run, which holds them: what is kept of a batch goes with it at once.
         backend, exchange = self.attention, self.exchange
         if exchange is not None:
-            return lambda q, k, v: exchange.begin(q, k, v, queries, backend, None)
+            return lambda q, k, v: exchange.begin(q, k, v, queries, backend)
+        like = self.batch.text_tokens.new_empty(0, dtype=dtype)
         attend = prepare_attention(backend, like, queries, self.batch.keys.layout)
 
         def begin(q: Tensor, k: Tensor, v: Tensor) -> Callable[[], Tensor]:
@@ -175,13 +190,6 @@ class Run:
             return lambda: attended
 
         return begin
-
-    def prepare_attention_into(self, queries: Ragged) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]:
-        """Attention at once, of q, k, v and [T_q, H, D] where the result goes, None for memory of its own."""
-        keys, backend, exchange = self.batch.keys.layout, self.attention, self.exchange
-        if exchange is not None:
-            return lambda q, k, v, out: exchange.begin(q, k, v, queries, backend, out)()
-        return lambda q, k, v, out: attention(q, k, v, queries, keys, backend=backend, out=out)
 
     def vectors(self, modulation: Tensor, split: Callable[[Tensor], Made]) -> Made:
         """What is split of a step's modulation, made once for a tensor whose contents change from step to step."""

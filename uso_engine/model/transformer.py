@@ -17,6 +17,7 @@ from uso_kernels.attention import dense_preference, resolve_backends
 from uso_kernels.ragged import Ragged
 
 from .blocks import DoubleBlock, SingleBlock
+from .hooks import LayerGroup
 from .linear import Linear
 from .modulation import DOUBLE_VECTORS, FINAL_VECTORS, SINGLE_VECTORS, Embedder, sinusoidal_embedding
 from .packing import PackedBatch
@@ -50,7 +51,7 @@ class FinalModulation(nn.Module):
         return vectors.unflatten(-1, (FINAL_VECTORS, -1))
 
 
-class FinalLayer(nn.Module):
+class FinalLayer(LayerGroup):
     """The projection back to latent channels and its modulation."""
 
     def __init__(self, params: TransformerParams) -> None:
@@ -157,6 +158,8 @@ class Transformer(nn.Module):
             [T_out, in_channels], velocity in output order.
         """
         run = batch if isinstance(batch, Run) else self.run_of(batch)
+        if run.repeat is not None:
+            return run.repeat(latents, modulation)
         if (run.attention, run.fusion) != (self.attention_backend, self.fusion):
             run = self.run_of(run.batch, run.exchange)
         if self.together is not None and run.exchange is None:

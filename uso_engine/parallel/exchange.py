@@ -32,7 +32,7 @@ class Exchange:
     def __init__(self, group: Group, share: Share) -> None:
         self._group, self._share = group, share
 
-    def begin(self, q: Tensor, k: Tensor, v: Tensor, queries: Ragged, backend: str, out: Tensor | None) -> Callable[[], Tensor]:
+    def begin(self, q: Tensor, k: Tensor, v: Tensor, queries: Ragged, backend: str) -> Callable[[], Tensor]:
         """Begin attention of a share's queries to every process's keys: send what the others need of them.
 
         Args:
@@ -41,7 +41,6 @@ class Exchange:
             v: [T, H, D].
             queries: the joint or the output layout of the share's batch.
             backend: of `uso_kernels.attention`.
-            out: [T_q, H, D], where the result goes.
 
         Returns:
             A function that waits for what the others send, attends, and gives [T_q, H, D].
@@ -62,7 +61,7 @@ class Exchange:
             sent.clear()  # Attention may have their memory.
             k_heads, v_heads = keys.take(k_heads), keys.take(v_heads)
             attended = attention(q_heads, k_heads, v_heads, order.whole, keys.layout, backend=backend)
-            return self._by_rows(attended, order, out)
+            return self._by_rows(attended, order)
 
         return finish
 
@@ -87,9 +86,8 @@ class Exchange:
         parts = x.unflatten(2, (size, -1)).movedim(2, 0).flatten(0, 1)
         return self._group.begin_all_to_all(parts, [len(x)] * size, list(order.rows))
 
-    def _by_rows(self, x: Tensor, order: Order, out: Tensor | None) -> Tensor:
+    def _by_rows(self, x: Tensor, order: Order) -> Tensor:
         """[rows of the whole batch, H / N, D] to [rows of this share, H, D]: all heads."""
         size, mine = self._group.size, order.rows[self._group.rank]
         received = self._group.all_to_all(x.index_select(0, order.to_shares), list(order.rows), [mine] * size)
-        heads = received.unflatten(0, (size, mine)).movedim(0, 1).flatten(1, 2)
-        return heads if out is None else out.copy_(heads)
+        return received.unflatten(0, (size, mine)).movedim(0, 1).flatten(1, 2)

@@ -90,8 +90,8 @@ class StepGraph:
         self._holds = weakref.ref(batch)
 
         def evaluate() -> Tensor:
-            velocity: Tensor = transformer(self._run, self._latents, self._modulation)
-            return velocity
+            # Not by calling it: hooks of the whole are for every step, and not for a graph to repeat.
+            return transformer.forward(self._run, self._latents, self._modulation)
 
         self.first_velocity: Tensor | None = evaluate()  # Compiles, and prepares what the captured evaluation then finds.
         try:

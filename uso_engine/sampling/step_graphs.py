@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -111,7 +112,7 @@ class StepGraphs:
         graph = self._current(key)
         if graph is not None:
             self._counts.replayed += 1
-            return graph.evaluate(run, latents, modulation)
+            return self._hooked(run, latents, modulation, partial(graph.evaluate, run))
         if not self._is_due(key, run):
             return self._eagerly(run, latents, modulation)
         try:
@@ -125,7 +126,8 @@ class StepGraphs:
                 raise CaptureError(f'{error}; cuda_graphs = "auto" or "off" computes such steps without a graph') from error
             self._refuse(key, run, str(error))
         else:
-            return self._kept(key, run, graph)
+            velocity = self._kept(key, run, graph)
+            return self._hooked(run, latents, modulation, lambda *_: velocity)
         return self._eagerly(run, latents, modulation)
 
     def release(self) -> None:
@@ -168,6 +170,11 @@ class StepGraphs:
         eight_bits = self._transformer.single_blocks[0].linear2.takes is not None  # type: ignore[union-attr]
         capability = self._capability(batch.text_tokens.device)
         return host_ms(params, len(batch.joint)) > gpu_ms(flops, capability, eight_bits=eight_bits)
+
+    def _hooked(self, run: Run, latents: Tensor, modulation: Tensor, repeat: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """What `repeat` gives, by a call of the transformer, whose hooks count and mark its evaluations."""
+        velocity: Tensor = self._transformer(replace(run, repeat=repeat), latents, modulation)
+        return velocity
 
     def _eagerly(self, run: Run, latents: Tensor, modulation: Tensor) -> Tensor:
         self._counts.eager += 1

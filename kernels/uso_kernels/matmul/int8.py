@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from uso_kernels.example import Example, Size
-from uso_kernels.launch import Config, Generation, Launch, jit, tl
+from uso_kernels.launch import Config, Generation, Launch, jit, strided, tl
 from uso_kernels.operands import result_like
 from uso_kernels.operation import operation
 
@@ -104,19 +104,13 @@ def _launch(
 ) -> Launch:
     m_rows, n_rows = y.shape
     config = CONFIGS[generation][m_rows > FEW_ROWS]
-    arguments = {
-        "x_ptr": x,
+    arguments = strided(x=x, weight=weight, y=y) | {
         "x_scale_ptr": x_scale,
-        "weight_ptr": weight,
         "weight_scale_ptr": weight_scale,
         "bias_ptr": x_scale if bias is None else bias,
-        "y_ptr": y,
         "m_rows": m_rows,
         "n_rows": n_rows,
         "k_columns": x.shape[1],
-        "x_stride": x.stride(0),
-        "weight_stride": weight.stride(0),
-        "y_stride": y.stride(0),
         "HAS_BIAS": bias is not None,
     }
     grid = (-(-m_rows // config.blocks["BLOCK_M"]) * -(-n_rows // config.blocks["BLOCK_N"]),)

@@ -16,7 +16,6 @@ sequence's first, multiplied in float32 and rounded once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -91,15 +90,23 @@ def linear_of_parts(
     Raises:
         ValueError: parts that together have other columns than the weight.
     """
-    bounds = list(accumulate((part.shape[1] for part in parts), initial=0))
-    if bounds[-1] != weight.shape[1]:
-        raise ValueError(f"the parts have {bounds[-1]} columns together, the weight has {weight.shape[1]}")
+    columns = columns_of(weight, [part.shape[1] for part in parts])
     if needs_gradient(*parts, weight, bias):
         return F.linear(torch.cat(tuple(parts), dim=1), weight, bias)
     y = parts[0].new_empty(parts[0].shape[0], weight.shape[0])
-    columns = [weight[:, start:end] for start, end in pairwise(bounds)]
     _fill(y, parts, columns, bias, rows_of(sequences, len(y)))
     return y
+
+
+def columns_of(weight: Tensor, widths: Sequence[int]) -> list[Tensor]:
+    """The columns of a weight [N, K] that multiply each part of a matrix, [N, width] each.
+
+    Raises:
+        ValueError: the widths are not K together.
+    """
+    if sum(widths) != weight.shape[1]:
+        raise ValueError(f"the parts have {sum(widths)} columns together, the weight has {weight.shape[1]}")
+    return list(weight.split_with_sizes(list(widths), dim=1))
 
 
 def _fill(

@@ -9,7 +9,6 @@ sequence. Otherwise a call is that product and nothing else: no check, no view, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from uso_kernels.cpu import widens
 from uso_kernels.ragged import Ragged
 from uso_kernels.rows import Rows
 
-from .linear import activated_product, activates_in_product, linear, linear_of_parts
+from .linear import activated_product, activates_in_product, columns_of, linear, linear_of_parts
 
 
 class Product:
@@ -71,11 +70,8 @@ class ProductOfParts:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, widths: Sequence[int], sequences: Ragged | None) -> None:
-        bounds = list(accumulate(widths, initial=0))
-        if bounds[-1] != weight.shape[1]:
-            raise ValueError(f"the parts have {bounds[-1]} columns together, the weight has {weight.shape[1]}")
+        self._columns = [columns.t() for columns in columns_of(weight, widths)]
         self._weight, self._bias, self._sequences = weight, bias, sequences
-        self._columns = [weight[:, start:end].t() for start, end in pairwise(bounds)]
         self._is_one = bias is not None and _is_one(weight, sequences)
 
     def __call__(self, *parts: Tensor) -> Tensor:
