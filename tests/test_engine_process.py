@@ -66,6 +66,21 @@ def cut_off():
     except EngineClosedError:
         pass
 threading.Thread(target=cut_off, daemon=True).start()
+# From Python 3.12 on no thread is started once this one has ended.
+while not engine.statistics().steps:
+    pass
+"""
+)
+TOO_LATE = (
+    BEGIN
+    + """
+def work():
+    threading.main_thread().join()
+    try:
+        print(len(engine.generate(**{**fields, "num_inference_steps": 1}).images), "image", flush=True)
+    except EngineClosedError as error:
+        print(error, flush=True)
+threading.Thread(target=work).start()
 """
 )
 
@@ -96,6 +111,12 @@ def test_an_interrupt_cancels_the_callers_request_and_leaves_no_thread(repositor
 def test_the_interpreter_ends_when_its_own_threads_have(repository: Path) -> None:
     """A thread that the program waits for gets its image though the main thread has ended; a daemon's may be cut off."""
     assert "1 image" in run(NEVER_CLOSED, repository)
+
+
+def test_a_first_request_after_the_main_thread_has_ended(repository: Path) -> None:
+    """Its image, or from Python 3.12 on, which starts no more threads then, an error that says so."""
+    expected = "1 image" if sys.version_info < (3, 12) else "Python has ended its main thread and starts no others any more"
+    assert expected in run(TOO_LATE, repository)
 
 
 def test_an_engine_that_nobody_has_ends_its_threads() -> None:

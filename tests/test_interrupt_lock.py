@@ -102,6 +102,8 @@ def interrupted_at(position: int, lock: InterruptSafeLock) -> tuple[bool, list[s
 
 def test_an_interrupt_at_any_instruction_leaves_the_lock_free() -> None:
     lock = InterruptSafeLock()
+    if not interrupted_at(1, lock)[0]:
+        pytest.skip("this Python traces no instructions of a function that is being entered (3.12)")
     position, interrupted, outcomes = 0, True, set[bool]()
     while interrupted:
         position += 1

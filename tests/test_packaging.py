@@ -11,6 +11,8 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
+import uso_engine
+
 EXTRAS = {"gpu", "cpu", "export", "gguf", "heif", "otel", "quant", "ray", "s3", "serve", "bench", "test"}
 
 
@@ -144,3 +146,10 @@ def test_constraints_pin_what_the_package_asks_for(repository: Path) -> None:
         assert requirement.name.lower().replace("_", "-") in pins, f"{requirement} is not pinned"
         (specifier,) = pins[requirement.name.lower().replace("_", "-")].specifier
         assert requirement.specifier.contains(specifier.version), f"{requirement} against {specifier}"
+
+
+def test_a_checkout_knows_its_version_without_being_installed(repository: Path) -> None:
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    assert uso_engine.__version__ == project["version"]
+    asking = [path for path in (repository / "uso_engine").rglob("*.py") if 'version("uso-engine")' in path.read_text()]
+    assert asking == []

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from .version import VERSION as __version__
+
 # typing's constant under its own name: importing typing would be most of the time in which Ctrl-C meets no handler yet.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from .loading.torchrun import follow_if_not_first
     from .sampling.step import Step
 
-__version__ = "0.1.0"
 __all__ = [
     "AsyncUSOEngine",
     "EngineConfig",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from importlib.metadata import version
 
 import torch
 
 from uso_engine.errors import ParallelError
 from uso_engine.model.transformer import Transformer
+from uso_engine.version import VERSION
 
 from .group import Group
 
@@ -25,7 +25,7 @@ def identity(transformer: Transformer) -> dict[str, str]:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(sampled.numpy().tobytes())
     return {
-        "uso-engine": version("uso-engine"),
+        "uso-engine": VERSION,
         "torch": torch.__version__,
         "attention": transformer.attention_backend,
         "weights": digest.hexdigest(),

@@ -26,6 +26,7 @@ class Acceptance:
         self._name, self._limits, self._counters = name, limits, counters
         self.closed = False
         self.draining = False
+        self.python_ends = False
         self.failure: BaseException | None = None
 
     def refusal(self) -> USOError | None:
@@ -36,6 +37,11 @@ class Acceptance:
             )
             dead.__cause__ = self.failure
             return dead
+        if self.python_ends:
+            return EngineClosedError(
+                f"engine {self._name} cannot begin: Python has ended its main thread and starts no others any more; "
+                "from 3.12 on the main thread has to stay until the first request has begun"
+            )
         if self.closed:
             return EngineClosedError(f"engine {self._name} was closed; make a new one with USOEngine.from_config")
         if self.draining:

@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,11 +28,11 @@ from .outcome import Outcome
 from .queue import RequestQueue
 from .stages import Stages, use_threads
 from .stepping import out_of_memory, take_step
+from .threads import start_daemon, use_device
 from .trace import Trace
 from .worker import Worker
 
 logger = logging.getLogger(__name__)
-
 Result = TypeVar("Result")
 STEPS_AHEAD = 1
 """Steps that are handed to a GPU before the one before them is done: it never waits, and nobody waits for more than two."""
@@ -161,9 +162,9 @@ class RequestLoop:
 
     def wake(self) -> None:
         """See to it that the loop looks again; the first time starts its thread."""
-        if self._threaded and self._thread is None and not self._stopping:
-            # A daemon: whoever waits for a result keeps the process alive, an idle engine must not.
-            threading.Thread(target=self._run, name="uso-engine denoising", daemon=True).start()
+        idle = self._threaded and self._thread is None and not self._stopping
+        if idle and start_daemon(self._run, "uso-engine denoising") is None:
+            self._end_with_python()
         self.queue.notify()
 
     def _run(self) -> None:
@@ -177,10 +178,9 @@ class RequestLoop:
         self._end_all()
 
     def _work(self) -> None:
-        self._prepare_thread()
-        if self._overlapped:
-            for worker in (self.conditioning, self.decoding):
-                worker.start(self._prepare_thread, self._fail)
+        (prepare := partial(use_device, self._device))()
+        if self._overlapped and not all(worker.start(prepare, self._fail) for worker in (self.conditioning, self.decoding)):
+            self._end_with_python()
         while not self._stopping:
             if not self.round():
                 self.queue.wait_for_change()
@@ -277,9 +277,10 @@ class RequestLoop:
         decoded, conditioned = self.decoding.run_one(), self.conditioning.run_one()
         return conditioned or decoded
 
-    def _prepare_thread(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.set_device(self._device)
+    def _end_with_python(self) -> None:
+        self.queue.acceptance.python_ends = True
+        self.stop()
+        self._end_all()
 
     def _fail(self, fault: BaseException) -> None:
         """Nothing can be computed any more; the loop's thread ends everything with the cause."""

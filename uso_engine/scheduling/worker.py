@@ -10,6 +10,7 @@ from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 from .outcome import Answer, Outcome
+from .threads import start_daemon
 
 Result = TypeVar("Result")
 
@@ -88,16 +89,18 @@ class Worker:
         smallest = min(self._tasks, key=lambda task: task.size)
         return self._tasks[0] if self._oldest_next or not smallest.has_room() else smallest
 
-    def start(self, prepare: Callable[[], None], on_fault: Callable[[BaseException], None]) -> None:
+    def start(self, prepare: Callable[[], None], on_fault: Callable[[BaseException], None]) -> bool:
         """Do tasks in a thread from now on.
 
         Args:
             prepare: called in the thread before the first task.
             on_fault: told of an error that a task let through.
+
+        Returns:
+            Whether it could be started.
         """
-        # A daemon: whoever waits for a result keeps the process alive, an idle thread must not.
-        self._thread = threading.Thread(target=self._run, args=(prepare, on_fault), name=self.name, daemon=True)
-        self._thread.start()
+        self._thread = start_daemon(self._run, self.name, prepare, on_fault)
+        return self._thread is not None
 
     def stop(self, reason: BaseException) -> None:
         """End the thread after the task that runs; those that wait are not done any more, for a reason."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from fastapi.openapi.utils import get_openapi
@@ -11,6 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from uso_engine.api.fields import MAX_IMAGES, MODEL
 from uso_engine.api.request import GenerationRequest
 from uso_engine.api.response import ErrorBody, GenerationResponse
+from uso_engine.version import VERSION
 
 from .openai_dialect import REPLACED, OpenAIImages
 from .settings import ServerSettings
@@ -61,7 +61,7 @@ def openapi_document(app: FastAPI, kind: type[GenerationRequest], settings: Serv
         settings: names of the model, and whether keys are needed.
     """
     document = get_openapi(
-        title="uso-engine", version=version("uso-engine"), description=_DESCRIPTION, routes=app.routes, openapi_version="3.1.0"
+        title="uso-engine", version=VERSION, description=_DESCRIPTION, routes=app.routes, openapi_version="3.1.0"
     )
     schemas: Schema = document["components"]["schemas"]
     schemas |= _request_schemas(kind, settings)
