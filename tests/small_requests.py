@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from uso_engine.api.events import Done
 from uso_engine.errors import USOError
+from uso_engine.model.keys import Merged
+from uso_engine.model.rope import Grid
 from uso_engine.model.transformer import Transformer
 from uso_engine.queue_limits import QueueLimits
 from uso_engine.sampling.admission import admit
@@ -31,18 +33,24 @@ from uso_engine.scheduling.scheduler import Scheduler
 from uso_engine.stopwatch import Stopwatch
 
 CPU = torch.device("cpu")
-# Grid, text tokens, style tokens, content latents: aligned and padded, with and without references.
-SHAPES = [((4, 4), 32, 0, ()), ((3, 5), 21, 24, ((6, 10),)), ((1, 3), 5, 0, ((2, 2), (4, 6))), ((8, 6), 40, 3, ())]
+# Grid, text tokens, style tokens, content latents, and text rows that stand for several; aligned and padded.
+SHAPES: list[tuple[Grid, int, int, tuple[Grid, ...], Merged]] = [
+    ((4, 4), 32, 0, (), ()),
+    ((3, 5), 21, 24, ((6, 10),), ()),
+    ((1, 3), 5, 0, ((2, 2), (4, 6)), ()),
+    ((8, 6), 40, 3, (), ()),
+    ((2, 5), 7, 4, ((4, 4),), ((4, 9), (6, 2))),
+]
 
 
 def image_jobs(transformer: Transformer, shape: int, steps: int, images: int = 1, *, negative: bool = False) -> list[ImageJob]:
     """The images of a request of one of `SHAPES`."""
-    grid, text, style, contents = SHAPES[shape]
+    grid, text, style, contents, merged = SHAPES[shape]
     sigmas = tuple(1 - i / steps for i in range(steps + 1))
-    sequences = [
-        admit(transformer, drawn_conditions(SMALL, seed=seed, text=text, style=style, contents=contents), grid, sigmas, 4.0)
-        for seed in ((shape, 100 + shape) if negative else (shape,))
-    ]
+    sequences = []
+    for seed in (shape, 100 + shape) if negative else (shape,):
+        conditions = drawn_conditions(SMALL, seed=seed, text=text, style=style, contents=contents)
+        sequences.append(admit(transformer, replace(conditions, merged=merged), grid, sigmas, 4.0))
     return [
         ImageJob(sequences[0], draw_noise(16 * grid[1], 16 * grid[0], 7 + i), sigmas, sequences[1] if negative else None, 2.0)
         for i in range(images)
