@@ -1,5 +1,7 @@
 """A product of a packed batch is one product per sequence, with the bits of each sequence alone."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from recorded_shapes import Shapes
@@ -135,6 +137,31 @@ def test_a_cpu_that_cannot_end_a_product_in_gelu_activates_afterwards(fused: boo
     eager = F.gelu(F.linear(x, weight, bias), approximate="tanh")
     errors = [float((result.double() - exact).norm()) for result in (together, eager)]
     assert errors[0] < 0.8 * errors[1] if fused else errors[0] == pytest.approx(errors[1], rel=0.1)
+
+
+@pytest.mark.parametrize("spread", [lambda bias: torch.stack((bias, -bias), 1)[:, 0], lambda bias: bias[:1].expand(len(bias))])
+def test_a_bias_with_a_stride_of_its_own(spread: Callable[[Tensor], Tensor]) -> None:
+    x, weight, bias = (drawn(*shape, dtype=torch.bfloat16, seed=i) / 4 for i, shape in enumerate(((48, 64), (96, 64), (96,))))
+    strided = spread(bias)
+    activated = linear(x, weight, strided, gelu=True)
+    exact = F.gelu(F.linear(x.double(), weight.double(), strided.double()), approximate="tanh")
+    assert float((activated.double() - exact).norm() / exact.norm()) < 1e-2
+    assert torch.equal(activated, linear(x, weight, strided.contiguous(), gelu=True))
+
+
+def test_a_compiler_joins_product_and_gelu_by_itself() -> None:
+    """oneDNN's own operation cannot be compiled with a weight that may change."""
+    x, weight, bias = (drawn(*shape, dtype=torch.bfloat16, seed=i) / 4 for i, shape in enumerate(((48, 64), (96, 64), (96,))))
+    seen: list[str] = []
+
+    def keep(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., object]:
+        seen.extend(str(node.target) for node in module.graph.nodes)
+        return module.forward
+
+    with torch.no_grad():
+        compiled = torch.compile(lambda x: linear(x, weight, bias, gelu=True), backend=keep)(x)
+    assert seen and not any("mkldnn" in name for name in seen)
+    assert torch.allclose(compiled.float(), linear(x, weight, bias, gelu=True).float(), rtol=1e-2, atol=1e-3)
 
 
 def test_gradients_flow_through_parts_gelu_and_a_place() -> None:

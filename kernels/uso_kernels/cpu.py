@@ -26,8 +26,11 @@ def widens(x: Tensor) -> bool:
 def activates(x: Tensor) -> bool:
     """Whether a product of a tensor's type ends in GELU best where it is: in bfloat16, which is oneDNN's on a CPU anyway.
 
-    Products in float32 are MKL's, which are faster than oneDNN's and know no GELU.
+    Products in float32 are MKL's, which are faster than oneDNN's and know no GELU. A compiler joins the two by itself, and
+    takes this one only where it has packed the weight.
     """
+    if torch.compiler.is_compiling():
+        return False
     return x.is_cpu and x.dtype == torch.bfloat16 and multiplies_bfloat16() and _has_product_with_gelu()
 
 
@@ -47,5 +50,6 @@ def product_with_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     It is what `torch.compile` makes of a linear layer and GELU on a CPU.
     """
-    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "tanh")
+    # Of the bias it reads the memory and not the stride.
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias.contiguous(), "gelu", [], "tanh")
     return y
