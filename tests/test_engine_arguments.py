@@ -151,6 +151,14 @@ NO_TENSOR = StyleTokens(np.zeros((4, 8)), "", "")  # type: ignore[arg-type]
             "tokens must be a dense tensor of floating-point numbers with 2 axes",
         ),
         ({"prompt_embedding": TextEmbedding(torch.zeros(1, 8), torch.full((8,), torch.nan), "", "")}, "pooled must be finite"),
+        (
+            {"prompt_embedding": TextEmbedding(torch.zeros(4, 8), torch.zeros(8), "", "", padding=5)},
+            "research.prompt_embedding.padding must be None or a whole number from 0 to 4, the rows of tokens, got 5",
+        ),
+        (
+            {"prompt_embedding": TextEmbedding(torch.zeros(4, 8), torch.zeros(8), "", "", padding=-1)},
+            "padding must be None or a whole number from 0 to 4",
+        ),
         ({"style_tokens": [torch.zeros(4, 8)]}, "research.style_tokens[0] must be StyleTokens or the path of saved ones"),
         ({"style_tokens": NO_TENSOR}, "research.style_tokens[0].tokens must be a tensor, got ndarray"),
         ({"content_images": [None]}, "research.content_images[0] must be a path, URL"),

@@ -157,3 +157,13 @@ def test_every_process_has_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch
     assert torchrun._device_of_its_own("cpu") == CPU
     with pytest.raises(BackendError, match="here cuda:2; give 'cuda', not 'cuda:0'"):
         torchrun._device_of_its_own("cuda:0")
+
+
+@pytest.mark.parametrize("variable", [None, "first"])
+def test_a_process_without_a_number_on_its_machine_says_so(variable: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("LOCAL_RANK", variable)
+    monkeypatch.setattr(torchrun, "check_device", torch.device)
+    with pytest.raises(ParallelError, match=r"does not say its number on this machine: .*(LOCAL_RANK|invalid literal)"):
+        torchrun._device_of_its_own("cuda")

@@ -193,6 +193,9 @@ def _checked_embedding(value: object) -> TextEmbedding | str | Path | None:
         raise _refusal("prompt_embedding", "a TextEmbedding or the path of a saved one", value)
     _check_tensor("prompt_embedding.tokens", value.tokens, 2)
     _check_tensor("prompt_embedding.pooled", value.pooled, 1)
+    padding, rows = value.padding, len(value.tokens)
+    if padding is not None and not (type(padding) is int and 0 <= padding <= rows):
+        raise _refusal("prompt_embedding.padding", f"None or a whole number from 0 to {rows}, the rows of tokens", padding)
     return value
 
 

@@ -233,11 +233,19 @@ class TorchrunProcesses:
 
 
 def _device_of_its_own(device: str | torch.device | None) -> torch.device:
-    """Where this process computes: the GPU whose number on its machine is the process's there, or the CPU."""
+    """Where this process computes: the GPU whose number on its machine is the process's there, or the CPU.
+
+    Raises:
+        ParallelError: nobody says that number.
+        BackendError: there is no such GPU, or another one is named.
+    """
     found = default_device() if device is None else check_device(device)
     if found.type != "cuda":
         return found
-    own = dist.get_node_local_rank()
+    try:
+        own = dist.get_node_local_rank()
+    except (RuntimeError, ValueError) as error:
+        raise ParallelError(f"torchrun started this process, but does not say its number on this machine: {error}") from error
     if found.index not in (None, own):
         raise BackendError(f"under torchrun a process has the GPU of its number, here cuda:{own}; give 'cuda', not '{found}'")
     return check_device(f"cuda:{own}")
