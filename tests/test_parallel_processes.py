@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from uso_engine import GenerationResult, USOEngine
 from uso_engine.config import EngineConfig, load_config, parse_config
 from uso_engine.errors import BackendError, ConfigError, EngineDeadError, MemoryBudgetError, ParallelError
+from uso_engine.loading import follower_processes
 from uso_engine.loading.follower_processes import FollowerProcesses, follower_devices
 
 BASE = load_config("uso-tiny")
@@ -87,6 +89,21 @@ def test_a_process_that_is_killed_ends_the_engine_and_nothing_hangs() -> None:
         engine.generate(**REQUEST)
     engine.close()
     assert not set(mine) & set(followers())
+
+
+def test_a_process_that_hangs_between_steps_ends_the_engine_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes no message, and a step's limit is all that anybody waits for it."""
+    monkeypatch.setattr(follower_processes, "_ENDING_S", 0.0)
+    config = parse_config({**dict(BASE), "parallel": {"ulysses": 3, "step_timeout_s": 3.0}})
+    others = followers()
+    with USOEngine.from_config(config, device="cpu") as engine:
+        pid = next(pid for pid in followers() if pid not in others)
+        resort = threading.Timer(40.0, os.kill, (pid, signal.SIGKILL))
+        resort.start()
+        with pytest.raises(EngineDeadError):
+            engine.generate(**REQUEST, on_step=lambda step: os.kill(pid, signal.SIGSTOP))
+        assert resort.is_alive()
+        resort.cancel()
 
 
 def test_an_engine_whose_processes_ended_while_it_was_idle_is_closed_all_the_same(caplog: pytest.LogCaptureFixture) -> None:

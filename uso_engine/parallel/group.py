@@ -29,7 +29,7 @@ FAULTS = (RuntimeError, ConnectionError)
 
 
 class _Work(Protocol):
-    def wait(self) -> object: ...
+    def wait(self, timeout: timedelta = ..., /) -> object: ...
 
 
 class _Channel(Protocol):
@@ -74,7 +74,7 @@ class Group:
 
     def __init__(self, store: Store, rank: int, size: int, device: torch.device, step_timeout_s: float) -> None:
         self.rank, self.size, self.device = rank, size, device
-        limit = timedelta(seconds=step_timeout_s)
+        self.step_limit = limit = timedelta(seconds=step_timeout_s)
         try:
             self._control = cast("_Channel", dist.ProcessGroupGloo(PrefixStore("control", store), rank, size, _IDLE))
             data = PrefixStore("data", store)
@@ -87,13 +87,21 @@ class Group:
         except FAULTS as error:
             raise ParallelError(f"process {rank} of {size} could not join the others: {error}") from error
 
-    def share_object(self, value: Kind | None) -> Kind:
-        """Give every process what the first one has; the others wait for it, however long."""
+    def share_object(self, value: Kind | None, limit: timedelta = _IDLE) -> Kind:
+        """Give every process what the first one has; the others wait for it, however long.
+
+        Args:
+            value: of the first process.
+            limit: how long the first one waits for the others to take it.
+
+        Raises:
+            ParallelError: a process is gone, or takes longer.
+        """
         data = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8) if self.rank == 0 else None
         length = torch.tensor([0 if data is None else len(data)])
-        self._broadcast(self._control, length)
+        self._broadcast(self._control, length, limit)
         content = torch.empty(int(length), dtype=torch.uint8) if data is None else data
-        self._broadcast(self._control, content)
+        self._broadcast(self._control, content, limit)
         if self.rank == 0:
             return cast("Kind", value)
         # From the engine's own first process: it has started this one, or one user has started both by torchrun.
@@ -142,11 +150,12 @@ class Group:
         for channel in (self._data, self._control):
             channel.abort()
 
-    def _broadcast(self, channel: _Channel, tensor: Tensor) -> None:
+    def _broadcast(self, channel: _Channel, tensor: Tensor, limit: timedelta | None = None) -> None:
         options = dist.BroadcastOptions()
         options.rootRank = 0
         try:
-            channel.broadcast([tensor], options).wait()
+            work = channel.broadcast([tensor], options)
+            work.wait() if limit is None else work.wait(limit)
         except FAULTS as error:
             raise self.gone(error) from error
 

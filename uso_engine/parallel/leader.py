@@ -6,6 +6,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable
+from datetime import timedelta
 from itertools import count
 from typing import TypeVar
 
@@ -22,6 +23,8 @@ from .messages import End, LoRAMessage, Message
 from .step import BatchDescription, SharedRun, StepMessage, evaluate, send_batch
 
 logger = logging.getLogger(__name__)
+_MERGING = timedelta(minutes=30)
+"""How long other processes may merge LoRAs before they take the next message."""
 Result = TypeVar("Result")
 
 
@@ -38,6 +41,7 @@ class Leader:
         self._batches: dict[int, tuple[weakref.ref[PackedBatch], int, SharedRun]] = {}
         self._numbers = count()
         self._failure: ParallelError | None = None
+        self._patience = group.step_limit
         # The loop's thread and a caller that verifies or closes may come at once.
         self._lock = threading.RLock()
 
@@ -71,7 +75,7 @@ class Leader:
             message = StepMessage(number, frozenset(alive), description, tuple(modulation.shape), observer is not None)
 
             def together() -> Tensor:
-                self._group.share_object(message)
+                self._send(message)
                 if known is None:
                     send_batch(self._group, batch)
                     self._batches[id(batch)] = weakref.ref(batch), number, shared
@@ -111,7 +115,12 @@ class Leader:
     def _tell(self, message: Message) -> None:
         with self._lock:
             self._check()
-            self._guarded(lambda: self._group.share_object(message))
+            self._guarded(lambda: self._send(message))
+
+    def _send(self, message: Message) -> None:
+        """Give the others a message. They have been waiting for it, but for a step's end or for LoRAs that they merge."""
+        self._group.share_object(message, self._patience)
+        self._patience = _MERGING if isinstance(message, LoRAMessage) else self._group.step_limit
 
     def _find(self, batch: PackedBatch) -> tuple[int, SharedRun] | None:
         """The number and share of a batch that the others know; forgets those that are gone here."""
