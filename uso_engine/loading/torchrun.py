@@ -262,7 +262,8 @@ def _signals_are_the_firsts() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # None: set by somebody outside of Python, and not to be had back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _joining(rank: int) -> str:
