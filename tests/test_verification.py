@@ -130,7 +130,9 @@ def test_every_attention_that_runs_on_a_cpu_is_within_bounds(cases: Path, tmp_pa
     assert [check for check in run(tmp_path, attention=attention, tier="float32") if not check.is_within] == []
 
 
-def test_attention_that_cannot_run_is_an_error(cases: Path, tmp_path: Path) -> None:
-    alone(cases, "offset_rows_only", tmp_path)
+@pytest.mark.parametrize("case", ["offset_rows_only", "autoencoder_two_levels"])
+def test_attention_that_cannot_run_is_an_error(case: str, cases: Path, tmp_path: Path) -> None:
+    """Before anything is compared, even where nothing attends."""
+    alone(cases, case, tmp_path)
     with pytest.raises(BackendError, match="'flash' cannot run on cpu: there is no such backend; these can: auto, dense"):
         run(tmp_path, attention="flash")

@@ -18,6 +18,7 @@ from uso_engine.conditioning.style import StyleTokens
 from uso_engine.config import parse_config
 from uso_engine.imaging.resize import keep_size, resize_content
 from uso_engine.loading.assembly import load_autoencoder, load_pipeline
+from uso_engine.loading.transformer import check_attention
 from uso_engine.model.rope import content_positions, grid_positions
 from uso_engine.pipeline import Pipeline
 from uso_engine.precision.tiers import FLOAT_TIERS, TierName
@@ -66,7 +67,9 @@ def verify(folder: Path, options: VerifyOptions) -> Iterator[Check]:
         CheckpointError: a file that is not a case.
         ConfigError: so many processes do not divide the heads of the cases' transformer.
         ParallelError: they could not compute together.
+        BackendError: no such attention here.
     """
+    check_attention(options.attention, options.device)
     cases, tables = read_cases(folder)
     for case in cases:
         with clean_process_state():
