@@ -1,0 +1,54 @@
+"""What fal's queue writes down, in the order in which it happened, whenever a request is cancelled."""
+
+import asyncio
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from uso_engine.serving.queue_records import QueuedRequest, QueueRecords, QueueState, new_id
+from uso_engine.serving.queue_runner import QueueRunner
+from uso_engine.serving.service import Service
+from uso_engine.serving.storage import FolderStorage
+
+
+class SlowRecords(QueueRecords):
+    """Storage that takes as long as a test wants to write that a request is in progress."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(FolderStorage(folder))
+        self.writing, self.may_write = threading.Event(), threading.Event()
+
+    def put_state(self, identifier: str, state: QueueState) -> None:
+        if state.status == "IN_PROGRESS":
+            self.writing.set()
+            assert self.may_write.wait(60)
+        super().put_state(identifier, state)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_cancelled_while_its_beginning_is_written_it_ends_as_cancelled(times: int, tmp_path: Path) -> None:
+    """The beginning, written late, must not stand over the end: whoever follows the request would wait for ever."""
+    records = SlowRecords(tmp_path)
+    settings = SimpleNamespace(queue_width=1, max_waiting=4, expiry_s=60.0)
+    request = QueuedRequest(id=new_id(), model="fal-ai/uso", fields={}, key="anonymous", base_url="http://127.0.0.1")
+
+    async def cancel_it() -> None:
+        runner = QueueRunner(cast("Service", SimpleNamespace(settings=settings)), records, "server")
+        async with runner.running():
+            await runner.submit(request)
+            assert await asyncio.to_thread(records.writing.wait, 60)
+            for _ in range(times):
+                assert await runner.cancel(request.id, request.key, request.model) == "requested"
+                await asyncio.sleep(0.1)  # Time in which an end could be written too early.
+            records.may_write.set()
+            while runner.has(request.id):
+                await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(cancel_it(), 60))
+    state = records.state(request.id)
+    assert state is not None
+    assert (state.status, state.error) == ("COMPLETED", "The request was cancelled.")
+    assert records.unfinished() == {}
