@@ -8,8 +8,10 @@ from typing import cast
 
 import pytest
 
+from uso_engine.serving.files import ImageFiles
 from uso_engine.serving.queue_records import QueuedRequest, QueueRecords, QueueState, new_id
 from uso_engine.serving.queue_runner import QueueRunner
+from uso_engine.serving.queue_upkeep import QueueUpkeep
 from uso_engine.serving.service import Service
 from uso_engine.serving.storage import FolderStorage
 
@@ -52,3 +54,35 @@ def test_cancelled_while_its_beginning_is_written_it_ends_as_cancelled(times: in
     assert state is not None
     assert (state.status, state.error) == ("COMPLETED", "The request was cancelled.")
     assert records.unfinished() == {}
+
+
+class SlowRenewal(QueueRecords):
+    """Storage that takes as long as a test wants to write that a server is alive."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(FolderStorage(folder))
+        self.writing, self.may_write = threading.Event(), threading.Event()
+
+    def renew(self, owner: str, now: float) -> None:
+        self.writing.set()
+        assert self.may_write.wait(60)
+        super().renew(owner, now)
+
+
+def test_a_server_that_ends_while_it_says_that_it_is_alive_has_ended(tmp_path: Path) -> None:
+    """Otherwise the others would wait for a whole lease before they take up what it leaves."""
+    records = SlowRenewal(tmp_path)
+    files = SimpleNamespace(sweep=lambda: None)
+    runner = SimpleNamespace(has=lambda identifier: False)
+
+    async def begin_and_end() -> None:
+        upkeep = QueueUpkeep(
+            cast("QueueRunner", runner), records, cast("ImageFiles", files), "server", expiry_s=60.0, lease_s=60.0
+        )
+        threading.Timer(0.3, records.may_write.set).start()  # Time in which its end could be written too early.
+        async with upkeep.running():
+            assert await asyncio.to_thread(records.writing.wait, 60)
+
+    asyncio.run(begin_and_end())
+    assert records.may_write.is_set()
+    assert records.renewed("server") == 0

@@ -8,13 +8,14 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Literal, ParamSpec, TypeVar
 
 from uso_engine.errors import QueueFullError
 
 from .fal_answer import fal_call
+from .in_thread import in_thread
 from .queue_records import QueuedRequest, QueueRecords, QueueState
 from .refusal import Refusal, refusal_of
 from .service import Service
@@ -272,20 +273,8 @@ class QueueRunner:
         self._mine.pop(waiting.id, None)
 
     async def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Something of the storage, in a thread.
-
-        Cancelled, it ends all the same before this does: a state that is still being written would stand over the one that
-        follows.
-        """
-        begun = asyncio.get_running_loop().run_in_executor(self._threads, lambda: function(*args, **kwargs))
-        try:
-            return await asyncio.shield(begun)
-        except asyncio.CancelledError:
-            while not begun.done():
-                with suppress(asyncio.CancelledError):
-                    await asyncio.wait((begun,))
-            begun.exception()  # Looked at: who cancelled does not want it.
-            raise
+        """Something of the storage, in a thread."""
+        return await in_thread(self._threads, function, *args, **kwargs)
 
 
 def _cancelled() -> Refusal:

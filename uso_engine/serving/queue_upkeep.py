@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from uso_engine.errors import OutputError
 
 from .files import ImageFiles
+from .in_thread import in_thread
 from .queue_records import QueuedRequest, QueueRecords, QueueState, accepted_at
 from .queue_runner import QueueRunner
 
@@ -58,7 +59,7 @@ class QueueUpkeep:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             try:
-                await asyncio.to_thread(self._records.leave, self._owner)
+                await in_thread(None, self._records.leave, self._owner)
             except OutputError as error:
                 logger.error("storage: %s", error)
 
@@ -77,8 +78,8 @@ class QueueUpkeep:
             OutputError: the storage failed.
         """
         now = self._clock()
-        await asyncio.to_thread(self._records.renew, self._owner, now)
-        unfinished = await asyncio.to_thread(self._records.unfinished)
+        await in_thread(None, self._records.renew, self._owner, now)
+        unfinished = await in_thread(None, self._records.unfinished)
         self._owners = {one: owner for one, owner in self._owners.items() if one in unfinished}
         ended: dict[str, bool] = {}
         for identifier, to_cancel in unfinished.items():
@@ -93,31 +94,31 @@ class QueueUpkeep:
                 await self._look_at(identifier)
         if now - self._swept >= min(_SWEEP_S, self._expiry_s):
             self._swept = now
-            await asyncio.to_thread(self._files.sweep)
-            await asyncio.to_thread(self._records.sweep, now, self._expiry_s)
+            await in_thread(None, self._files.sweep)
+            await in_thread(None, self._records.sweep, now, self._expiry_s)
 
     async def _look_at(self, identifier: str) -> None:
         """Take up a request that nobody answers for, as after this server's own restart."""
-        state = await asyncio.to_thread(self._records.state, identifier)
+        state = await in_thread(None, self._records.state, identifier)
         if state is None and self._clock() - accepted_at(identifier) < self._lease_s:
             return  # It is being accepted just now.
         if state is not None and state.status == "COMPLETED":
             # Its server ended between saying so and letting go of the request.
-            await asyncio.to_thread(self._records.let_go, identifier)
+            await in_thread(None, self._records.let_go, identifier)
             return
         if state is not None and state.owner != self._owner and not await self._has_ended(state.owner):
             self._owners[identifier] = state.owner
             return
-        request = await asyncio.to_thread(self._records.request, identifier)
+        request = await in_thread(None, self._records.request, identifier)
         if request is None or self._runner.has(identifier):
             return
         logger.info("queue request %s is taken up", identifier)
-        await asyncio.to_thread(self._records.put_state, identifier, _owned(request, self._owner))
+        await in_thread(None, self._records.put_state, identifier, _owned(request, self._owner))
         self._owners.pop(identifier, None)
         self._runner.take_up(request)
 
     async def _has_ended(self, owner: str) -> bool:
-        return self._clock() - await asyncio.to_thread(self._records.renewed, owner) >= self._lease_s
+        return self._clock() - await in_thread(None, self._records.renewed, owner) >= self._lease_s
 
 
 def _owned(request: QueuedRequest, owner: str) -> QueueState:
