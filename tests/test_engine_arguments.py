@@ -190,7 +190,8 @@ def test_research_options_are_taken_in_their_natural_forms() -> None:
 
 
 def test_a_bar_on_wish(engine: USOEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")  # A terminal, or nothing but its end would be written.
+    monkeypatch.setenv("FORCE_COLOR", "1")  # A terminal, or nothing but its end would be written, and not a dumb one.
+    monkeypatch.setenv("TERM", "xterm")
     seen: list[int] = []
 
     def look(step: Step) -> None:
