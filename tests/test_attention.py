@@ -1,11 +1,10 @@
 """One attention function, every backend that runs here, against float64 and each other on ragged lengths."""
 
-import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
+from attention_operands import exact, operands
 from kernel_runs import HALF_PLACES, check_error, drawn, poisoned, run_kernel
 from torch import Tensor
 
@@ -18,28 +17,6 @@ from uso_kernels.ragged import Ragged
 Place = tuple[str, torch.dtype]
 # One token, one more and one less than a tile of rows and than a block of keys, several blocks.
 LENGTHS = ([1], [17, 1, 40], [128], [129, 15], [300])
-
-
-def operands(lengths: Sequence[int], place: Place, heads: int = 2, head_dim: int = 64) -> tuple[Tensor, Tensor, Tensor, Ragged]:
-    """q, k and v with padding rows that would poison every result they reached."""
-    layout = Ragged.pack(lengths, place[0])
-    q, k, v = (drawn(layout.rows, heads, head_dim, seed=seed, place=place) for seed in range(3))
-    if layout.token_rows is not None:
-        padding = torch.ones(layout.rows, dtype=torch.bool, device=place[0])
-        padding[layout.token_rows] = False
-        for x in (q, k, v):
-            x[padding] = float("nan")
-    return q, k, v, layout
-
-
-def truth(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged) -> Tensor:
-    """By the definition, in float64."""
-    out = torch.zeros(q.shape, dtype=torch.float64, device=q.device)
-    for i in range(len(queries)):
-        rows, key_rows = queries.span(i), keys.span(i)
-        scores = torch.einsum("qhd,khd->hqk", q[rows].double(), k[key_rows].double()) / math.sqrt(q.shape[2])
-        out[rows] = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v[key_rows].double())
-    return out
 
 
 def launch(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged, out: Tensor) -> None:
@@ -56,7 +33,7 @@ def test_kernel(place: Place, lengths: list[int], head_dim: int) -> None:
     q, k, v, layout = operands(lengths, place, head_dim=head_dim)
     out = poisoned(*q.shape, dtype=place[1], device=place[0])
     launch(q, k, v, layout, layout, out)
-    expected = truth(q, k, v, layout, layout)
+    expected = exact(q, k, v, layout, layout)
     check_error(out, attention_reference(q, k, v, layout, layout), expected)
     if layout.has_padding:
         assert not out[expected.abs().sum(dim=(1, 2)) == 0].any()
@@ -71,7 +48,7 @@ def test_kernel_with_fewer_queries_and_strided_rows(place: Place) -> None:
     q, k, v = wide[: queries.rows, 0], wide[:, 1], wide[:, 2]
     target = poisoned(queries.rows, 5, 64, dtype=place[1], device=place[0])
     launch(q, k, v, queries, keys, target[:, 1:3])
-    check_error(target[:, 1:3], attention_reference(q, k, v, queries, keys), truth(q, k, v, queries, keys))
+    check_error(target[:, 1:3], attention_reference(q, k, v, queries, keys), exact(q, k, v, queries, keys))
     assert target[:, 0].isnan().all()
     assert target[:, 3:].isnan().all()
 
@@ -85,7 +62,7 @@ def test_kernel_without_descriptors() -> None:
     misaligned = flat[1:].view(k.shape).copy_(k)
     out = poisoned(*q.shape, dtype=q.dtype)
     launch(spread[:, :, :64], misaligned, v, layout, layout, out)
-    check_error(out, attention_reference(q, k, v, layout, layout), truth(q, k, v, layout, layout))
+    check_error(out, attention_reference(q, k, v, layout, layout), exact(q, k, v, layout, layout))
 
 
 def test_a_neighbours_nan_stays_with_the_neighbour() -> None:
@@ -106,7 +83,7 @@ TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2.5e-2, torch.float16: 4e-3}
 @pytest.mark.parametrize("lengths", [*LENGTHS, [48, 48, 48], [40, 40]], ids=str)
 def test_every_backend_that_runs_here(lengths: list[int], dtype: torch.dtype) -> None:
     q, k, v, layout = operands(lengths, ("cpu", dtype))
-    expected = truth(q, k, v, layout, layout)
+    expected = exact(q, k, v, layout, layout)
     ran = 0
     for name, reason in available_backends("cpu").items():
         if reason is not None or name == "triton" or (name == "dense_batched" and len(set(lengths)) > 1):
@@ -125,7 +102,7 @@ def test_dense_attention_is_widened_where_a_cpu_has_no_bfloat16_products(monkeyp
     monkeypatch.setattr("uso_kernels.cpu.multiplies_bfloat16", lambda: False)
     q, k, v, layout = operands([40, 100], ("cpu", torch.bfloat16))
     result = attention(q, k, v, layout, layout, backend="dense").double()
-    expected = truth(q, k, v, layout, layout)
+    expected = exact(q, k, v, layout, layout)
     assert bool(((result - expected).abs() <= 2**-8 * expected.abs() + 1e-6).all())
 
 
@@ -133,7 +110,7 @@ def test_dense_attention_is_widened_where_a_cpu_has_no_bfloat16_products(monkeyp
 @pytest.mark.parametrize("lengths", [*LENGTHS, [48, 48, 48], [4608], [5824, 700]], ids=str)
 def test_every_backend_that_runs_on_this_gpu(lengths: list[int]) -> None:
     q, k, v, layout = operands(lengths, ("cuda", torch.bfloat16), heads=4, head_dim=128)
-    expected = truth(q, k, v, layout, layout)
+    expected = exact(q, k, v, layout, layout)
     for name, reason in available_backends("cuda").items():
         if reason is None and not (name == "dense_batched" and len(set(lengths)) > 1):
             result = attention(q, k, v, layout, layout, backend=name)

@@ -1,11 +1,14 @@
 """8-bit attention: kernels against references, its error, and what makes 8-bit attention fail elsewhere: outliers, company."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+from attention_operands import CPU, exact
+from attention_operands import operands as drawn_operands
 from kernel_runs import HALF_PLACES, drawn, poisoned, run_kernel
 from torch import Tensor
 
@@ -18,39 +21,14 @@ from uso_kernels.launch import COMPUTE_CAPABILITIES
 from uso_kernels.ragged import Ragged
 
 Place = tuple[str, torch.dtype]
-CPU = ("cpu", torch.float32)
 # One token, one more and one less than a block of keys and than a tile of rows, padding between sequences.
 LENGTHS = ([17, 1, 40], [128], [129, 15], [300])
+# Queries and keys as a norm leaves them, values with a mean.
+operands = partial(drawn_operands, means=(0.0, 0.0, 0.5))
 FLIPS = 1e-3
 """What kernel and reference may differ by: a weight on the border between two numbers of e4m3 falls on either side."""
 Attend = Callable[[Tensor, Tensor, Tensor, Ragged, Ragged], Tensor]
 Enlarge = Callable[[Tensor, Tensor, Tensor], None]
-
-
-def operands(
-    lengths: Sequence[int], place: Place = CPU, *, heads: int = 2, head_dim: int = 64
-) -> tuple[Tensor, Tensor, Tensor, Ragged]:
-    """Queries and keys as large as a norm leaves them, values with a mean; padding rows would poison what they reached."""
-    layout = Ragged.pack(lengths, place[0])
-    q, k, v = (
-        drawn(layout.rows, heads, head_dim, seed=seed, place=place, mean=mean) for seed, mean in enumerate((0.0, 0.0, 0.5))
-    )
-    if layout.token_rows is not None:
-        padding = torch.ones(layout.rows, dtype=torch.bool, device=place[0])
-        padding[layout.token_rows] = False
-        for x in (q, k, v):
-            x[padding] = float("nan")
-    return q, k, v, layout
-
-
-def exact(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged) -> Tensor:
-    """Attention by its definition, in float64."""
-    out = torch.zeros(q.shape, dtype=torch.float64, device=q.device)
-    for i in range(len(queries)):
-        rows, key_rows = queries.span(i), keys.span(i)
-        scores = torch.einsum("qhd,khd->hqk", q[rows].double(), k[key_rows].double()) / math.sqrt(q.shape[2])
-        out[rows] = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v[key_rows].double())
-    return out
 
 
 def by_backend(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from command_line import run as run_command
+from command_line import small_picture
 from PIL import Image
 from streamed_engines import plain_and_streamed
 
@@ -119,21 +120,7 @@ def test_wrong_options_are_named(options: dict[str, Any], says: str) -> None:
 
 def test_the_command_line_chooses_too(tmp_path: Path) -> None:
     path = tmp_path / "made.png"
-    arguments = [
-        "generate",
-        "--prompt",
-        "x",
-        "--size",
-        "64x64",
-        "--steps",
-        "4",
-        "--seed",
-        "3",
-        "--device",
-        "cpu",
-        "-o",
-        str(path),
-    ]
+    arguments = small_picture(path)
     code, printed = run_command(*arguments, "--sampler", "ab2", "--shift", "2", "--cosine", "0.25", "--parameters")
     assert code == 0, printed
     with Image.open(path) as picture:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from command_line import run as run_command
+from command_line import small_picture
 from PIL import Image
 from streamed_engines import plain_and_streamed
 
@@ -130,21 +131,7 @@ def test_wrong_choices_are_named(value: Any) -> None:
 
 def test_the_command_line_chooses_too(tmp_path: Path) -> None:
     path = tmp_path / "made.png"
-    arguments = [
-        "generate",
-        "--prompt",
-        "x",
-        "--size",
-        "64x64",
-        "--steps",
-        "2",
-        "--seed",
-        "3",
-        "--device",
-        "cpu",
-        "-o",
-        str(path),
-    ]
+    arguments = small_picture(path)
     code, printed = run_command(*arguments, "--text-padding", "merge", "--parameters")
     assert code == 0, printed
     with Image.open(path) as picture:

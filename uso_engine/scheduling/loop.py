@@ -7,7 +7,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -162,8 +161,8 @@ class RequestLoop:
 
     def wake(self) -> None:
         """See to it that the loop looks again; the first time starts its thread."""
-        idle = self._threaded and self._thread is None and not self._stopping
-        if idle and start_daemon(self._run, "uso-engine denoising") is None:
+        begins = self._threaded and self._thread is None and not self._stopping
+        if begins and start_daemon(self._run, "uso-engine denoising") is None:
             self._end_with_python()
         self.queue.notify()
 
@@ -178,8 +177,9 @@ class RequestLoop:
         self._end_all()
 
     def _work(self) -> None:
-        (prepare := partial(use_device, self._device))()
-        if self._overlapped and not all(worker.start(prepare, self._fail) for worker in (self.conditioning, self.decoding)):
+        use_device(self._device)
+        workers = (self.conditioning, self.decoding) if self._overlapped else ()
+        if not all(worker.start(self._device, self._fail) for worker in workers):
             self._end_with_python()
         while not self._stopping:
             if not self.round():

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
+import torch
+
 from .outcome import Answer, Outcome
-from .threads import start_daemon
+from .threads import start_daemon, use_device
 
 Result = TypeVar("Result")
 
@@ -89,17 +91,17 @@ class Worker:
         smallest = min(self._tasks, key=lambda task: task.size)
         return self._tasks[0] if self._oldest_next or not smallest.has_room() else smallest
 
-    def start(self, prepare: Callable[[], None], on_fault: Callable[[BaseException], None]) -> bool:
+    def start(self, device: torch.device, on_fault: Callable[[BaseException], None]) -> bool:
         """Do tasks in a thread from now on.
 
         Args:
-            prepare: called in the thread before the first task.
+            device: that the tasks compute on.
             on_fault: told of an error that a task let through.
 
         Returns:
             Whether it could be started.
         """
-        self._thread = start_daemon(self._run, self.name, prepare, on_fault)
+        self._thread = start_daemon(self._run, self.name, device, on_fault)
         return self._thread is not None
 
     def stop(self, reason: BaseException) -> None:
@@ -114,9 +116,9 @@ class Worker:
         if self._stopped is not None and self._thread is not threading.current_thread():
             self._give_up(self._stopped)
 
-    def _run(self, prepare: Callable[[], None], on_fault: Callable[[BaseException], None]) -> None:
+    def _run(self, device: torch.device, on_fault: Callable[[BaseException], None]) -> None:
         def work() -> None:
-            prepare()
+            use_device(device)
             while self._stopped is None:
                 if not self.run_one():
                     self._tasks.append(self._arriving.get())
