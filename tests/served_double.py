@@ -139,7 +139,8 @@ class DoubleEngine:
     async def drain(self, deadline_s: float) -> int:
         self._draining = True
         try:
-            await asyncio.wait_for(self._idle.wait(), deadline_s)
+            async with asyncio.timeout(deadline_s):
+                await self._idle.wait()
         except TimeoutError:
             return self.running
         return 0

@@ -7,7 +7,6 @@ import io
 import json
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -27,7 +26,7 @@ PATH = "/v1/images/generations"
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("hosted")
-    with serving(double_server(folder, 0, "most_at_once=3", "deadline_s=2.0", "max_steps=30"), folder / "log") as running:
+    with serving(double_server(folder, 0, "most_at_once=3", "max_steps=30"), folder / "log") as running:
         wait_ready(running)
         yield running
 
@@ -172,8 +171,10 @@ def test_a_full_queue_is_429_with_the_time_to_come_again(served: Served) -> None
     assert "queue.max_requests is 4" in response.json()["errors"][0]
 
 
-def test_the_deadline_ends_a_request(served: Served) -> None:
-    response = HTTP.post(f"{served.url}{PATH}", json=body(prompt="steps:100000"), timeout=30)
+def test_the_deadline_ends_a_request(tmp_path: Path) -> None:
+    with serving(double_server(tmp_path, 0, "deadline_s=0.5"), tmp_path / "log") as hurried:
+        wait_ready(hurried)
+        response = HTTP.post(f"{hurried.url}{PATH}", json=body(prompt="steps:100000"), timeout=30)
     assert (response.status_code, response.json()["message"]) == (504, "The request was not done in time.")
 
 
@@ -216,10 +217,8 @@ def test_a_client_that_leaves_ends_its_request(served: Served) -> None:
     with HTTP.stream("POST", f"{served.url}{PATH}?stream=true", json=body(prompt="steps:100000")) as response:
         assert next(events(response))[0] == "queued"
         left = response.headers["x-request-id"]
-    # Well before the deadline of two seconds would have ended them.
-    began = time.monotonic()
     while gauge(served, "uso_engine_running") > 0:
-        assert time.monotonic() - began < 1.5
+        pass  # No deadline ends them: only that their clients have left.
     assert served.line_of(left)["outcome"] == "cancelled"
     assert [line["outcome"] for line in served.lines()].count("cancelled") == 2
 

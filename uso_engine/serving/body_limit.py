@@ -71,17 +71,21 @@ class BodyLimit:
         return Refusal(413, "The body is too large.", errors=[f"at most {most} bytes are taken, got {count}"], headers=_CLOSE)
 
     def _slow_reader_bound(self, send: Send) -> Send:
+        async def sent(message: Message) -> None:
+            async with asyncio.timeout(self._bounds.idle_timeout_s):
+                await send(message)
+
         async def bounded(message: Message) -> None:
             body = message.get("body", b"") if message["type"] == "http.response.body" else b""
             if len(body) <= _CHUNK:
-                await asyncio.wait_for(send(message), self._bounds.idle_timeout_s)
+                await sent(message)
                 return
             # In pieces, so that a client that reads nothing is noticed before all of it lies in the socket's buffer.
             more = message.get("more_body", False)
             for start in range(0, len(body), _CHUNK):
                 last = start + _CHUNK >= len(body)
                 piece = {"type": "http.response.body", "body": body[start : start + _CHUNK], "more_body": more or not last}
-                await asyncio.wait_for(send(piece), self._bounds.idle_timeout_s)
+                await sent(piece)
 
         return bounded
 
@@ -104,7 +108,8 @@ class _Body:
         bounds = self._limit.bounds
         left = min(bounds.idle_timeout_s, self._deadline - self._limit.now())
         try:
-            message = await asyncio.wait_for(self._receive(), max(0.0, left))
+            async with asyncio.timeout(max(0.0, left)):
+                message = await self._receive()
         except TimeoutError:
             raise Refusal(408, "The body did not come in time.", headers=_CLOSE) from None
         if message["type"] == "http.request":

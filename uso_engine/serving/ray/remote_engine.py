@@ -109,7 +109,8 @@ class RemoteEngine:
         """Accept no more and finish what runs."""
         self._draining = True
         try:
-            await asyncio.wait_for(self._idle.wait(), deadline_s)
+            async with asyncio.timeout(deadline_s):
+                await self._idle.wait()
         except TimeoutError:
             return self._running
         return 0
