@@ -27,11 +27,12 @@ from uso_engine.precision.transformer import layer_formats
 FLUX = TransformerParams()
 
 
-@pytest.mark.parametrize("sequences", [1, 3])
-def test_activations_are_what_a_run_keeps_alive(sequences: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where products take bfloat16 as it is, as a GPU's do."""
+@pytest.mark.parametrize(("sequences", "attention"), [(1, "chunked"), (3, "chunked"), (3, "dense")])
+def test_activations_are_what_a_run_keeps_alive(sequences: int, attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where products take bfloat16 as it is, as a GPU's do, and attention has memory of its own, the same on every CPU."""
     monkeypatch.setattr("uso_kernels.cpu.multiplies_bfloat16", lambda: True)
     module = small_transformer(dtype=torch.bfloat16)
+    module.attention_backend = attention
     conditions = drawn_conditions(SMALL, seed=1, text=64, contents=((16, 16),))
     batch = PackedBatch.form([drawn_sequence(module, (16, 16), conditions)] * sequences)
     latents = torch.zeros(batch.output.rows, SMALL.in_channels, dtype=torch.bfloat16)
