@@ -1,7 +1,8 @@
 """Every operation has examples, and at every example its interpreted kernel does what its reference does."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from types import ModuleType
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.testing._internal.optests.generate_tests import DEFAULT_TEST_UTILS, OpCheckError
 
 from uso_engine.verification.measure import relative_error
+from uso_kernels import cpu
 from uso_kernels.attention.quantize_heads import GENERATIONS
 from uso_kernels.example import Example, Size, all_examples, kernel_modules
 from uso_kernels.launch import COMPUTE_CAPABILITIES, Generation, generation_of
@@ -172,3 +174,47 @@ def test_native_kernels_do_what_their_references_do() -> None:
         for result, again, plain in zip(*map(example.written, (straight, operator, eager)), strict=True):
             assert torch.equal(result.view(torch.uint8), again.view(torch.uint8)), example.name
             assert relative_error(result.float(), plain.float()) < 0.01, example.name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_reference_has_the_same_bits_in_blocks_of_rows(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    many, seen = replace(ODD, dtype=dtype), set()
+    for example in all_examples("hopper", many):
+        if example.operation.describe is None:
+            continue
+        written = []
+        for numbers in (2**30, 1):
+            monkeypatch.setattr("uso_kernels.cpu.BLOCK_NUMBERS", numbers)
+            with torch.no_grad(), count_blocks(monkeypatch) as blocks:
+                operands = example.fresh()
+                example.operation.reference(*operands)
+            written.append([tensor.view(torch.uint8) for tensor in example.written(operands)])
+            if blocks:
+                assert (max(blocks) > 1) == (numbers == 1), example.name
+                seen.add(example.operation.name)
+        assert all(map(torch.equal, *written)), example.name
+    assert seen == {
+        "gated_residual_into",
+        "gelu_concat_into",
+        "layer_norm_modulate_into",
+        "qk_norm_rope_into",
+        "quantize_rows_into",
+    }
+
+
+@contextmanager
+def count_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Blocks of each call of `row_blocks`."""
+    found: list[int] = []
+
+    def counted(x: Tensor, width: int, multiple: int = 1) -> Sequence[slice]:
+        blocks = cpu.row_blocks(x, width, multiple)
+        found.append(len(blocks))
+        return blocks
+
+    with monkeypatch.context() as patched:
+        for module in kernel_modules():
+            if hasattr(module, "row_blocks") and module is not cpu:
+                patched.setattr(module, "row_blocks", counted)
+        yield found

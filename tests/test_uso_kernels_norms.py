@@ -6,6 +6,7 @@ from kernel_runs import PLACES, check_error, drawn, poisoned, run_kernel
 from torch import Tensor
 from torch.nn import functional as F
 
+from uso_engine.verification.measure import relative_error
 from uso_kernels.gated_residual import (
     gated_residual,
     gated_residual_into,
@@ -13,7 +14,7 @@ from uso_kernels.gated_residual import (
 )
 from uso_kernels.layer_norm_modulate import layer_norm_modulate, layer_norm_modulate_into, normalized
 from uso_kernels.ragged import Ragged
-from uso_kernels.rows import QuantizedRows, new_quantized, quantize_rows_reference
+from uso_kernels.rows import QuantizedRows, new_quantized, parts, quantize_rows_reference
 
 Place = tuple[str, torch.dtype]
 WIDTHS = [64, 200, 3072]
@@ -196,3 +197,22 @@ def test_bad_operands_are_refused() -> None:
         layer_norm_modulate(x, shift, scale, tiles, torch.float16)
     with pytest.raises(ValueError, match="y must be"):
         gated_residual(x, given["y"][:16], given["gate"], tiles)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.int8])
+@torch.no_grad()
+def test_blocks_of_rows_have_their_own_sequences_vectors(dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a CPU computes a reference in blocks of rows, a tile at a time."""
+    given = operands(200, ("cpu", torch.float32))
+    x, norm, tiles = given["x"], (given["shift"], given["scale"]), given["tiles"]
+    found = []
+    for numbers in (2**30, 1):
+        monkeypatch.setattr("uso_kernels.cpu.BLOCK_NUMBERS", numbers)
+        total, added = gated_residual(x, given["y"], given["gate"], tiles, norm, dtype)
+        assert added is not None
+        rows = (*parts(layer_norm_modulate(x, *norm, tiles, dtype)), *parts(added))
+        found.append((total, *(part for part in rows if part is not None)))
+    for whole, in_blocks in zip(*found, strict=True):
+        assert torch.equal(whole, in_blocks)
+    if dtype is None:
+        assert relative_error(found[1][1].double(), true_norm(x, given)) < 1e-6

@@ -1,11 +1,32 @@
-"""What the CPU computes with, where it decides how something is computed best."""
+"""What the CPU computes with and out of, where that decides how something is computed best."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+BLOCK_NUMBERS = 128 * 1024
+"""Numbers of a block of rows, for each thread: with what is made of them in float32 they stay in a core's second cache."""
+
+
+def row_blocks(x: Tensor, width: int, multiple: int = 1) -> Sequence[slice]:
+    """The rows of a tensor in blocks that a reference of several passes computes one after another, from the cache.
+
+    On a GPU, and where autograd records, it is all rows at once. Rows must not depend on each other.
+
+    Args:
+        x: [R, .], for its device and rows.
+        width: numbers of a row that are computed at once.
+        multiple: of what every block's first row is one.
+    """
+    rows = x.shape[0]
+    if not x.is_cpu or torch.is_grad_enabled():
+        return [slice(0, rows)]
+    step = max(1, BLOCK_NUMBERS * torch.get_num_threads() // max(1, width) // multiple) * multiple
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
 @lru_cache

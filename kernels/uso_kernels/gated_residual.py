@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .cpu import row_blocks
 from .example import Example, Size
 from .launch import Generation, Launch, jit, needs_gradient, strided, tl
 from .layer_norm_modulate import CONFIGS, check_norm_operands, norm_config, normalized, normalized_row
@@ -138,9 +139,13 @@ def gated_residual_into(
     row_scales: Tensor | None,
 ) -> None:
     """Fill `total`, and `out` where there is one, quantised where there are row scales."""
-    total.copy_(summed(x, y, gate, tile_sequence))
-    if out is not None and shift is not None and scale is not None:
-        write_rows(normalized(total, shift, scale, tile_sequence, eps), out, row_scales)
+    for block in row_blocks(x, x.shape[1], TILE_ROWS):
+        tiles = tile_sequence[block.start // TILE_ROWS : block.stop // TILE_ROWS]
+        block_total = total[block]
+        block_total.copy_(summed(x[block], y[block], gate, tiles))
+        if out is not None and shift is not None and scale is not None:
+            values = normalized(block_total, shift, scale, tiles, eps)
+            write_rows(values, out[block], None if row_scales is None else row_scales[block])
 
 
 def gated_residual(

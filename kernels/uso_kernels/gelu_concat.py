@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .cpu import row_blocks
 from .example import Example, Size
 from .launch import Generation, Launch, jit, needs_gradient, strided, tl
 from .operands import check_matrix, result_like
@@ -75,7 +76,9 @@ def gelu_concat_into(attended: Tensor | None, hidden: Tensor, out: Tensor, row_s
     """Fill `out`, quantised where there are row scales; without `attended` its columns stay as they are."""
     if row_scales is not None:
         wide = torch.promote_types(hidden.dtype, torch.float32)
-        write_rows(joined(None if attended is None else attended.to(wide), hidden.to(wide)), out, row_scales)
+        for block in row_blocks(hidden, out.shape[1]):
+            beside = None if attended is None else attended[block].to(wide)
+            write_rows(joined(beside, hidden[block].to(wide)), out[block], row_scales[block])
         return
     start = out.shape[1] - hidden.shape[1]
     if attended is not None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .cpu import row_blocks
 from .example import Example, Size
 from .launch import Config, Generation, Launch, jit, needs_gradient, power_of_two, strided, tl
 from .operands import check_matrix, check_tiles
@@ -111,7 +112,10 @@ def layer_norm_modulate_into(
     x: Tensor, shift: Tensor, scale: Tensor, tile_sequence: Tensor, eps: float, out: Tensor, row_scales: Tensor | None
 ) -> None:
     """Fill `out`, quantised where there are row scales."""
-    write_rows(normalized(x, shift, scale, tile_sequence, eps), out, row_scales)
+    for block in row_blocks(x, x.shape[1], TILE_ROWS):
+        tiles = tile_sequence[block.start // TILE_ROWS : block.stop // TILE_ROWS]
+        values = normalized(x[block], shift, scale, tiles, eps)
+        write_rows(values, out[block], None if row_scales is None else row_scales[block])
 
 
 def layer_norm_modulate(

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .cpu import row_blocks
 from .example import Example, Size
 from .launch import Config, Generation, Launch, head_strided, jit, needs_gradient, strided, tl
 from .operands import check_matrix, check_row_index
@@ -190,17 +191,20 @@ def qk_norm_rope_into(
     """Write one stream's rows of q and k, and of v where there is one."""
     heads, width = q.shape[1:]
     pieces = qkv.view(qkv.shape[0], 3, heads, width)
-    row_cos, row_sin = (cos, sin) if rows is None else (cos.index_select(0, rows), sin.index_select(0, rows))
     wide = torch.promote_types(qkv.dtype, torch.float32)
-    turn = torch.complex(row_cos.to(wide), row_sin.to(wide))[:, None]
-    new = (_norm_rope(pieces[:, 0], q_scale, turn, eps), _norm_rope(pieces[:, 1], k_scale, turn, eps))
-    for target, source in zip((q, k, v), (*new, pieces[:, 2]), strict=True):
-        if target is None:
-            continue
-        if rows is None:
-            target.copy_(source)
-        else:
-            target.index_copy_(0, rows, source.to(target.dtype))
+    for block in row_blocks(qkv, heads * width):
+        places = None if rows is None else rows[block]
+        row_cos, row_sin = (x[block] if places is None else x.index_select(0, places) for x in (cos, sin))
+        turn = torch.complex(row_cos.to(wide), row_sin.to(wide))[:, None]
+        block_q, block_k, block_v = pieces[block].unbind(1)
+        new = (_norm_rope(block_q, q_scale, turn, eps), _norm_rope(block_k, k_scale, turn, eps))
+        for target, source in zip((q, k, v), (*new, block_v), strict=True):
+            if target is None:
+                continue
+            if places is None:
+                target[block].copy_(source)
+            else:
+                target.index_copy_(0, places, source.to(target.dtype))
 
 
 def qk_norm_rope(

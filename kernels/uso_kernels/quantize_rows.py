@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .cpu import row_blocks
 from .example import Example, Size, quantized_dtypes
 from .launch import Generation, Launch, jit, strided, tl
 from .operands import check_matrix
@@ -57,7 +58,8 @@ def _launch(generation: Generation, x: Tensor, values: Tensor, row_scales: Tenso
 @operation(writes=("values", "row_scales"), launch=_launch)
 def quantize_rows_into(x: Tensor, values: Tensor, row_scales: Tensor) -> None:
     """Fill `values` and `row_scales`."""
-    write_rows(x, values, row_scales)
+    for block in row_blocks(x, x.shape[1]):
+        write_rows(x[block], values[block], row_scales[block])
 
 
 def quantize_rows(x: Tensor, dtype: torch.dtype) -> QuantizedRows:
