@@ -93,6 +93,16 @@ def test_a_run_goes_on_where_it_was_cut_off(out: Path, tmp_path: Path, capsys: p
     assert done_cases(cut, Comparison(options, "").key) == set()
 
 
+def test_guidance_is_the_sizes_in_every_way(
+    records: dict[tuple[str, str], dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SIZES, "tiny", dataclasses.replace(TINY, guidance=2.0))
+    out = tmp_path / "records.jsonl"
+    main([*ARGUMENTS, "--ways", "authors' way", "diffusers", "--rounds", "1", "--cases", CASE, "--out", str(out)])
+    for record in map(json.loads, out.read_text().splitlines()):
+        assert record["difference"] < 1e-5 and record["sha256"] != records[CASE, record["way"]]["sha256"]
+
+
 def test_a_way_that_computes_something_else_is_not_timed(tmp_path: Path) -> None:
     options = parser().read([*ARGUMENTS, "--ways", "authors' way", "--cases", CASE, "--out", str(tmp_path / "none.jsonl")])
     comparison = Comparison(options, "")
