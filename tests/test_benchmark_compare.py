@@ -17,7 +17,7 @@ from benchmarks.compare.evaluations import Evaluations
 from benchmarks.compare.memory import peak_rise
 from benchmarks.compare.models import Models, encode
 from benchmarks.compare.peers import missing_fp8, missing_reference
-from benchmarks.compare.plots import PLOT, fit_batch, fit_tokens, ticks
+from benchmarks.compare.plots import PLOT, fit_batch, fit_tokens
 from benchmarks.compare.run import Comparison, done_cases, main, parser
 from benchmarks.compare.tables import NO_GPU, TABLES, overview, ratio, targets
 from uso_engine.model.roofline import step_flops
@@ -255,12 +255,6 @@ def test_fits_find_the_curve_that_points_lie_on() -> None:
     assert fit_tokens(points, "ours") == pytest.approx((2, 3))
     assert fit_batch([line(100, n, 1.0, 1e3 * (1 + 2 * n)) for n in (1, 2, 4)], "ours") == pytest.approx((1, 2))
     assert fit_tokens(points[:2], "ours") is None and fit_batch(points, "ours") is None
-
-
-def test_axes_have_round_numbers() -> None:
-    assert ticks(722) == [0, 200, 400, 600]
-    assert ticks(4.2) == [0, 1, 2, 3, 4]
-    assert 3 <= len(ticks(0.013)) <= 7
 
 
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
