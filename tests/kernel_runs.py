@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch import Tensor
@@ -41,6 +44,16 @@ def poisoned(*shape: int, dtype: torch.dtype, device: str = "cpu") -> Tensor:
     if dtype.is_floating_point and dtype.itemsize > 1:
         return torch.full(shape, float("nan"), dtype=dtype, device=device)
     return torch.full(shape, -77, dtype=torch.int8, device=device).view(dtype)
+
+
+@contextmanager
+def unwritten_is_nan() -> Iterator[None]:
+    """Within it, memory that PyTorch is asked for without values is NaN until somebody writes it."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def drawn(*shape: int, seed: int, place: tuple[str, torch.dtype], mean: float = 0.5) -> Tensor:

@@ -54,7 +54,7 @@ class DoubleEngine:
     on, ``noise`` makes previews large."""
 
     def __init__(self, config: EngineConfig, most_at_once: int = 64) -> None:
-        self.config = config
+        self.config, self.places = config, config.queue.max_requests
         self.failure: BaseException | None = None
         self.running = 0
         self.begun: list[str] = []

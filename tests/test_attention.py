@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from attention_operands import exact, operands
-from kernel_runs import HALF_PLACES, check_error, drawn, poisoned, run_kernel
+from kernel_runs import HALF_PLACES, check_error, drawn, poisoned, run_kernel, unwritten_is_nan
 from torch import Tensor
 
 from uso_engine.verification.measure import relative_error
@@ -89,11 +89,9 @@ def test_every_backend_that_runs_here(lengths: list[int], dtype: torch.dtype) ->
         if reason is not None or name == "triton" or (name == "dense_batched" and len(set(lengths)) > 1):
             continue
         ran += 1
-        target = poisoned(layout.rows, 5, 64, dtype=dtype)[:, 1:3]
-        for out in (None, target):
-            result = attention(q, k, v, layout, layout, backend=name, out=out)
-            assert relative_error(result, expected) < TOLERANCE[dtype] + BACKENDS[name].loss, name
-        assert torch.equal(attention(q, k, v, layout, layout, backend=name), target), name
+        with unwritten_is_nan():
+            result = attention(q, k, v, layout, layout, backend=name)
+        assert relative_error(result, expected) < TOLERANCE[dtype] + BACKENDS[name].loss, name
     assert ran >= 2
 
 
@@ -173,10 +171,7 @@ def test_each_sequence_is_computed_by_the_backend_of_its_length(lengths: list[in
     by_length = {False: "chunked", True: "dense"}
     monkeypatch.setattr("uso_kernels.attention.choose_backend", lambda device, dtype, length: by_length[length >= 100])
     q, k, v, together = operands(lengths, ("cpu", torch.bfloat16))
-    target = poisoned(together.rows, 5, 64, dtype=torch.bfloat16)[:, 1:3]
-    result = attention(q, k, v, together, together, out=target)
-    assert result is target
-    assert torch.equal(attention(q, k, v, together, together), target)
+    result = attention(q, k, v, together, together)
     assert resolve_backends("auto", q, together, together) == tuple(by_length[length >= 100] for length in lengths)
     for i, length in enumerate(lengths):
         alone, rows = Ragged.pack([length]), slice(together.starts[i], together.end(i))
@@ -230,8 +225,6 @@ def test_bad_operands_are_refused() -> None:
         attention(q, k, v, Ragged.pack([16, 16]), layout)
     with pytest.raises(ValueError, match="contiguous heads"):
         attention(q.transpose(1, 2).contiguous().transpose(1, 2), k, v, layout, layout)
-    with pytest.raises(ValueError, match="out must be"):
-        attention(q, k, v, layout, layout, out=torch.empty(1))
     with pytest.raises(ValueError, match="at least one token"):
         Ragged.pack([32, 0])
     small = torch.empty(32, 2, 32)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from attention_operands import CPU, exact
 from attention_operands import operands as drawn_operands
-from kernel_runs import HALF_PLACES, drawn, poisoned, run_kernel
+from kernel_runs import HALF_PLACES, drawn, poisoned, run_kernel, unwritten_is_nan
 from torch import Tensor
 
 from uso_engine.verification.measure import relative_error
@@ -125,19 +125,15 @@ def test_bits_are_the_same_in_any_company(attend: Attend) -> None:
 
 
 @BOTH
-def test_fewer_queries_strided_operands_and_a_strided_result(attend: Attend) -> None:
+def test_fewer_queries_and_strided_operands(attend: Attend) -> None:
     """The last single block's case: q picks rows; values lie where the projection wrote them."""
     _, _, _, keys = operands([150, 40])
     queries = Ragged.pack([33, 5])
     wide = drawn(keys.rows, 3, 2, 64, seed=5, place=CPU)
     q, k, v = wide[: queries.rows, 0], wide[:, 1], wide[:, 2]
-    result = attend(q, k, v, queries, keys)
+    with unwritten_is_nan():
+        result = attend(q, k, v, queries, keys)
     assert relative_error(result, exact(q, k, v, queries, keys)) < BACKENDS["8bit"].loss
-    target = poisoned(queries.rows, 5, 64, dtype=torch.float32)
-    attention(q, k, v, queries, keys, backend="8bit", out=target[:, 1:3])
-    assert relative_error(target[:, 1:3], result) <= FLIPS
-    assert target[:, 0].isnan().all()
-    assert target[:, 3:].isnan().all()
 
 
 def large_style_tokens(q: Tensor, k: Tensor, v: Tensor) -> None:

@@ -51,6 +51,12 @@ def test_server_settings_are_those_of_the_server() -> None:
         server_settings({"host": "0.0.0.0"}, has_keys=False)
 
 
+def test_a_burst_at_idle_replicas_is_no_queue() -> None:
+    """Ray counts as waiting whatever it has not handed over yet."""
+    arguments = ReplicaArguments(most=3, max_queued=5)
+    assert arguments.most_unassigned(load_config("uso-tiny")) == 3 * 64 + 5
+
+
 def test_the_command_lines_options_arrive() -> None:
     settings = ServerSettings(port=9, bounds=RequestBounds(max_images=2), cors_origins=("https://a.example",))
     options = EngineOptions(device="cpu", fetch_from=("a.example",))

@@ -81,7 +81,7 @@ class Replicas:
             self.left += 1
 
     def engine(self) -> RemoteEngine:
-        return RemoteEngine(CONFIG, Fleet(), self.send)
+        return RemoteEngine(CONFIG, Fleet(), self.send, max_queued=4)
 
 
 async def events_of(engine: RemoteEngine, **fields: Any) -> list[Event]:
@@ -243,7 +243,7 @@ def test_work_in_flight_is_over_whatever_happens() -> None:
         loads.append(fleet._table.load("a"))
         yield whole(order, stop=2)
 
-    engine = RemoteEngine(CONFIG, fleet, send)
+    engine = RemoteEngine(CONFIG, fleet, send, max_queued=4)
     with pytest.raises(EngineDeadError):
         asyncio.run(engine.generate(request()))
     assert loads == [work_of(request(), CONFIG)] * 2 and fleet._table.load("a") == 0

@@ -65,3 +65,42 @@ def test_neither_the_queue_nor_those_who_wait_keep_the_others_out(tmp_path: Path
         assert (await client.post(PATH, json=BODY)).status_code == 201
 
     ask(made, asked)
+
+
+def test_places_come_and_go_with_replicas(tmp_path: Path) -> None:
+    """Of an engine that is many: sixteen places where one has eight, then eight, four, and sixteen again."""
+    loaded = load_config("uso-tiny")
+    config = loaded.model_copy(update={"queue": loaded.queue.model_copy(update={"max_requests": 8})})
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[DoubleEngine]:
+        engine = DoubleEngine(config)
+        engine.places = 16
+        yield engine
+
+    made = application(tmp_path, ServerSettings(page=False, queue_width=2), config=config, opened=opened)
+
+    async def asked(client: httpx.AsyncClient) -> None:
+        engine = made.state.ready()
+        assert isinstance(engine, DoubleEngine)
+        burst = [asyncio.create_task(client.post(PATH, json={**BODY, "prompt": "steps:100000"})) for _ in range(15)]
+        (refused,), waiting = await asyncio.wait(burst, return_when=asyncio.FIRST_COMPLETED)
+        assert refused.result().json()["errors"] == ["14 are waited for, and 2 of 16 places are kept for the queue"]
+        while engine.running != 14:
+            await asyncio.sleep(0)
+        engine.places = 8
+        assert (await client.post(PATH, json=BODY)).status_code == 429
+        for task in list(waiting)[:10]:
+            task.cancel()
+        while engine.running != 4:
+            await asyncio.sleep(0)
+        assert (await client.post(PATH, json=BODY)).status_code == 201
+        engine.places = 4
+        assert (await client.post(PATH, json=BODY)).status_code == 429
+        engine.places = 16
+        assert (await client.post(PATH, json=BODY)).status_code == 201
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+    ask(made, asked)

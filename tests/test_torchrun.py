@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from datetime import timedelta
@@ -19,7 +20,7 @@ from uso_engine import USOEngine, follow_if_not_first, load_config
 from uso_engine.config import EngineConfig
 from uso_engine.errors import BackendError, ParallelError
 from uso_engine.loading import torchrun
-from uso_engine.loading.torchrun import Launch, TorchrunProcesses
+from uso_engine.loading.torchrun import Launch, TorchrunProcesses, torchrun_launch
 from uso_engine.parallel.group import serve_store
 
 CPU = torch.device("cpu")
@@ -147,6 +148,21 @@ def test_a_store_that_is_gone_is_said() -> None:
     launch.say("done/1")  # Nobody is left to be told.
     with pytest.raises(ParallelError, match="process 1 of 3 lost torchrun's store"):
         launch.heard("first came")
+
+
+def test_a_store_that_nobody_serves_is_waited_for_as_long_as_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))  # Taken, and nobody listens.
+        port = other.getsockname()[1]
+        variables = {"RANK": "1", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        for name, value in {"TORCHELASTIC_RUN_ID": "none", **variables}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(torchrun, "CONNECTING", timedelta(seconds=0.2))
+        with pytest.raises(ParallelError, match=r"its store cannot be joined: no answer within 0:00:00\.2"):
+            torchrun_launch()
+        monkeypatch.delenv("MASTER_ADDR")
+        with pytest.raises(ParallelError, match=r"its store cannot be joined: .*MASTER_ADDR expected"):
+            torchrun_launch()
 
 
 def test_every_process_has_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,6 +130,11 @@ class AsyncUSOEngine:
         """Why the engine can compute no more; None while it can."""
         return None if self._engine is None else self._engine.loop.queue.acceptance.failure
 
+    @property
+    def places(self) -> int:
+        """Requests that it accepts before the first of them is done; one more is refused with `QueueFullError`."""
+        return self.config.queue.max_requests
+
     def statistics(self) -> EngineStatistics:
         """What is waiting and running, and what was done since the engine was loaded."""
         return self.engine.statistics()

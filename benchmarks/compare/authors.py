@@ -21,7 +21,7 @@ from benchmarks.workload import Inputs
 
 from .cases import Case
 from .evaluations import Evaluations
-from .models import GUIDANCE, Encoded, Models, encode, noise, png_files, sigmas, weight_bytes
+from .models import Encoded, Models, encode, noise, png_files, sigmas, weight_bytes
 
 
 def style_tokens(models: Models, pixels: tuple[Tensor, ...]) -> Tensor:
@@ -64,7 +64,7 @@ class RenderedAuthors:
             encoded.contents,
             encoded.grid,
             encoded.content_grids,
-            GUIDANCE,
+            self._models.size.guidance,
         )
         encode_style: Callable[[], Tensor] = lambda: style_tokens(self._models, encoded.style_pixels)  # noqa: E731
         step = AuthorsWay(self._models.base, inputs, lora=self._models.lora, encode_style=encode_style)
@@ -126,7 +126,8 @@ class AuthorsCode:
         }
         pixels = [{"pixel_values": entry} for entry in encoded.style_pixels]
         times = sigmas(models, case)
-        latents = self._sampling.denoise(self._flux, **inputs, timesteps=times, guidance=GUIDANCE, siglip_inputs=pixels)
+        settings = {"timesteps": times, "guidance": models.size.guidance, "siglip_inputs": pixels}
+        latents = self._sampling.denoise(self._flux, **inputs, **settings)
         return png_files(models, latents, encoded.grid)
 
     def velocity(self, output: Tensor, case: Case) -> Tensor:

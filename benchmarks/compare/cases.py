@@ -52,11 +52,12 @@ class Size:
         text: T5's tokens.
         style_tokens: of each of a style image's three levels.
         content_side: long side of a content image, in pixels.
-        sides: of the core's square pictures.
-        wide: width and height of the picture that is no square.
+        shapes: width and height of the core's pictures, the smaller first.
+        other_shape: of the picture of the further cases.
         steps: denoising steps.
         few_steps: of the case with few.
         lora_rank: of the LoRA.
+        guidance: of every request.
     """
 
     name: str
@@ -65,11 +66,12 @@ class Size:
     text: int
     style_tokens: int
     content_side: int
-    sides: tuple[int, int]
-    wide: tuple[int, int]
+    shapes: tuple[tuple[int, int], tuple[int, int]]
+    other_shape: tuple[int, int]
     steps: int
     few_steps: int
     lora_rank: int
+    guidance: float = 4.0
 
     def tokens(self, case: Case) -> Tokens:
         """Tokens of one picture of a case."""
@@ -83,13 +85,17 @@ class Size:
 
     def core(self) -> tuple[Case, ...]:
         """The six cases that every comparison has."""
-        return tuple(Case(side, side, contents, styles) for side in self.sides for contents, styles in ((1, 0), (0, 1), (1, 1)))
+        return tuple(Case(*shape, contents, styles) for shape in self.shapes for contents, styles in ((1, 0), (0, 1), (1, 1)))
 
     def rest(self) -> tuple[Case, ...]:
-        """Further cases: no square, several pictures, few steps, two styles."""
-        small, large = self.sides
-        several = [Case(small, small, 1, 1, images=count) for count in (2, 4)]
-        return (Case(*self.wide, 1, 1), *several, Case(large, large, 1, 1, steps=self.few_steps), Case(large, large, 1, 2))
+        """Further cases: another shape, several pictures, few steps, two styles."""
+        small, large = self.shapes
+        several = [Case(*small, 1, 1, images=count) for count in (2, 4)]
+        return (Case(*self.other_shape, 1, 1), *several, Case(*large, 1, 1, steps=self.few_steps), Case(*large, 1, 2))
+
+
+def _squares(small: int, large: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    return (small, small), (large, large)
 
 
 _TINY_ENCODERS = replace(
@@ -101,7 +107,7 @@ _TINY_ENCODERS = replace(
 # The small size divides width by 3, tokens by 4 and blocks by 6, and takes encoders whose part of a step and of a request is
 # about that of full size.
 SIZES = {
-    "full": Size("full", TransformerParams(), FULL, 512, 64, 512, (512, 1024), (1024, 576), 28, 4, 128),
+    "full": Size("full", TransformerParams(), FULL, 512, 64, 512, _squares(512, 1024), (1024, 576), 28, 4, 128),
     "small": Size(
         "small",
         TransformerParams(
@@ -113,9 +119,9 @@ SIZES = {
             vec_in_dim=256,
         ),
         small_encoders(text_width=512, pooled_width=256),
-        128, 16, 256, (256, 512), (512, 288), 2, 1, 43,
+        128, 16, 256, _squares(256, 512), (512, 288), 2, 1, 43,
     ),
-    "tiny": Size("tiny", TINY, _TINY_ENCODERS, 16, 16, 64, (64, 128), (128, 64), 2, 1, 4),
+    "tiny": Size("tiny", TINY, _TINY_ENCODERS, 16, 16, 64, _squares(64, 128), (128, 64), 2, 1, 4),
 }  # fmt: skip
 """By name."""
 

@@ -19,7 +19,7 @@ from uso_kernels.ragged import Ragged
 
 from .cases import Case
 from .evaluations import Evaluations
-from .models import GUIDANCE, Models, encode, noise, png_files, sigmas, weight_bytes
+from .models import Models, encode, noise, png_files, sigmas, weight_bytes
 
 DISPATCH = "diffusers.models.transformers.transformer_flux.dispatch_attention_fn"
 GPU_BACKENDS = ("native", "_native_cudnn", "_native_flash")
@@ -107,7 +107,7 @@ class DiffusersWay:
         fixed = {
             "encoder_hidden_states": text,
             "pooled_projections": encoded.text.pooled.expand(case.images, -1),
-            "guidance": torch.full((case.images,), GUIDANCE, device=models.device),
+            "guidance": torch.full((case.images,), models.size.guidance, device=models.device),
             "img_ids": encoded.positions.to(models.device),
             "txt_ids": torch.zeros(rows, 3, device=models.device),
         }

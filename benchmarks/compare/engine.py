@@ -16,7 +16,7 @@ from uso_engine.weights.loaded import LoadedFloatTransformer, Originals
 
 from .cases import PROMPT, Case, pictures
 from .evaluations import Evaluations
-from .models import GUIDANCE, Models, png_file, weight_bytes
+from .models import Models, png_file, weight_bytes
 
 
 class EngineWay:
@@ -72,7 +72,7 @@ class EngineWay:
             image_size={"width": case.width, "height": case.height},
             num_inference_steps=self._models.size.steps_of(case),
             num_images=case.images,
-            guidance_scale=GUIDANCE,
+            guidance_scale=self._models.size.guidance,
             seed=seed,
             enable_safety_checker=False,
         )

@@ -31,7 +31,6 @@ from .cases import PROMPT, Case, Size, pictures
 
 # FLUX's.
 SCALE, SHIFT = 0.3611, 0.1159
-GUIDANCE = 4.0
 SEED = 5
 
 
@@ -50,9 +49,14 @@ class Models:
     dtype: torch.dtype
 
     @cached_property
+    def identity(self) -> str | None:
+        """What tells models of one name from others that are given it; None where the name and the sources say all."""
+        return None
+
+    @cached_property
     def config(self) -> EngineConfig:
         """The public model's, with the size's own numbers."""
-        public, width, height = load_config("uso-flux-dev"), *self.size.sides
+        public, (width, height) = load_config("uso-flux-dev"), self.size.shapes[1]
         assert public.projector is not None and public.t5 is not None
         vision = {"vision_tokens": self.encoders.vision_tokens, "vision_width": self.encoders.vision["hidden_size"]}
         return public.model_copy(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from html import escape
 
 import numpy as np
 
+from benchmarks.axes import ticks
 from benchmarks.documents import SvgPlot
 from benchmarks.records import Record
 
@@ -93,12 +93,13 @@ def panel(left: int, top: int, up: str, along: str, lines: dict[str, tuple[list[
     labels += f'<text x="{left + WIDTH}" y="{top + HEIGHT + 34}" text-anchor="end">{along}</text>'
     if len({x for x, _ in points}) < 2:
         return [frame, labels, f'<text x="{left + 20}" y="{top + HEIGHT / 2}">Pending: not measured yet.</text>']
-    right, high = max(x for x, _ in points) * 1.05, max(y for _, y in points) * 1.08
-    across, upwards = WIDTH / right, HEIGHT / high
+    last = max(x for x, _ in points)
+    along_x, along_y = ticks(0.0, last), ticks(0.0, max(y for _, y in points))
+    across, upwards = WIDTH / along_x[-1], HEIGHT / along_y[-1]
     parts = [frame, labels]
-    for x in ticks(right):
+    for x in along_x:
         parts.append(f'<text x="{left + x * across:.1f}" y="{top + HEIGHT + 16}" text-anchor="middle">{x:g}</text>')
-    for y in ticks(high):
+    for y in along_y:
         parts.append(f'<text x="{left - 6}" y="{top + HEIGHT - y * upwards + 4:.1f}" text-anchor="end">{y:g}</text>')
     for colour, (own, curve) in zip(_colours(len(lines)), lines.values(), strict=True):
         for x, y in own:
@@ -107,17 +108,10 @@ def panel(left: int, top: int, up: str, along: str, lines: dict[str, tuple[list[
             )
         if curve is not None:
             first = min(x for x, _ in own)
-            steps = [first + (right / 1.05 - first) * i / 40 for i in range(41)]
+            steps = [first + (last - first) * i / 40 for i in range(41)]
             corners = " ".join(f"{left + x * across:.1f},{top + HEIGHT - curve(x) * upwards:.1f}" for x in steps)
             parts.append(f'<polyline points="{corners}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
     return parts
-
-
-def ticks(end: float) -> list[float]:
-    """From three to six round numbers from 0 on."""
-    power = 10.0 ** math.floor(math.log10(end / 3))
-    step = max(factor * power for factor in (1, 2, 5) if factor * power <= end / 3)
-    return [i * step for i in range(int(end / step) + 1)]
 
 
 def legend(left: int, top: int, names: Sequence[str]) -> list[str]:

@@ -6,9 +6,11 @@
     python -m benchmarks.compare --first-requests       instead, the first request of fresh processes
 
 A request is text, style and content encoders, denoising, decoding and PNG, nothing of it cached. Without a configuration
-weights are random and made on the device. The first velocity of every way is compared with the engine's: a way that computes
-something else is not timed. Each case ends with its records; one that stands in the file already, from the same sources, is not
-measured again (`--again`). USO_REFERENCE_DIR names a checkout of the authors' code, which then runs too.
+weights are random and made on the device. A configuration also says what size, steps, guidance and content side requests have;
+its tier, its sampler and its limits of sizes are left aside. The first velocity of every way is compared with the engine's: a
+way that computes something else is not timed. Each case ends with its records; one that stands in the file already, from the
+same sources and from a configuration that says the same and has the same files, is not measured again (`--again`).
+USO_REFERENCE_DIR names a checkout of the authors' code, which then runs too.
 """
 
 from __future__ import annotations
@@ -81,15 +83,17 @@ class Comparison:
                 raise SystemExit(f"--cases: unknown {unknown}, expected some of {list(by_name)}")
             wanted = tuple(by_name[name] for name in self.options.cases)
         done = set() if self.options.again else done_cases(self.path, self.key)
-        return tuple(case for case in wanted if case.name not in done)
+        # Once each: shapes of a very small configuration may coincide.
+        return tuple(case for case in dict.fromkeys(wanted) if case.name not in done)
 
     @property
     def key(self) -> dict[str, object]:
         """What a record has in common with those of the same measurement."""
         options = self.options
         dtype = str(options.dtype).removeprefix("torch.")
-        common = {"size": self.size.name, "dtype": dtype, "device": options.device.type, "rounds": options.rounds}
-        return {**common, "clock": options.clock, "ways": list(self.make)}
+        models = {"size": self.size.name, "config": self.models.identity, "dtype": dtype}
+        common = {**models, "device": options.device.type, "rounds": options.rounds, "clock": options.clock}
+        return {**common, "ways": list(self.make)}
 
     def run(self) -> None:
         """Measure every case that is left."""
@@ -245,7 +249,9 @@ def parser() -> BenchmarkParser:
     made.add_argument("--size", choices=SIZES, default="full", help="of the models; by default full")
     made.add_argument("--config", metavar="CONFIG", help="the models of a configuration, from its files, instead of a size's")
     made.add_argument("--small", dest="size", action="store_const", const="small", help="the same as --size small")
-    made.add_argument("--rest", action="store_true", help="further cases: no square, several pictures, few steps, two styles")
+    made.add_argument(
+        "--rest", action="store_true", help="further cases: another shape, several pictures, few steps, two styles"
+    )
     made.add_argument("--cases", nargs="+", metavar="CASE", help="these cases only, such as 512x512-content-style")
     made.add_argument("--ways", nargs="+", metavar="WAY", help='these ways only, such as "diffusers"; the engine is always one')
     made.add_argument("--tiers", nargs="*", metavar="TIER", help="further tiers of the engine; by default a GPU's fast ones")

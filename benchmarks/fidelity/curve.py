@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from benchmarks.axes import logarithmic_ticks, ticks
 from benchmarks.documents import Plot
 
 PANEL = (460, 240)
@@ -41,19 +42,19 @@ def draw_panel(title: str, points: list[tuple[float, float]]) -> Image.Image:
     panel = Image.new("RGB", PANEL, "white")
     pen = ImageDraw.Draw(panel)
     left, top, right, bottom = 52, 28, PANEL[0] - 12, PANEL[1] - 28
-    logs = [math.log10(y) for _, y in points]
-    low, high, end = min(logs), max(logs), max(x for x, _ in points)
-    for i in range(5):
-        level = low + (high - low) * i / 4
-        y = bottom - (bottom - top) * i / 4
+    levels = logarithmic_ticks(min(y for _, y in points), max(y for _, y in points))
+    minutes = ticks(0.0, max(x for x, _ in points))
+    low, high, end = math.log10(levels[0]), math.log10(levels[-1]), minutes[-1]
+    scale = (right - left) / end, (bottom - top) / (high - low)
+    for level in levels:
+        y = bottom - (math.log10(level) - low) * scale[1]
         pen.line((left, y, right, y), fill=FAINT)
-        pen.text((4, y - 6), f"{10**level:.3g}", fill=INK)
-    for i in range(5):
-        pen.text((left + (right - left) * i / 4 - 8, bottom + 6), f"{end * i / 4:.0f}", fill=INK)
+        pen.text((4, y - 6), f"{level:g}", fill=INK)
+    for minute in minutes:
+        pen.text((left + minute * scale[0] - 8, bottom + 6), f"{minute:g}", fill=INK)
     pen.text((right - 60, bottom + 16), "minutes", fill=INK)
     pen.text((left, 8), title, fill=INK)
-    scale = (right - left) / end, (bottom - top) / max(high - low, 1e-6)
-    corners = [(left + x * scale[0], bottom - (level - low) * scale[1]) for (x, _), level in zip(points, logs, strict=True)]
+    corners = [(left + x * scale[0], bottom - (math.log10(y) - low) * scale[1]) for x, y in points]
     pen.line(corners, fill=LINE, width=2)
     return panel
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from benchmarks.axes import ticks
 from benchmarks.documents import SvgPlot
 from benchmarks.records import Record, latest
 
@@ -13,7 +14,7 @@ from .settings import REFERENCE
 PANEL, MARGIN, TOP, BOTTOM = (300, 230), 58, 34, 92
 COLOURS = ("#222222", "#c0392b", "#1f5fa8", "#2e8b57", "#b8860b", "#7d3c98", "#d2691e")
 NAMES_IN_A_LINE, NAME_WIDTH, NAME_HEIGHT = 4, 255, 18
-GRID, TICKS = "#dddddd", 5
+GRID = "#dddddd"
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,11 @@ class Panel:
         title: above it.
         keys: of the record; where there are several, their mean.
         scale: what the number is multiplied by.
-        digits: behind the decimal point, at the axis.
     """
 
     title: str
     keys: tuple[str, ...]
     scale: float = 1.0
-    digits: int = 0
 
     def value(self, row: Record, place: int = 0) -> float:
         """The number (0), or the lower (1) or upper (2) end of its interval, of a row."""
@@ -40,7 +39,7 @@ class Panel:
 PANELS = (
     Panel("PSNR to 28 Euler steps, dB", ("psnr_db",)),
     Panel("pictures that differ visibly, %", ("visible",), 100.0),
-    Panel("object, style and place recognised, %", ("content", "style", "prompt"), 100.0, 1),
+    Panel("object, style and place recognised, %", ("content", "style", "prompt"), 100.0),
 )
 
 
@@ -76,20 +75,21 @@ def _panel(panel: Panel, lines: dict[str, list[Record]], left: int) -> list[str]
     rows = [row for line in lines.values() for row in line if row["name"] != REFERENCE.name]
     most = max(float(row["denoising_gflop"]) for line in lines.values() for row in line)
     low, high = min(panel.value(row, 1) for row in rows), max(panel.value(row, 2) for row in rows)
-    span = (high - low) or 1.0
+    across, upwards = ticks(0.0, most), ticks(low, high)
+    first, span = upwards[0], upwards[-1] - upwards[0]
 
     def at(gflop: float, value: float) -> str:
         clipped = min(max(value, low), high)
-        return f"{left + PANEL[0] * gflop / most:.1f},{TOP + PANEL[1] * (1 - (clipped - low) / span):.1f}"
+        return f"{left + PANEL[0] * gflop / across[-1]:.1f},{TOP + PANEL[1] * (1 - (clipped - first) / span):.1f}"
 
     parts = [f'<text x="{left}" y="{TOP - 12}" font-weight="bold">{panel.title}</text>']
-    for i in range(TICKS):
-        value, gflop = low + span * i / (TICKS - 1), most * i / (TICKS - 1)
-        y = TOP + PANEL[1] * (1 - i / (TICKS - 1))
+    for value in upwards:
+        y = TOP + PANEL[1] * (1 - (value - first) / span)
         parts.append(f'<path d="M{left} {y:.1f}h{PANEL[0]}" stroke="{GRID}"/>')
-        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.{panel.digits}f}</text>')
-        x = left + PANEL[0] * i / (TICKS - 1)
-        parts.append(f'<text x="{x:.1f}" y="{TOP + PANEL[1] + 16}" text-anchor="middle">{gflop:.1f}</text>')
+        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
+    for gflop in across:
+        x = left + PANEL[0] * gflop / across[-1]
+        parts.append(f'<text x="{x:.1f}" y="{TOP + PANEL[1] + 16}" text-anchor="middle">{gflop:g}</text>')
     parts.append(f'<text x="{left + PANEL[0]}" y="{TOP + PANEL[1] + 32}" text-anchor="end">GFLOP of denoising</text>')
     for place, line in enumerate(lines.values()):
         colour = COLOURS[place % len(COLOURS)]

@@ -85,26 +85,21 @@ def product(bench: Bench, m: int, n: int, k: int) -> dict[str, object]:
 
 
 def attentions(bench: Bench) -> dict[str, object]:
-    """Every backend that runs here: into memory of its own, into rows of a wider buffer, and with values where the projection
-    writes them; torch's own calls beside them.
-    """
+    """Every backend that runs here, also with values where the projection writes them; torch's own calls beside them."""
     length, params = bench.tokens.all, bench.workload.params
     heads, width = params.num_heads, params.hidden_size
     q, k, v = (normal(bench, length, heads, params.head_dim) for _ in range(3))
     layout, flops = Ragged.pack([length], bench.device), 4.0 * length**2 * width
-    strided = torch.empty(length, width + params.mlp_width, device=bench.device, dtype=bench.dtype)
-    target = strided[:, :width].unflatten(1, (heads, params.head_dim))
     found: dict[str, object] = {}
 
     projected = normal(bench, length, 3 * width)[:, 2 * width :].unflatten(1, (heads, -1))
 
-    def backend(name: str, values: Tensor, out: Tensor | None = None) -> Callable[[], object]:
-        return lambda: attention(q, k, values, layout, layout, backend=name, out=out)
+    def backend(name: str, values: Tensor) -> Callable[[], object]:
+        return lambda: attention(q, k, values, layout, layout, backend=name)
 
     for name, reason in bench.backends().items():
         if reason is None:
-            ways = {"own memory": backend(name, v), "strided rows": backend(name, v, target)}
-            ways["values in place"] = backend(name, projected)
+            ways = {"values apart": backend(name, v), "values in place": backend(name, projected)}
             found[name] = {way: rate(bench, flops, compute) for way, compute in ways.items()}
         else:
             found[name] = reason[:80]

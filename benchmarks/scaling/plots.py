@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from benchmarks.axes import logarithmic_ticks, ticks
 from benchmarks.documents import SvgPlot
 from benchmarks.records import Record, latest
 
@@ -46,28 +47,29 @@ def draw(panels: Sequence[Panel]) -> str:
 
 def _panel(panel: Panel, left: float) -> list[str]:
     points = [point for line in panel.lines.values() for point in line]
-    first, last = min(x for x, _ in points), max(x for x, _ in points)
-    ticks = _ticks([y for _, y in points], logarithmic=panel.logarithmic)
-    low, high = ticks[0], ticks[-1]
+    along_x = ticks(min(x for x, _ in points), max(x for x, _ in points))
+    first, last = along_x[0], along_x[-1]
+    most = max(y for _, y in points)
+    along_y = logarithmic_ticks(min(y for _, y in points), most) if panel.logarithmic else ticks(0.0, most)
+    low, high = along_y[0], along_y[-1]
 
     def at(x: float, y: float) -> str:
-        return f"{left + (x - first) / ((last - first) or 1) * _WIDTH:.1f},{rise(y):.1f}"
+        return f"{left + (x - first) / (last - first) * _WIDTH:.1f},{rise(y):.1f}"
 
     def rise(y: float) -> float:
         share = math.log(max(y, low) / low) / math.log(high / low) if panel.logarithmic else (y - low) / (high - low)
         return _TOP + _HEIGHT * (1 - share)
 
     parts = [f'<text x="{left}" y="16" font-size="12" font-weight="bold">{panel.title}</text>']
-    for tick in ticks:
+    for tick in along_y:
         parts.append(f'<path d="M{left} {rise(tick):.1f}h{_WIDTH}" stroke="#ddd"/>')
         parts.append(f'<text x="{left - 6}" y="{rise(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    for x in sorted({x for x, _ in points}) if len({x for x, _ in points}) <= 8 else _ticks([first, last], logarithmic=False):
-        if first <= x <= last:
-            across = left + (x - first) / ((last - first) or 1) * _WIDTH
-            parts.append(f'<text x="{across:.1f}" y="{_TOP + _HEIGHT + 16}" text-anchor="middle">{x:g}</text>')
+    for x in along_x:
+        across = left + (x - first) / (last - first) * _WIDTH
+        parts.append(f'<text x="{across:.1f}" y="{_TOP + _HEIGHT + 16}" text-anchor="middle">{x:g}</text>')
     parts.append(f'<text x="{left + _WIDTH / 2}" y="{_TOP + _HEIGHT + 34}" text-anchor="middle">{panel.across}</text>')
     for word, x in (panel.marks or {}).items():
-        across = left + (x - first) / ((last - first) or 1) * _WIDTH
+        across = left + (x - first) / (last - first) * _WIDTH
         parts.append(f'<path d="M{across:.1f} {_TOP}v{_HEIGHT}" stroke="#b33" stroke-dasharray="4 3"/>')
         parts.append(f'<text x="{across + 4:.1f}" y="{_TOP + 12}" fill="#b33">{word}</text>')
     for number, (name, line) in enumerate(panel.lines.items()):
@@ -76,20 +78,6 @@ def _panel(panel: Panel, left: float) -> list[str]:
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
         parts.append(f'<text x="{left + 6 + number * 96}" y="{_TOP - 8}" fill="{colour}">{name}</text>')
     return parts
-
-
-def _ticks(values: Sequence[float], *, logarithmic: bool) -> list[float]:
-    """Round numbers that hold all values between them."""
-    most = max(values)
-    if logarithmic:
-        least = min(values)
-        marks = [factor * 10.0**power for power in range(-3, 7) for factor in (1, 2, 5)]
-        below = max((mark for mark in marks if mark <= least), default=marks[0])
-        above = min((mark for mark in marks if mark >= most and mark > below), default=marks[-1])
-        return [mark for mark in marks if below <= mark <= above]
-    step = 10.0 ** math.floor(math.log10(most or 1.0))
-    step = next(step * share for share in (0.2, 0.5, 1, 2) if most <= 5 * step * share)
-    return [step * number for number in range(math.ceil(most / step) + 1)]
 
 
 def _cases(records: list[Record], benchmark: str) -> list[Record]:

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 BLOCK_NUMBERS = 128 * 1024
 """Numbers of a block of rows, for each thread: with what is made of them in float32 they stay in a core's second cache."""
@@ -71,6 +72,8 @@ def product_with_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     It is what `torch.compile` makes of a linear layer and GELU on a CPU.
     """
+    if not x.shape[1]:  # oneDNN knows no such product: every sum is 0.
+        return F.gelu(bias, approximate="tanh").repeat(x.shape[0], 1)
     # Of the bias it reads the memory and not the stride.
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias.contiguous(), "gelu", [], "tanh")
     return y

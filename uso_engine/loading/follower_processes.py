@@ -19,7 +19,7 @@ import torch
 from uso_engine.config import EngineConfig
 from uso_engine.errors import BackendError, ParallelError, USOError
 from uso_engine.parallel.follower import follow
-from uso_engine.parallel.group import Group, connect_store, serve_store
+from uso_engine.parallel.group import WITHOUT_END, Group, connect_store, serve_store
 from uso_engine.parallel.leader import Leader
 from uso_engine.precision.tiers import TierName
 
@@ -182,7 +182,9 @@ def _follow(beginning: Beginning) -> None:
     try:
         store = connect_store(beginning.port, parallel.ulysses)
         store.set(f"joining/{beginning.rank}", "")
-        follow(Group(store, beginning.rank, parallel.ulysses, device, parallel.step_timeout_s), loaded)
+        # The first process comes when all others have loaded; where it does not, `_end_with_the_first` ends this one.
+        group = Group(store, beginning.rank, parallel.ulysses, device, parallel.step_timeout_s, joining=WITHOUT_END)
+        follow(group, loaded)
     finally:
         loaded.close()
 

@@ -26,7 +26,7 @@ from uso_engine import call_arguments
 from uso_engine.config import EngineConfig, load_config
 from uso_engine.errors import BackendError, ParallelError
 from uso_engine.parallel.follower import follow
-from uso_engine.parallel.group import FAULTS, Group
+from uso_engine.parallel.group import CONNECTING, FAULTS, Group, within
 from uso_engine.parallel.leader import Leader
 from uso_engine.precision.transformer import TIER_OF_DTYPE
 from uso_engine.process_state import clean_process_state
@@ -34,7 +34,6 @@ from uso_engine.process_state import clean_process_state
 from .device import check_device, default_device
 from .transformer import load_transformer
 
-_CONNECTING = timedelta(minutes=1)
 _LOADING = timedelta(minutes=30)
 _ENDING_S = 5.0
 _POLL_S = 0.05
@@ -89,13 +88,13 @@ def torchrun_launch() -> Launch | None:
     """What torchrun says of this process; None where it has not started it.
 
     Raises:
-        ParallelError: its store does not answer.
+        ParallelError: its store does not answer within a minute.
     """
     if not dist.is_available() or not dist.is_torchelastic_launched():
         return None
     try:
-        store, rank, size = next(rendezvous("env://", timeout=_CONNECTING))
-    except (*FAULTS, ValueError) as error:
+        store, rank, size = within(CONNECTING, lambda: next(rendezvous("env://", timeout=CONNECTING)))
+    except (*FAULTS, ValueError, TimeoutError) as error:
         raise ParallelError(f"torchrun started this process, but its store cannot be joined: {error}") from error
     return Launch(PrefixStore("uso-engine", store), rank, size)
 

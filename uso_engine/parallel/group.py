@@ -8,9 +8,11 @@ is made: a service that the engine is embedded in may have its own.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from queue import Empty, SimpleQueue
 from typing import Protocol, TypeVar, cast
 
 import torch
@@ -21,9 +23,10 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 from uso_engine.errors import ParallelError
 
 Kind = TypeVar("Kind")
-_IDLE = timedelta(days=400)
+WITHOUT_END = timedelta(days=400)
+CONNECTING = timedelta(minutes=1)
+"""How long processes that are ready may take to find each other."""
 _HOST = "127.0.0.1"
-_CONNECTING = timedelta(minutes=1)
 FAULTS = (RuntimeError, ConnectionError)
 """What collectives raise: gloo a RuntimeError, NCCL and the store a `DistError`, which is one."""
 
@@ -43,19 +46,54 @@ class _Channel(Protocol):
 
 def serve_store(size: int) -> TCPStore:
     """The store of a group of so many processes of this machine, on a free port; only the first process serves it."""
-    return TCPStore(_HOST, 0, size, is_master=True, wait_for_workers=False, timeout=_CONNECTING)
+    return TCPStore(_HOST, 0, size, is_master=True, wait_for_workers=False, timeout=CONNECTING)
 
 
 def connect_store(port: int, size: int) -> TCPStore:
     """The store that the first process serves on a port.
 
     Raises:
-        ParallelError: it does not.
+        ParallelError: it does not, for a minute.
     """
+
+    def connect() -> TCPStore:
+        return TCPStore(_HOST, port, size, is_master=False, wait_for_workers=False, timeout=CONNECTING)
+
     try:
-        return TCPStore(_HOST, port, size, is_master=False, wait_for_workers=False, timeout=_CONNECTING)
-    except FAULTS as error:
+        return within(CONNECTING, connect)
+    except (*FAULTS, TimeoutError) as error:
         raise ParallelError(f"no process of this machine serves a group on port {port}: {error}") from error
+
+
+def within(limit: timedelta, connect: Callable[[], Kind]) -> Kind:
+    """What a call returns that connects to a store, which must not take longer than is said.
+
+    PyTorch takes a store's limit once for every kind of address, and then names it as if that had been all.
+
+    Args:
+        limit: how long; the call goes on in a thread of its own until PyTorch gives it up.
+        connect: the call.
+
+    Raises:
+        TimeoutError: it takes longer.
+        Exception: whatever it raises before.
+    """
+    outcome: SimpleQueue[tuple[Kind, None] | tuple[None, Exception]] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            outcome.put((connect(), None))
+        except Exception as error:  # noqa: BLE001 - raised in the caller's thread
+            outcome.put((None, error))
+
+    threading.Thread(target=run, name="connecting", daemon=True).start()
+    try:
+        value, error = outcome.get(timeout=limit.total_seconds())
+    except Empty:
+        raise TimeoutError(f"no answer within {limit}") from None
+    if error is not None:
+        raise error
+    return cast("Kind", value)
 
 
 class Group:
@@ -67,16 +105,25 @@ class Group:
         size: processes.
         device: where this process computes.
         step_timeout_s: how long it waits for the others within a step.
+        joining: how long it waits for the others to join.
 
     Raises:
         ParallelError: the others did not come.
     """
 
-    def __init__(self, store: Store, rank: int, size: int, device: torch.device, step_timeout_s: float) -> None:
+    def __init__(
+        self,
+        store: Store,
+        rank: int,
+        size: int,
+        device: torch.device,
+        step_timeout_s: float,
+        joining: timedelta = CONNECTING,
+    ) -> None:
         self.rank, self.size, self.device = rank, size, device
         self.step_limit = limit = timedelta(seconds=step_timeout_s)
         try:
-            self._control = cast("_Channel", dist.ProcessGroupGloo(PrefixStore("control", store), rank, size, _IDLE))
+            self._control = cast("_Channel", dist.ProcessGroupGloo(PrefixStore("control", store), rank, size, joining))
             data = PrefixStore("data", store)
             if device.type == "cuda":
                 options = dist.ProcessGroupNCCL.Options()
@@ -87,7 +134,7 @@ class Group:
         except FAULTS as error:
             raise ParallelError(f"process {rank} of {size} could not join the others: {error}") from error
 
-    def share_object(self, value: Kind | None, limit: timedelta = _IDLE) -> Kind:
+    def share_object(self, value: Kind | None, limit: timedelta = WITHOUT_END) -> Kind:
         """Give every process what the first one has; the others wait for it, however long.
 
         Args:
@@ -153,6 +200,9 @@ class Group:
     def _broadcast(self, channel: _Channel, tensor: Tensor, limit: timedelta | None = None) -> None:
         options = dist.BroadcastOptions()
         options.rootRank = 0
+        if channel is self._control:
+            # Its own limit is that for joining; an engine may be idle for longer.
+            options.timeout = WITHOUT_END
         try:
             work = channel.broadcast([tensor], options)
             work.wait() if limit is None else work.wait(limit)

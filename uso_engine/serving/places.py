@@ -17,32 +17,33 @@ class Places:
     has, its scheduler shares the steps.
 
     Args:
-        most: requests that the engine holds.
         width: requests of the queue that are given to the engine at once.
     """
 
-    def __init__(self, most: int, width: int) -> None:
-        self._kept = min(width, most // 2)
-        self._free = most - self._kept
-        self._most = most
+    def __init__(self, width: int) -> None:
+        self._width = width
+        self._taken = 0
 
     @contextmanager
-    def taken(self) -> Iterator[None]:
+    def taken(self, most: int) -> Iterator[None]:
         """A place, until the block ends.
+
+        Args:
+            most: requests that the engine holds now; replicas come and go.
 
         Raises:
             Refusal: 429, there is none.
         """
-        if self._free == 0:
-            direct = self._most - self._kept
+        kept = min(self._width, most // 2)
+        if self._taken >= most - kept:
             raise Refusal(
                 429,
                 "Too many requests at once.",
-                errors=[f"{direct} are waited for, and {self._kept} of {self._most} places are kept for the queue"],
+                errors=[f"{self._taken} are waited for, and {kept} of {most} places are kept for the queue"],
                 retry_after_s=_RETRY_S,
             )
-        self._free -= 1
+        self._taken += 1
         try:
             yield
         finally:
-            self._free += 1
+            self._taken -= 1

@@ -23,6 +23,10 @@ class ServedEngine(Protocol):
     def failure(self) -> BaseException | None:
         """Why it is dead, or None."""
 
+    @property
+    def places(self) -> int:
+        """Requests that it takes at once; of one more it says that it is full."""
+
     async def generate(
         self, request: GenerationRequest, /, *, priority: int = 0, timeout_s: float | None = None
     ) -> GenerationResult:

@@ -53,7 +53,7 @@ class Service:
         self.config, self.settings, self.state, self.files, self.metrics = config, settings, state, files, metrics
         self.request_type: type[GenerationRequest] = wire_request(config, settings.bounds)
         self.limits = CallerLimits(settings.requests_per_minute, settings.concurrent)
-        self._places = Places(config.queue.max_requests, settings.queue_width)
+        self._places = Places(settings.queue_width)
         self._encoder = Encoder()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="deliver")
 
@@ -84,7 +84,7 @@ class Service:
         self.note(request, key, call)
         wanted = engine_request(call.request, self.config)
         engine = self.state.ready()
-        with self._places.taken(), self.limits.running(key), self._span(request, call) as span:
+        with self._places.taken(engine.places), self.limits.running(key), self._span(request, call) as span:
             work = engine.generate(wanted, timeout_s=self.settings.bounds.deadline_s)
             result = await while_connected(request, work)
             span.done(result)
@@ -102,7 +102,7 @@ class Service:
         wanted = engine_request(call.request, self.config)
         engine = self.state.ready()
         with ExitStack() as stack:
-            stack.enter_context(self._places.taken())
+            stack.enter_context(self._places.taken(engine.places))
             stack.enter_context(self.limits.running(key))
             span = stack.enter_context(self._span(request, call))
             events = engine.stream(wanted, previews=previews, timeout_s=self.settings.bounds.deadline_s)

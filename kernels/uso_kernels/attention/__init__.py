@@ -48,7 +48,7 @@ __all__ = [
     "prepare_attention",
     "resolve_backends",
 ]
-Attend = Callable[[Tensor, Tensor, Tensor, Ragged, Ragged, Tensor | None], Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor, Ragged, Ragged], Tensor]
 LONG_SEQUENCE = 1024
 """From this length on, a sequence fills a GPU by itself and the fastest dense call wins over one launch for several."""
 
@@ -62,7 +62,7 @@ class Backend:
     """One way to compute attention.
 
     Args:
-        attend: computes it, into its last argument if that is given.
+        attend: computes it.
         missing: why it cannot run on a device, or None.
         half_only: whether it takes float16 and bfloat16 only on a GPU.
         loss: relative error that its arithmetic may add to the rounding of the operands' type, for queries and keys as large as
@@ -169,16 +169,7 @@ def resolve_backends(backend: str, q: Tensor, queries: Ragged, keys: Ragged) -> 
     return (backend,) * len(keys)
 
 
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    queries: Ragged,
-    keys: Ragged,
-    *,
-    backend: str = "auto",
-    out: Tensor | None = None,
-) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged, *, backend: str = "auto") -> Tensor:
     """Attend within each sequence.
 
     Args:
@@ -189,7 +180,6 @@ def attention(
         keys: where its keys and values lie; as many sequences as `queries`.
         backend: a key of `BACKENDS`, or "auto" for the default of device, dtype and each sequence's length. The Triton kernel
             takes D 64 and 128.
-        out: [T_q, H, D], where the result goes; rows may be strided.
 
     Returns:
         [T_q, H, D] in q's dtype; rows that belong to no token are zero.
@@ -204,9 +194,7 @@ def attention(
         if any(BACKENDS[name].loss for name in names):
             raise ValueError(f"attention backend {backend!r} rounds to 8 bits and has no gradient; call it under no_grad")
         return attention_reference(q, k, v, queries, keys)
-    if out is not None and (out.shape != q.shape or out.dtype != q.dtype or out.device != q.device or out.stride(2) != 1):
-        raise ValueError(f"out must be {q.dtype} {tuple(q.shape)} with contiguous heads, got {out.dtype} {tuple(out.shape)}")
-    return _attend_by_groups(_groups(names, queries, keys), q, k, v, queries, keys, out)
+    return _attend_by_groups(_groups(names, queries, keys), q, k, v)
 
 
 _Group = tuple[str, slice, slice, Ragged, Ragged]
@@ -226,16 +214,13 @@ def _groups(names: Sequence[str], queries: Ragged, keys: Ragged) -> list[_Group]
     return found
 
 
-def _attend_by_groups(
-    groups: Sequence[_Group], q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged, out: Tensor | None
-) -> Tensor:
+def _attend_by_groups(groups: Sequence[_Group], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attend by one backend after another, each for the sequences that it was chosen for."""
-    if len(groups) == 1:
-        return BACKENDS[groups[0][0]].attend(q, k, v, queries, keys, out)
-    out = q.new_empty(q.shape) if out is None else out
-    for name, rows, key_rows, group_queries, group_keys in groups:
-        BACKENDS[name].attend(q[rows], k[key_rows], v[key_rows], group_queries, group_keys, out[rows])
-    return out
+    results = [
+        BACKENDS[name].attend(q[rows], k[key_rows], v[key_rows], queries, keys)
+        for name, rows, key_rows, queries, keys in groups
+    ]
+    return results[0] if len(results) == 1 else torch.cat(results)
 
 
 def prepare_attention(backend: str, like: Tensor, queries: Ragged, keys: Ragged) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -260,7 +245,7 @@ def prepare_attention(backend: str, like: Tensor, queries: Ragged, keys: Ragged)
     if set(names) == {"dense"} and is_whole(queries) and is_whole(keys) and not cpu.widens(like):
         return attend_sequence
     groups = _groups(names, queries, keys)
-    return lambda q, k, v: _attend_by_groups(groups, q, k, v, queries, keys, None)
+    return lambda q, k, v: _attend_by_groups(groups, q, k, v)
 
 
 def _check_operands(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged) -> None:

@@ -26,9 +26,9 @@ def chunked_attention_missing(device: torch.device) -> str | None:
     return None if device.type == "cpu" else "it is made for CPUs"
 
 
-def chunked_attention(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged, out: Tensor | None) -> Tensor:
+def chunked_attention(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged) -> Tensor:
     """Attend within each sequence; operands as `uso_kernels.attention.attention` has checked them."""
-    out = q.new_empty(q.shape) if out is None else out
+    out = q.new_empty(q.shape)
     scores = q.new_empty(min(CHUNK_ROWS, queries.max_length) * keys.max_length)
     for i in range(len(queries)):
         span, key_span = queries.span(i), keys.span(i)

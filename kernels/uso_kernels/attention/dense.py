@@ -76,18 +76,16 @@ def _is_preferred() -> bool:
     return order[: len(_CUDNN_FIRST)] == [backend.value for backend in _CUDNN_FIRST]
 
 
-def dense_attention(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged, out: Tensor | None) -> Tensor:
+def dense_attention(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged) -> Tensor:
     """Attend within each sequence, one after another; operands as `uso_kernels.attention.attention` has checked them."""
-    wide = widens(q)
-    with dense_preference(q.device):
-        if out is None and not wide:
+    if not widens(q):
+        with dense_preference(q.device):
             return attention_reference(q, k, v, queries, keys)
-        out = q.new_empty(q.shape) if out is None else out
-        for i in range(len(queries)):
-            span, key_span = queries.span(i), keys.span(i)
-            operands = (q[span], k[key_span], v[key_span])
-            out[span] = attend_sequence(*(x.float() for x in operands) if wide else operands)
-            out[span.stop : queries.end(i)] = 0
+    out = q.new_empty(q.shape)
+    for i in range(len(queries)):
+        span, key_span = queries.span(i), keys.span(i)
+        out[span] = attend_sequence(q[span].float(), k[key_span].float(), v[key_span].float())
+        out[span.stop : queries.end(i)] = 0
     return out
 
 
@@ -105,16 +103,16 @@ def unequal_lengths(queries: Ragged, keys: Ragged) -> str | None:
     return None
 
 
-def batched_dense_attention(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged, out: Tensor | None) -> Tensor:
+def batched_dense_attention(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged) -> Tensor:
     """Attend within all sequences at once; their lengths are equal."""
     count = len(queries)
     q_batch = q.unflatten(0, (count, -1))[:, : queries.lengths[0]].transpose(1, 2)
     k_batch, v_batch = (x.unflatten(0, (count, -1))[:, : keys.lengths[0]].transpose(1, 2) for x in (k, v))
     with dense_preference(q.device):
         result = F.scaled_dot_product_attention(q_batch, k_batch, v_batch).transpose(1, 2)
-    if out is None and not queries.has_padding:
+    if not queries.has_padding:
         return result.reshape(q.shape)
-    out = q.new_empty(q.shape) if out is None else out
+    out = q.new_empty(q.shape)
     rows = out.unflatten(0, (count, -1))
     rows[:, : queries.lengths[0]] = result
     rows[:, queries.lengths[0] :] = 0

@@ -36,9 +36,9 @@ def eight_bit_attention_missing(device: torch.device) -> str | None:
     return None
 
 
-def eight_bit_attention(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged, out: Tensor | None) -> Tensor:
+def eight_bit_attention(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged) -> Tensor:
     """Attend within each sequence; operands as `uso_kernels.attention.attention` has checked them."""
-    out = q.new_empty(q.shape) if out is None else out
+    out = q.new_empty(q.shape)
     operands = (*quantize_heads(q, k), *quantize_values(v, keys))
     bounds = (queries.bounds_tensor, queries.lengths_tensor, keys.bounds_tensor, keys.lengths_tensor)
     eight_bit_attention_into(*operands, *bounds, queries.max_capacity, out)

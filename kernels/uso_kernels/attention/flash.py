@@ -42,10 +42,10 @@ class FlashAttention:
             return f"{self.title} needs compute capability {' or '.join(f'{n}.x' for n in self.majors)}, got {major}.{minor}"
         return _failure(self.module)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged, out: Tensor | None) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged) -> Tensor:
         """Attend within each sequence; operands as `uso_kernels.attention.attention` has checked them."""
         function = importlib.import_module(self.module).flash_attn_func
-        out = q.new_empty(q.shape) if out is None else out
+        out = q.new_empty(q.shape)
         for i in range(len(queries)):
             span, key_span = queries.span(i), keys.span(i)
             result = function(q[span][None], k[key_span][None], v[key_span][None])

@@ -223,9 +223,9 @@ def attention_into(
         out[rows] = attend_sequence(q[rows], k[key_rows], v[key_rows])
 
 
-def triton_attention(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged, out: Tensor | None) -> Tensor:
+def triton_attention(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged) -> Tensor:
     """Attend within each sequence in one launch; operands as `uso_kernels.attention.attention` has checked them."""
-    out = q.new_empty(q.shape) if out is None else out
+    out = q.new_empty(q.shape)
     bounds = (queries.bounds_tensor, queries.lengths_tensor, keys.bounds_tensor, keys.lengths_tensor)
     attention_into(q, k, v, *bounds, queries.max_capacity, out)
     return out

@@ -27,7 +27,7 @@ def _torch_has_it() -> bool:
     return importlib.util.find_spec("torch.nn.attention.varlen") is not None
 
 
-def varlen_attention(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged, out: Tensor | None) -> Tensor:
+def varlen_attention(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged) -> Tensor:
     """Attend within all sequences in one launch; operands as `uso_kernels.attention.attention` has checked them."""
     from torch.nn.attention.varlen import varlen_attn
 
@@ -41,7 +41,7 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Rag
         keys.max_length,
     )
     assert isinstance(result, Tensor)
-    return place_tokens(result, queries, out)
+    return place_tokens(result, queries)
 
 
 def take_tokens(x: Tensor, layout: Ragged) -> Tensor:
@@ -49,9 +49,8 @@ def take_tokens(x: Tensor, layout: Ragged) -> Tensor:
     return x if layout.token_rows is None else x.index_select(0, layout.token_rows)
 
 
-def place_tokens(tokens: Tensor, layout: Ragged, out: Tensor | None) -> Tensor:
+def place_tokens(tokens: Tensor, layout: Ragged) -> Tensor:
     """Put tokens back where `take_tokens` found them, with zeros in the padding rows."""
     if layout.token_rows is None:
-        return tokens if out is None else out.copy_(tokens)
-    out = tokens.new_empty(layout.rows, *tokens.shape[1:]) if out is None else out
-    return out.zero_().index_copy_(0, layout.token_rows, tokens)
+        return tokens
+    return tokens.new_zeros(layout.rows, *tokens.shape[1:]).index_copy_(0, layout.token_rows, tokens)

@@ -39,9 +39,9 @@ def _mask(query_lengths: tuple[int, ...], key_lengths: tuple[int, ...], device: 
     return mask
 
 
-def xformers_attention(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged, out: Tensor | None) -> Tensor:
+def xformers_attention(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged) -> Tensor:
     """Attend within all sequences in one launch; operands as `uso_kernels.attention.attention` has checked them."""
     attend = importlib.import_module("xformers.ops").memory_efficient_attention
     tokens = (take_tokens(x, layout)[None] for x, layout in ((q, queries), (k, keys), (v, keys)))
     mask = _mask(queries.lengths, keys.lengths, q.device)
-    return place_tokens(attend(*tokens, attn_bias=mask)[0], queries, out)
+    return place_tokens(attend(*tokens, attn_bias=mask)[0], queries)

@@ -30,13 +30,13 @@ def pack_int4(codes: Tensor, group: int) -> Tensor:
     Returns:
         uint8 [N, K / 2].
     """
-    halves = codes.view(codes.shape[0], -1, 2, group // 2)
+    halves = codes.view(codes.shape[0], codes.shape[1] // group, 2, group // 2)
     return (halves[:, :, 0] | (halves[:, :, 1] << 4)).flatten(1)
 
 
 def unpack_int4(packed: Tensor, group: int) -> Tensor:
     """Turn packed codes, uint8 [N, K / 2], back into uint8 [N, K]."""
-    halves = packed.view(packed.shape[0], -1, group // 2)
+    halves = packed.view(packed.shape[0], 2 * packed.shape[1] // group, group // 2)
     return torch.stack((halves & 15, halves >> 4), dim=2).flatten(1)
 
 

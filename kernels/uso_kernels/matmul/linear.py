@@ -15,6 +15,7 @@ sequence's first, multiplied in float32 and rounded once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -63,7 +64,7 @@ def linear(
         return F.linear(x, weight, bias)
     if (has_many or out is not None) and x.ndim != 2:
         raise ValueError(f"with sequences, x must be a matrix, got shape {tuple(x.shape)}")
-    matrix = x.reshape(-1, x.shape[-1])
+    matrix = x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     spans = rows_of(sequences, matrix.shape[0])
     if gelu and bias is not None and out is None and not has_many and activates(x):
         # A product that has memory of its own: no other is asked for beside it.

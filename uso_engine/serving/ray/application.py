@@ -81,9 +81,9 @@ def engine_deployment(replicas: ReplicaArguments, config: EngineConfig, deadline
         EngineReplica,
         name="engines",
         autoscaling_config=scaling,
-        # As many as the engine itself takes, and those that wait for one at each ingress; beyond both a request is refused.
+        # As many as the engine itself takes.
         max_ongoing_requests=config.queue.max_requests,
-        max_queued_requests=replicas.max_queued,
+        max_queued_requests=replicas.most_unassigned(config),
         request_router_config=RequestRouterConfig(
             request_router_class=WorkRouter,
             request_router_kwargs=asdict(replicas.routing),

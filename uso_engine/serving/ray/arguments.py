@@ -48,6 +48,14 @@ class ReplicaArguments(_Table):
             return self.gpus
         return 0.0 if self.options.device == "cpu" else float(config.parallel.ulysses)
 
+    def most_unassigned(self, config: EngineConfig) -> int:
+        """Requests that Ray lets be without a replica at an ingress.
+
+        Ray counts one that is only on its way to a replica with room as one that waits. So its bound is that of a burst that
+        comes when all replicas are idle; how many may really wait, the ingress counts itself.
+        """
+        return self.most * config.queue.max_requests + self.max_queued
+
 
 class ApplicationArguments(_Table):
     """The whole application.

@@ -59,7 +59,7 @@ class Ingress:
         self._application = make_application(
             config,
             settings,
-            engine_opener(config, engines, arguments.replicas.max_queued),
+            engine_opener(config, engines, arguments),
             open_storage(arguments.storage),
             keys,
             host_name=name,
@@ -69,19 +69,21 @@ class Ingress:
         return self._application.asgi
 
 
-def engine_opener(config: EngineConfig, engines: DeploymentHandle, max_queued: int) -> OpenEngine:
+def engine_opener(config: EngineConfig, engines: DeploymentHandle, arguments: ApplicationArguments) -> OpenEngine:
     """What waits for the first replica and stands for all of them.
 
     Args:
         config: of the engines.
         engines: reaches them.
-        max_queued: requests that may wait for a replica, for messages.
+        arguments: of the application.
     """
 
     @asynccontextmanager
     async def opened() -> AsyncIterator[ServedEngine]:
         await engines.ping.remote()
-        yield RemoteEngine(config, fleet_of(str(engines.deployment_id)), sender(engines, max_queued))
+        replicas, fleet = arguments.replicas, fleet_of(str(engines.deployment_id))
+        send = sender(engines, replicas.most_unassigned(config))
+        yield RemoteEngine(config, fleet, send, max_queued=replicas.max_queued, ingresses=arguments.ingresses)
 
     return opened
 

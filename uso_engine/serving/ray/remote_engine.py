@@ -64,16 +64,24 @@ class RemoteEngine:
         config: of the replicas' engines.
         fleet: what is known of them here.
         send: reaches them.
+        max_queued: requests that may wait here for a replica.
+        ingresses: processes that send to the replicas, this one among them.
     """
 
-    def __init__(self, config: EngineConfig, fleet: Fleet, send: Send) -> None:
+    def __init__(self, config: EngineConfig, fleet: Fleet, send: Send, *, max_queued: int, ingresses: int = 1) -> None:
         self.config = config
         self.failure: BaseException | None = None  # Ray starts another replica for one that is lost.
-        self._fleet, self._send = fleet, send
+        self._fleet, self._send, self._max_queued, self._ingresses = fleet, send, max_queued, ingresses
         self._draining = False
         self._running = 0
         self._idle = asyncio.Event()
         self._idle.set()
+
+    @property
+    def places(self) -> int:
+        """This ingress's share of what the replicas that there are take at once, and those that may wait here for one."""
+        replicas = max(1, len(self._fleet.reports.keys() - self._fleet.refused))  # The first is there before it has reported.
+        return replicas * self.config.queue.max_requests // self._ingresses + self._max_queued
 
     async def generate(
         self, request: GenerationRequest, /, *, priority: int = 0, timeout_s: float | None = None

@@ -1,0 +1,57 @@
+"""Processes that find each other over a store: how long for the others, and how long for what they have to say."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from datetime import timedelta
+
+import pytest
+import torch
+from torch.distributed import HashStore  # type: ignore[attr-defined]  # documented there, not declared
+
+from uso_engine.errors import ParallelError
+from uso_engine.parallel import group as group_module
+from uso_engine.parallel.group import Group, connect_store, within
+
+CPU = torch.device("cpu")
+
+
+def test_a_process_that_never_comes_is_not_waited_for_without_end() -> None:
+    with pytest.raises(ParallelError, match=r"process 0 of 2 could not join the others: .*[Tt]imeout"):
+        Group(HashStore(), 0, 2, CPU, 60, joining=timedelta(seconds=0.2))
+
+
+def test_an_engine_may_be_idle_for_longer_than_processes_take_to_join() -> None:
+    store, heard = HashStore(), list[str]()
+
+    def follow() -> None:
+        group = Group(store, 1, 2, CPU, 60, joining=timedelta(seconds=2))
+        heard.append(group.share_object(None) or "")
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    leader = Group(store, 0, 2, CPU, 60, joining=timedelta(seconds=2))
+    thread.join(2.5)
+    assert leader.share_object("a step") == "a step"
+    thread.join()
+    assert heard == ["a step"]
+
+
+def test_what_takes_longer_than_is_said_is_given_up() -> None:
+    end = threading.Event()
+    with pytest.raises(TimeoutError, match=r"no answer within 0:00:00\.1"):
+        within(timedelta(seconds=0.1), end.wait)
+    end.set()
+    assert within(timedelta(minutes=1), lambda: 7) == 7
+    with pytest.raises(ZeroDivisionError):
+        within(timedelta(minutes=1), lambda: 1 // 0)
+
+
+def test_a_store_that_nobody_serves_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_module, "CONNECTING", timedelta(seconds=0.2))
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))  # Taken, and nobody listens.
+        port = other.getsockname()[1]
+        with pytest.raises(ParallelError, match=rf"serves a group on port {port}: no answer within 0:00:00\.2"):
+            connect_store(port, 2)
