@@ -19,7 +19,8 @@ from benchmarks.compare.models import Models, encode
 from benchmarks.compare.peers import missing_fp8, missing_reference
 from benchmarks.compare.plots import PLOT, fit_batch, fit_tokens
 from benchmarks.compare.run import Comparison, done_cases, main, parser
-from benchmarks.compare.tables import NO_GPU, TABLES, overview, ratio, targets
+from benchmarks.compare.tables import NO_GPU, TABLES, current, overview, ratio, targets
+from benchmarks.records import hardware
 from uso_engine.model.roofline import step_flops
 
 TINY = SIZES["tiny"]
@@ -69,6 +70,7 @@ def test_a_record_says_what_was_measured_and_how(records: dict[tuple[str, str], 
     assert ours["versions"]["torch"] == importlib.metadata.version("torch")
     assert {"authors' code", "diffusers, compiled", "diffusers, torchao fp8, compiled", "sglang"} <= set(ours["not_run"])
     assert len(ours["sha256"]) == len(theirs["sha256"]) == 64
+    assert 0 < ours["product_ms"]["p20_ms"] <= ours["product_ms"]["p80_ms"] and ours["product_ms"] == theirs["product_ms"]
 
 
 def test_several_pictures_of_a_peer_are_one_evaluation(records: dict[tuple[str, str], dict[str, Any]]) -> None:
@@ -202,7 +204,8 @@ def test_unknown_cases_and_ways_are_named(arguments: list[str], message: str, tm
 
 
 def test_the_tables_and_the_plot_show_what_was_recorded(out: Path) -> None:
-    found = [json.loads(line) for line in out.read_text().splitlines()]
+    steady = {"product_ms": {"median_ms": 1.0, "p20_ms": 1.0, "p80_ms": 1.1}}
+    found = [{**json.loads(line), **steady} for line in out.read_text().splitlines()]
     shown = {table.marker: table.text(found) for table in TABLES if table.document != "README.md"}
     overview_text = overview(found)
     assert "| 64x64-content-style, L = 96 |" in overview_text
@@ -221,6 +224,24 @@ def test_the_tables_and_the_plot_show_what_was_recorded(out: Path) -> None:
     alone = [{**record, "dtype": "bfloat16"} for record in found if record["images"] == 1]
     assert PLOT.text([*found, *alone]) == picture  # A single case makes no curve.
     assert "Pending" in PLOT.text([])
+
+
+def test_a_case_of_a_machine_that_did_not_keep_its_rate_is_left_out(out: Path) -> None:
+    def timed(slowest_ms: float, **changed: object) -> list[dict[str, Any]]:
+        product_ms = {"median_ms": 1.0, "p20_ms": 1.0, "p80_ms": slowest_ms}
+        return [{**json.loads(line), "product_ms": product_ms, **changed} for line in out.read_text().splitlines()]
+
+    steady, unsteady = timed(1.15), timed(2.4, image_s=7.77)
+    cases = f"Left out, {hardware(steady[0])}, tiny, float32: {CASE}, {CASE}-2-images."
+    assert [record["image_s"] for record in current([*steady, *unsteady])] == [record["image_s"] for record in current(steady)]
+    assert "Left out" not in overview([*steady, *unsteady])
+    told = overview([*unsteady, *timed(1.0, case="512x512-style")])
+    assert (
+        f"{cases} Between their requests the same product took up to 2.4 times as long" in told
+        and "7.77" not in told
+        and "512x512-style, L = 96" in told
+    )
+    assert "Left out" in overview(unsteady) and not current(unsteady)
 
 
 @pytest.mark.parametrize(

@@ -44,9 +44,11 @@ from .diffusers_way import DiffusersWay
 from .memory import Rise, peak_rise
 from .models import Models
 from .peers import Make, default_tiers, ways
+from .steadiness import MOST_SPREAD, product, spread
 from .way import Way
 
 SEED = 11
+_PRODUCT = "a product"
 
 
 class Comparison:
@@ -135,14 +137,23 @@ class Comparison:
         for way in made:
             way.evaluations.reset()
         requests: dict[str, Callable[[], object]] = {way.name: lambda way=way: way.request(case, SEED) for way in made}  # type: ignore[misc]
+        requests[_PRODUCT] = product(self.options.device, self.options.dtype)
         # A request ends with bytes on the host: a clock sees all of it on a GPU too.
         times = interleave(requests, rounds=self.options.rounds, device=torch.device("cpu"), clock=self.options.clock)
+        product_ms = times.pop(_PRODUCT)
         ours = times[made[0].name]["median_ms"]
         for way in made:
             record = self.record(case, way, times[way.name], inspected[way.name])
             record |= {"difference": differences[way.name], "times_ours": times[way.name]["median_ms"] / ours}
+            record["product_ms"] = product_ms
             write_record("compare", record, self.path)
             print(line_of(record), flush=True)
+        if spread(product_ms) > MOST_SPREAD:
+            print(
+                f"{case.name}: tables leave this case out: the same product took {product_ms['p20_ms']:.1f} to "
+                f"{product_ms['p80_ms']:.1f} ms between its requests, the machine did not keep its rate",
+                flush=True,
+            )
 
     def inspect(self, case: Case, way: Way) -> dict[str, Any]:
         """One request that is not timed: what its first evaluation takes and gives, the memory, and the picture."""

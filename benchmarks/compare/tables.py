@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from benchmarks.documents import Table, markdown
 from benchmarks.records import Record, clock_note, hardware, latest
 
+from .steadiness import is_steady, left_out
+
 LEAST_CLAIM = 0.015
 """A difference of less is none: so much two runs of the same thing differ."""
 TARGETS = (("authors' way", 2.5, ("bfloat16",)), ("diffusers", 1.0, ("bfloat16", "float32")))
@@ -20,8 +22,8 @@ def ratio(value: float) -> str:
 
 
 def current(records: list[Record]) -> list[Record]:
-    """The last record of every case and way; cases in order of pictures, steps and tokens, the engine first."""
-    found = latest(records, "size", "dtype", "case", "way")
+    """The last record of every case and way of a steady machine; cases in order of pictures and tokens, the engine first."""
+    found = latest(list(filter(is_steady, records)), "size", "dtype", "case", "way")
     first = [*dict.fromkeys((hardware(r), r["size"], r["dtype"]) for r in found)]
 
     def place(record: Record) -> tuple[object, ...]:
@@ -63,7 +65,7 @@ def notes(records: Sequence[Record]) -> str:
 
 def overview(records: list[Record]) -> str:
     """One row for every case: the engine's time, and how many times as long each peer takes."""
-    records = current(records)
+    everything, records = records, current(records)
     peers = [way for way in ways_of(records) if not way.startswith("ours")]
     rows = []
     for (machine, size, dtype), found in runs(records).items():
@@ -74,7 +76,8 @@ def overview(records: list[Record]) -> str:
             times = [f"{ours['image_s']:.2f}", f"{ours['step_ms']['median_ms']:.0f}", f"{100 * ours['of_floor']:.0f} %"]
             rows.append([f"{machine}, {size}, {dtype}", f"{case}, L = {ours['tokens']}", *times, *cells])
     header = ["machine, size, type", "request", "ours, s an image", "ms a step", "of the floor", *peers]
-    return markdown(header, rows) + targets(records) + clock_note(records) + notes(records)
+    ending = targets(records) + clock_note(records) + left_out(everything, records) + notes(records)
+    return markdown(header, rows) + ending
 
 
 def targets(records: Sequence[Record]) -> str:
