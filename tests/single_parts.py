@@ -13,7 +13,7 @@ from uso_engine.conditioning.text import TextEmbedding
 from uso_engine.config import EngineConfig, load_config
 from uso_engine.errors import USOError
 from uso_engine.loading.assembly import load_autoencoder, load_safety_checker, load_style_encoder, load_text_encoders
-from uso_engine.loading.lora_choice import read_chosen_loras
+from uso_engine.loading.lora_choice import choose_loras
 from uso_engine.loading.presence import require_parts
 from uso_engine.loading.transformer import load_transformer
 
@@ -39,7 +39,7 @@ def with_path(part: str, path: Path) -> EngineConfig:
 def load(part: str, path: Path) -> object:
     """Load one part as an engine does."""
     if part == "lora":
-        return read_chosen_loras([path], BASE)
+        return choose_loras([path], BASE).loras
     if part == "embedding":
         return TextEmbedding.load(path, token_width=64, pooled_width=64)
     config = with_path(part, path)

@@ -27,7 +27,8 @@ def test_an_engine_may_be_idle_for_longer_than_processes_take_to_join() -> None:
 
     def follow() -> None:
         group = Group(store, 1, 2, CPU, 60, joining=timedelta(seconds=2))
-        heard.append(group.share_object(None) or "")
+        said: str = group.share_object(None)
+        heard.append(said)
 
     thread = threading.Thread(target=follow)
     thread.start()

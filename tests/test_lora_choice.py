@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from uso_engine import USOEngine
 from uso_engine.config import load_config
 from uso_engine.errors import LoRAError, MissingFileError
-from uso_engine.loading.lora_choice import read_chosen_loras
+from uso_engine.loading.lora_choice import choose_loras
 
 BASE = load_config("uso-tiny")
 LAYER = "double_blocks.0.img_attn.proj"
@@ -69,7 +69,7 @@ def test_what_is_named_from_where_the_caller_stands_is_merged(engine: USOEngine,
 )
 def test_ways_to_name_a_file(path: str | Path, here: Path) -> None:
     for named in (path, Path.cwd() / path if not str(path).startswith(("~", "embedded")) else path):
-        ((lora, strength),) = read_chosen_loras([named], BASE)
+        ((lora, strength),) = choose_loras([named], BASE).loras
         assert strength == 1.0
         assert lora.updates
 
@@ -80,7 +80,7 @@ def test_a_configuration_names_from_its_own_folder(here: Path, tmp_path: Path) -
     (tmp_path / "beside" / "c.toml").write_text(text, encoding="utf-8")
     config = load_config("../beside/c.toml")
     with pytest.raises(MissingFileError, match=r"LoRA: own\.safetensors was not found; looked at .*/here/own\.safetensors; "):
-        read_chosen_loras(["own.safetensors"], config)
+        choose_loras(["own.safetensors"], config)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_configuration_names_from_its_own_folder(here: Path, tmp_path: Path) -
 )
 def test_the_advice_fits_what_was_named(path: str | Path, advice: str, here: Path) -> None:
     with pytest.raises(MissingFileError, match=advice):
-        read_chosen_loras([path], BASE)
+        choose_loras([path], BASE)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_what_is_no_list_of_loras(engine: USOEngine, loras: object, here: Path) 
 def test_weights_are_finite_numbers(engine: USOEngine, strength: float, here: Path) -> None:
     with pytest.raises(ValueError, match=r"the weight of 'turbo\.safetensors' must be a finite number, got"):
         engine.set_loras([("turbo.safetensors", strength)])
-    assert read_chosen_loras([("turbo.safetensors", np.float32(0.5))], BASE)[0][1] == 0.5  # type: ignore[list-item]
+    assert choose_loras([("turbo.safetensors", np.float32(0.5))], BASE).loras[0][1] == 0.5  # type: ignore[list-item]
 
 
 def test_a_text_file_is_not_quoted(engine: USOEngine, here: Path) -> None:

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
     from .safety.checker import SafetyChecker
 
+PREVIEW_CELLS = 32
+
 
 @dataclass(frozen=True)
 class LoadedParts:
@@ -253,19 +255,18 @@ class Generation:
 
 
 @clean_process_state()
-def preview(pipeline: Pipeline, latent: Tensor, max_cells: int = 32) -> Image:
+def preview(pipeline: Pipeline, latent: Tensor) -> Image:
     """Decode a latent cheaply, at a fraction of its size.
 
     Args:
         pipeline: whose autoencoder decodes.
-        latent: [16, h / 8, w / 8].
-        max_cells: the latent is averaged down until no side has more cells than this.
+        latent: [16, h / 8, w / 8]; it is averaged down until no side has more than `PREVIEW_CELLS` cells.
 
     Returns:
         A small picture.
     """
     height, width = latent.shape[-2:]
-    factor = max(1, -(-max(height, width) // max_cells))
+    factor = max(1, -(-max(height, width) // PREVIEW_CELLS))
     # Whole pairs of cells: the decoder wants an even latent as the transformer made it.
     cells = (max(2, height // factor // 2 * 2), max(2, width // factor // 2 * 2))
     small = latent[None].float() if factor == 1 else torch.nn.functional.adaptive_avg_pool2d(latent[None].float(), cells)

@@ -93,19 +93,6 @@ class Example:
         """Its Triton launch."""
         return self.operation.launch(generation, *self.operands)
 
-    def fresh(self) -> tuple[object, ...]:
-        """The operands, those that are written in copies."""
-        writes = self.operation.writes
-        return tuple(
-            operand.clone() if i in writes and isinstance(operand, Tensor) else operand
-            for i, operand in enumerate(self.operands)
-        )
-
-    def written(self, operands: tuple[object, ...]) -> list[Tensor]:
-        """What the operation has filled, of operands as `fresh` gives them."""
-        chosen = (operands[i] for i in self.operation.writes)
-        return [operand for operand in chosen if isinstance(operand, Tensor)]
-
 
 def kernel_modules() -> list[ModuleType]:
     """Every module of the package."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from .cpu import row_blocks
 from .example import Example, Size
 from .launch import Generation, Launch, jit, needs_gradient, strided, tl
-from .layer_norm_modulate import CONFIGS, check_norm_operands, norm_config, normalized, normalized_row
+from .layer_norm_modulate import CONFIGS, EPS, check_norm_operands, norm_config, normalized, normalized_row
 from .operands import check_matrix, check_tiles
 from .operation import Fill, operation
 from .ragged import TILE_ROWS, Ragged
@@ -84,7 +84,6 @@ def _launch(
     shift: Tensor | None,
     scale: Tensor | None,
     tile_sequence: Tensor,
-    eps: float,
     total: Tensor,
     out: Tensor | None,
     row_scales: Tensor | None,
@@ -94,7 +93,7 @@ def _launch(
         "tile_sequence_ptr": tile_sequence,
         "row_scale_ptr": row_scales,
         "width": x.shape[1],
-        "eps": eps,
+        "eps": EPS,
         "TILE": TILE_ROWS,
         "NORM": out is not None,
         "LIMIT": store_limit(out, row_scales),
@@ -109,7 +108,6 @@ def _check_operands(
     shift: Tensor | None,
     scale: Tensor | None,
     tile_sequence: Tensor,
-    eps: float,
     total: Tensor,
     out: Tensor | None,
     row_scales: Tensor | None,
@@ -133,7 +131,6 @@ def gated_residual_into(
     shift: Tensor | None,
     scale: Tensor | None,
     tile_sequence: Tensor,
-    eps: float,
     total: Tensor,
     out: Tensor | None,
     row_scales: Tensor | None,
@@ -144,7 +141,7 @@ def gated_residual_into(
         block_total = total[block]
         block_total.copy_(summed(x[block], y[block], gate, tiles))
         if out is not None and shift is not None and scale is not None:
-            values = normalized(block_total, shift, scale, tiles, eps)
+            values = normalized(block_total, shift, scale, tiles)
             write_rows(values, out[block], None if row_scales is None else row_scales[block])
 
 
@@ -155,7 +152,6 @@ def gated_residual(
     tile_sequence: Tensor,
     norm: tuple[Tensor, Tensor] | None = None,
     dtype: torch.dtype | None = None,
-    eps: float = 1e-6,
     *,
     call: Fill = gated_residual_into,
 ) -> tuple[Tensor, Rows | None]:
@@ -168,7 +164,6 @@ def gated_residual(
         tile_sequence: int32 [T / TILE_ROWS].
         norm: shift and scale of the normalisation that follows, [S, C] each; None where none does.
         dtype: what the reader of the second result takes, see `uso_kernels.layer_norm_modulate`.
-        eps: added to the variance.
         call: the operation, or a `CallSite` of it.
 
     Returns:
@@ -180,13 +175,13 @@ def gated_residual(
     """
     if dtype is None and needs_gradient(x, y, gate, *(norm or ())):
         total = summed(x, y, gate, tile_sequence).to(x.dtype)
-        return total, None if norm is None else normalized(total, *norm, tile_sequence, eps).to(x.dtype)
+        return total, None if norm is None else normalized(total, *norm, tile_sequence).to(x.dtype)
     total = torch.empty_like(x)
     if norm is None:
-        call(x, y, gate, None, None, tile_sequence, eps, total, None, None)
+        call(x, y, gate, None, None, tile_sequence, total, None, None)
         return total, None
     out = new_rows(x.shape[0], x.shape[-1], x, dtype)
-    call(x, y, gate, *norm, tile_sequence, eps, total, *parts(out))
+    call(x, y, gate, *norm, tile_sequence, total, *parts(out))
     return total, out
 
 
@@ -200,9 +195,9 @@ def examples(generation: Generation, size: Size) -> Iterator[Example]:
         total = size.unwritten(size.rows, width)
         for ending, out in size.endings(generation, size.rows, width):
             if is_hot or isinstance(out, Tensor):
-                operands = (x, y, gate, shift, scale, tiles, 1e-6, total, *parts(out))
+                operands = (x, y, gate, shift, scale, tiles, total, *parts(out))
                 name = "gated_residual norm" + ("" if is_hot else f" of {width}")
                 yield Example(f"{name} {ending}", gated_residual_into, operands, is_hot=is_hot)
         if is_hot:
-            alone = (x, y, gate, None, None, tiles, 0.0, total, None, None)
+            alone = (x, y, gate, None, None, tiles, total, None, None)
             yield Example("gated_residual", gated_residual_into, alone)

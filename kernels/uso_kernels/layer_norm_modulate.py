@@ -22,11 +22,14 @@ from .operation import operation
 from .ragged import TILE_ROWS, Ragged
 from .rows import Rows, check_row_width, new_rows, parts, store_limit, store_row, write_rows
 
+EPS = 1e-6
+"""Added to the variance, as the authors do."""
 
-def normalized(x: Tensor, shift: Tensor, scale: Tensor, tile_sequence: Tensor, eps: float) -> Tensor:
+
+def normalized(x: Tensor, shift: Tensor, scale: Tensor, tile_sequence: Tensor) -> Tensor:
     """The formula, in float32 or wider."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    normed = F.layer_norm(x.to(wide), x.shape[1:], eps=eps).view(-1, TILE_ROWS, x.shape[1])
+    normed = F.layer_norm(x.to(wide), x.shape[1:], eps=EPS).view(-1, TILE_ROWS, x.shape[1])
     tile_shift, tile_scale = (table.index_select(0, tile_sequence).to(wide)[:, None] for table in (shift, scale))
     return torch.addcmul(tile_shift, normed, 1 + tile_scale).view_as(x)
 
@@ -90,7 +93,6 @@ def _launch(
     shift: Tensor,
     scale: Tensor,
     tile_sequence: Tensor,
-    eps: float,
     out: Tensor,
     row_scales: Tensor | None,
 ) -> Launch:
@@ -99,7 +101,7 @@ def _launch(
         "tile_sequence_ptr": tile_sequence,
         "row_scale_ptr": row_scales,
         "width": x.shape[1],
-        "eps": eps,
+        "eps": EPS,
         "TILE": TILE_ROWS,
         "LIMIT": store_limit(out, row_scales),
     }
@@ -109,17 +111,17 @@ def _launch(
 
 @operation(writes=("out", "row_scales"), launch=_launch)
 def layer_norm_modulate_into(
-    x: Tensor, shift: Tensor, scale: Tensor, tile_sequence: Tensor, eps: float, out: Tensor, row_scales: Tensor | None
+    x: Tensor, shift: Tensor, scale: Tensor, tile_sequence: Tensor, out: Tensor, row_scales: Tensor | None
 ) -> None:
     """Fill `out`, quantised where there are row scales."""
     for block in row_blocks(x, x.shape[1], TILE_ROWS):
         tiles = tile_sequence[block.start // TILE_ROWS : block.stop // TILE_ROWS]
-        values = normalized(x[block], shift, scale, tiles, eps)
+        values = normalized(x[block], shift, scale, tiles)
         write_rows(values, out[block], None if row_scales is None else row_scales[block])
 
 
 def layer_norm_modulate(
-    x: Tensor, shift: Tensor, scale: Tensor, tile_sequence: Tensor, dtype: torch.dtype | None = None, eps: float = 1e-6
+    x: Tensor, shift: Tensor, scale: Tensor, tile_sequence: Tensor, dtype: torch.dtype | None = None
 ) -> Rows:
     """Normalise every row of a packed tensor, then apply its sequence's shift and scale.
 
@@ -129,7 +131,6 @@ def layer_norm_modulate(
         scale: [S, C], likewise.
         tile_sequence: int32 [T / TILE_ROWS], the sequence of each tile of rows.
         dtype: what the reader of the rows takes: `torch.float8_e4m3fn`, `torch.int8`, or None for floats of x's dtype.
-        eps: added to the variance.
 
     Returns:
         [T, C]; sums are kept in float32, and 8-bit rows are not rounded to x's dtype first.
@@ -138,10 +139,10 @@ def layer_norm_modulate(
         ValueError: operands that do not fit together.
     """
     if dtype is None and needs_gradient(x, shift, scale):
-        return normalized(x, shift, scale, tile_sequence, eps).to(x.dtype)
+        return normalized(x, shift, scale, tile_sequence).to(x.dtype)
     check_norm_operands(x, shift, scale, tile_sequence)
     out = new_rows(x.shape[0], x.shape[1], x, dtype)
-    layer_norm_modulate_into(x, shift, scale, tile_sequence, eps, *parts(out))
+    layer_norm_modulate_into(x, shift, scale, tile_sequence, *parts(out))
     return out
 
 
@@ -168,6 +169,6 @@ def examples(generation: Generation, size: Size) -> Iterator[Example]:
         x, (shift, scale) = size.normal(size.rows, width), size.normal(1, 2, width).unbind(1)
         for ending, out in size.endings(generation, size.rows, width):
             if is_hot or isinstance(out, Tensor):
-                operands = (x, shift, scale, tiles, 1e-6, *parts(out))
+                operands = (x, shift, scale, tiles, *parts(out))
                 name = "layer_norm_modulate" + ("" if is_hot else f" of {width}")
                 yield Example(f"{name} {ending}", layer_norm_modulate_into, operands, is_hot=is_hot)

@@ -23,19 +23,6 @@ for _value, _characters in enumerate(zip(b"0123456789abcdef", b"0123456789ABCDEF
     _DIGITS[list(_characters)] = _value
 
 
-def encode_data_uri(data: bytes, content_type: str) -> str:
-    """Put bytes into a ``data:`` URI.
-
-    Args:
-        data: what to carry.
-        content_type: its media type, such as ``image/png``.
-
-    Returns:
-        The URI, base64.
-    """
-    return f"data:{content_type};base64,{base64.b64encode(data).decode('ascii')}"
-
-
 def decode_data_uri(uri: str, *, max_bytes: int, label: str) -> bytes:
     """Take the bytes out of a ``data:`` URI.
 

@@ -24,6 +24,7 @@ _MEDIA_TYPES = ("image/", "application/octet-stream", "binary/octet-stream")
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _FORBIDDEN = frozenset("\\ \t\r\n\0")  # parsers disagree about a backslash: one reads a host where another reads a path
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_MOST_REDIRECTS = 5
 _MAX_URL = 16_384  # signed URLs of object stores have 2,000 characters
 
 # One text for a name that is unknown, a port that is closed, an address that is refused, a certificate that is bad, a server
@@ -41,11 +42,11 @@ def fetch(
     allow_private_addresses: bool = True,
     private_hosts: HostList | None = None,
     allowed_hosts: HostList | None = None,
-    max_redirects: int = 5,
 ) -> bytes:
     """Read the body behind a URL.
 
-    No proxy, certificate path or credential comes from the environment. Compressed transfer is neither asked for nor accepted.
+    Redirects are followed, each target checked like the first URL. No proxy, certificate path or credential comes from the
+    environment. Compressed transfer is neither asked for nor accepted.
 
     Args:
         url: http or https, without credentials.
@@ -55,7 +56,6 @@ def fetch(
         allow_private_addresses: whether addresses that are not public are connected to, for redirects too.
         private_hosts: hosts whose addresses need not be public where others' do.
         allowed_hosts: the only hosts that are fetched from, redirects included; None for all.
-        max_redirects: how many redirects are followed; each target is checked like the first URL.
 
     Returns:
         The complete body.
@@ -70,7 +70,7 @@ def fetch(
         deadline, allow_private_addresses=allow_private_addresses, private_hosts=private_hosts or HostList()
     )
     context: ssl.SSLContext | None = None
-    for _ in range(max_redirects + 1):
+    for _ in range(_MOST_REDIRECTS + 1):
         if context is None and target.scheme == "https":  # reading the certificates takes 20 ms: not for plain http
             context = httpx.create_ssl_context(trust_env=False)
         try:
@@ -88,7 +88,7 @@ def fetch(
         target = _checked(
             _join(target, answer.location, label), allow_http, f"{label}: redirected to a URL that", allowed_hosts
         )
-    raise FetchError(f"{label}: more than {max_redirects} redirects")
+    raise FetchError(f"{label}: more than {_MOST_REDIRECTS} redirects")
 
 
 class _Redirect:

@@ -43,10 +43,17 @@ _chosen: WeakValueDictionary[tuple[object, ...], ChosenLoRAs] = WeakValueDiction
 
 
 def choose_loras(loras: Iterable[LoRAChoice], config: EngineConfig, *, keep_configured: bool = True) -> ChosenLoRAs:
-    """Read the LoRAs that a caller names, as `read_chosen_loras` does; those that are in use are not read again.
+    """Read the LoRAs that a caller names; those that are in use are not read again.
+
+    Args:
+        loras: paths, relative to the working directory, or hub ids; each alone for weight 1 or with its weight.
+        config: of the engine whose transformer they are for.
+        keep_configured: whether the configuration's stay beside them.
 
     Raises:
-        ValueError, MissingFileError, LoRAError: as for `read_chosen_loras`.
+        ValueError: something else than such a list; says what.
+        MissingFileError: a file is not there.
+        LoRAError: a file that does not fit; see `read_lora`.
     """
     chosen = _found(loras, config)
     key = tuple((str(path), (stat := path.stat()).st_mtime_ns, stat.st_size, weight) for path, weight in chosen)
@@ -55,21 +62,6 @@ def choose_loras(loras: Iterable[LoRAChoice], config: EngineConfig, *, keep_conf
     if known is None:
         known = _chosen[identity] = ChosenLoRAs(key, keep_configured, tuple(_read(chosen, config)))
     return known
-
-
-def read_chosen_loras(loras: Iterable[LoRAChoice], config: EngineConfig) -> list[tuple[LoRA, float]]:
-    """Read the LoRAs that a caller names.
-
-    Args:
-        loras: paths, relative to the working directory, or hub ids; each alone for weight 1 or with its weight.
-        config: of the engine whose transformer they are for.
-
-    Raises:
-        ValueError: something else than such a list; says what.
-        MissingFileError: a file is not there.
-        LoRAError: a file that does not fit; see `read_lora`.
-    """
-    return _read(_found(loras, config), config)
 
 
 def _found(loras: Iterable[LoRAChoice], config: EngineConfig) -> list[tuple[Path, float]]:

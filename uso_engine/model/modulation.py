@@ -22,24 +22,23 @@ DOUBLE_VECTORS = 12
 SINGLE_VECTORS = 3
 FINAL_VECTORS = 2
 TIME_WIDTH = 256
+LONGEST_PERIOD = 10_000.0
 
 
-def sinusoidal_embedding(values: Tensor, width: int = TIME_WIDTH, max_period: float = 10_000.0) -> Tensor:
+def sinusoidal_embedding(values: Tensor) -> Tensor:
     """Embed scalars (times between 0 and 1, guidance scales) as cosines and sines.
 
     Args:
         values: [N]. Their dtype is part of the result: a bfloat16 time is multiplied by 1000 in bfloat16, as the authors do.
-        width: columns of the result, even.
-        max_period: longest period.
 
     Returns:
-        [N, width] in values' dtype.
+        [N, TIME_WIDTH] in values' dtype.
     """
-    half = width // 2
+    half = TIME_WIDTH // 2
     # Constants in float64, rounded once: float32 `exp` differs between vector libraries by 5.7e-7, and 1000 times a guidance
     # scale makes 1e-5 of every tensor of that. Cosines and sines of the angles likewise.
     exponents = torch.arange(half, dtype=torch.float64) / half
-    frequencies = torch.exp(-math.log(max_period) * exponents).to(torch.float32)
+    frequencies = torch.exp(-math.log(LONGEST_PERIOD) * exponents).to(torch.float32)
     angles = ((1000.0 * values)[:, None].float() * frequencies.to(values.device)).double()
     return torch.cat((angles.cos(), angles.sin()), dim=-1).float().to(values.dtype)
 

@@ -65,15 +65,15 @@ class Transformer(nn.Module):
 
     Args:
         params: its sizes.
-        attention_backend: a backend of `uso_kernels.attention` for every block, or "auto": the default of each sequence.
         fusion: which passes over the data are left out.
     """
 
-    def __init__(self, params: TransformerParams, *, attention_backend: str = "auto", fusion: Fusion = ALL_FUSED) -> None:
+    def __init__(self, params: TransformerParams, *, fusion: Fusion = ALL_FUSED) -> None:
         super().__init__()
         self.params = params
         self.fusion = fusion
-        self.attention_backend = attention_backend
+        self.attention_backend = "auto"
+        """A backend of `uso_kernels.attention` for every block, or "auto": the default of each sequence."""
         self.together: Together | None = None
         """The other processes that have a share of every step; None where all is computed here."""
         width = params.hidden_size

@@ -227,7 +227,6 @@ def public_engine_sizes(
     *,
     text_encoder: TextTierName = "bf16",
     dtype: torch.dtype = torch.bfloat16,
-    models: PublicModels | None = None,
 ) -> EngineSizes:
     """Sizes of an engine for FLUX.1-dev and the public models around it.
 
@@ -236,9 +235,8 @@ def public_engine_sizes(
         formats: of its matrices, see `layer_formats`.
         text_encoder: how T5's matrices are kept.
         dtype: of what stays in floating point in transformer, projector and text encoders.
-        models: other models' sizes.
     """
-    public = models if models is not None else PublicModels()
+    public = PublicModels()
     size = dtype.itemsize
     tokens, width, style_tokens = public.projector_params
     with torch.device("meta"):

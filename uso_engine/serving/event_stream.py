@@ -95,13 +95,13 @@ def _as_data_uri(image: Image) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
-async def with_beats(events: AsyncGenerator[bytes, None], every_s: float = BEAT_EVERY_S) -> AsyncGenerator[bytes, None]:
+async def with_beats(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
     """The same events, with a comment wherever nothing comes for a while; closing it closes them."""
     following: asyncio.Future[bytes] | None = None
     try:
         while True:
             following = following or asyncio.ensure_future(anext(events))
-            done, _ = await asyncio.wait({following}, timeout=every_s)
+            done, _ = await asyncio.wait({following}, timeout=BEAT_EVERY_S)
             if not done:
                 yield BEAT
                 continue

@@ -7,7 +7,6 @@ always from the pristine tensor of the source. Nothing is ever subtracted, so ta
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -23,7 +22,6 @@ from uso_engine.weights.files.tensor_source import TensorSource, shapes_of
 from uso_engine.weights.lora import LoRASet
 from uso_engine.weights.lora.update import WeightUpdate, in_order_of_content
 
-logger = logging.getLogger(__name__)
 _LARGEST = torch.finfo(torch.float32).max
 
 Progress = Callable[[int, int], None]
