@@ -113,7 +113,10 @@ class LateJoin(SimulatedStreams):
                 wait(late.pop())
             return record()
 
-        self.first.wait_stream = late.append  # type: ignore[method-assign]
+        def wait_stream(stream: SimulatedStream) -> None:
+            late.append(stream)
+
+        self.first.wait_stream = wait_stream  # type: ignore[method-assign]
         self.first.record_event = record_event  # type: ignore[method-assign]
 
 
