@@ -20,11 +20,11 @@ from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.campaign import Campaign
 from benchmarks.gpu.plan import CAMPAIGNS, Part
 from benchmarks.gpu.steps import timed
-from benchmarks.gpu.variants import VARIANTS, Made, Variant, compare
+from benchmarks.gpu.variants import BESIDE, VARIANTS, Made, Variant, compare
 from benchmarks.measure import interleave, output_hash, tree_hash
 from benchmarks.records import load, take
 from benchmarks.step.engine_way import Evaluate
-from benchmarks.step.prediction import predicted_step_ms
+from benchmarks.step.prediction import predicted_step_ms, text_beside
 from benchmarks.workload import WORKLOADS, Workload
 from uso_engine.model.params import TransformerParams
 from uso_engine.model.roofline import GPUS, Tokens, floor_ms
@@ -107,6 +107,7 @@ def test_every_other_part_says_what_it_is_for(results: dict[str, dict[str, Any]]
     assert set(variants["outputs"]) == {variant.name for variant in VARIANTS}
     assert variants["times as fast as the base"]["base"] == 1
     assert "CUDA" in variants["outputs"]["attention varlen"] and "no CUDA graphs" in variants["outputs"]["CUDA graph"]
+    assert all("no streams" in variants["outputs"][name] for name in (BESIDE, f"{BESIDE}, CUDA graph"))
     assert variants["outputs"]["kernels reference"]["difference"] < 0.02
 
 
@@ -273,6 +274,12 @@ def test_the_prediction_is_over_the_floor_and_what_was_announced() -> None:
     assert "copies" not in predicted and "gelu" not in predicted
     assert floor["floor"] == pytest.approx(131, abs=0.5)
     assert floor["separate kernels"] == pytest.approx(137.3, abs=0.5)
+    beside = text_beside(params, tokens)
+    assert beside.saved == pytest.approx(2.4, abs=0.1)
+    # 704 rows are six tiles of 128: what is computed of them, and the rest of their waves.
+    flops = 19 * 2 * 768 * 12 * 3072**2
+    assert beside.products - beside.idle == pytest.approx(1e3 * flops / 684e12)
+    assert 0 < beside.waits < beside.idle < beside.products
 
 
 def test_hashes_tell_bits_apart() -> None:

@@ -1,4 +1,4 @@
-"""The stubbed GPU sees every launch of a step; a second step prepares none and looks at no operands."""
+"""The stubbed GPU sees every launch of a step; a second step prepares none, looks at no operands and asks for the stream."""
 
 import os
 import subprocess
@@ -7,7 +7,8 @@ from pathlib import Path
 
 PROGRAM = """
 import torch
-from benchmarks.step.host_stub import DEEP, deep_step, stubbed_gpu
+from benchmarks.step.host_stub import DEEP, StubbedStreams, deep_step, stubbed_gpu
+from uso_engine.model.side_stream import SideStream
 from uso_kernels.operation import OPERATIONS, Operation
 
 with torch.no_grad(), stubbed_gpu() as launches:
@@ -19,8 +20,15 @@ with torch.no_grad(), stubbed_gpu() as launches:
     step()
     # Only the norms before the first blocks are no call sites.
     assert looked_at == 3 * ["layer_norm_modulate_into"], looked_at
-    print(first, launches.count - first, sum(map(len, prepared.values())))
+    second = launches.count - first
     assert {name: dict(known.prepared) for name, known in OPERATIONS.items()} == prepared
+    beside = deep_step(SideStream(torch.device("cpu"), StubbedStreams(launches)))
+    beside()
+    looked_at.clear()
+    launches.by_stream.clear()
+    beside()
+    assert looked_at == 3 * ["layer_norm_modulate_into"], looked_at
+    print(first, second, sum(map(len, prepared.values())), launches.by_stream[0], launches.by_stream[1])
 """
 
 
@@ -33,6 +41,8 @@ def test_every_launch_of_a_step_is_prepared_by_the_first(repository: Path) -> No
     # Norms before the first blocks; q/k norms, two additions of each stream; in a single block one of each.
     depth, singles = 19, 38
     launches = 3 + (2 * depth + singles) + (4 * depth + singles)
-    first, second, prepared = map(int, done.stdout.split())
+    first, second, prepared, on_first, on_second = map(int, done.stdout.split())
     assert (first, second) == (launches, launches)
+    # Of each double block, the text stream's q/k norm and its two additions.
+    assert (on_first, on_second) == (launches - 3 * depth, 3 * depth)
     assert 0 < prepared < 20

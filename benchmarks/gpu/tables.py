@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from benchmarks.documents import Table, markdown
 from benchmarks.records import Record, hardware, latest
-from benchmarks.step.prediction import predicted_step_ms
+from benchmarks.step.prediction import predicted_step_ms, text_beside
 from uso_engine.model.params import TransformerParams
 from uso_engine.model.roofline import Tokens
+
+from .variants import BESIDE
 
 
 def spread(timing: Record) -> str:
@@ -94,6 +96,26 @@ def variants(records: list[Record]) -> str:
     return markdown(["machine", "picture", "variant", "ms (median)", "p20 to p80", "difference", "hash"], rows)
 
 
+def beside(records: list[Record]) -> str:
+    """The text stream's products beside the image stream's: predicted for an H100, and what machines have measured."""
+    params, bases, rows = TransformerParams(), latest([r for r in records if r["variant"] == "base"], "tokens"), []
+    medians = {
+        (hardware(r), r["tokens"]): r["median_ms"] for r in latest(records, "tokens", "variant") if r["variant"] == BESIDE
+    }
+    for tokens in (Tokens(), Tokens(content=1024), Tokens(style=192, content=1024)):
+        predicted, measured = text_beside(params, tokens), []
+        for base in bases:
+            median = medians.get((hardware(base), base["tokens"]))
+            if base["tokens"] == tokens.all:
+                saved = "not timed" if median is None else f"{base['median_ms'] - median:.1f} of {base['median_ms']:.1f}"
+                measured.append(f"{hardware(base)}: {saved}")
+        numbers = (predicted.products, predicted.idle, predicted.waits, predicted.saved)
+        name = f"L = {tokens.all}, {tokens.text + tokens.style} of text"
+        rows.append([name, *(f"{number:.1f}" for number in numbers), ", ".join(measured) or "pending"])
+    header = ["1024 x 1024, bf16", "text's products alone", "without a tile", "waits", "predicted saving", "measured"]
+    return markdown([f"{header[0]}, ms a step", *header[1:]], rows)
+
+
 def company(records: list[Record]) -> str:
     columns = ("again", "twice", "beside a small one")
     rows = [[hardware(r), r["backend"], *(r[name] for name in columns)] for r in latest(records, "workload", "backend")]
@@ -155,6 +177,7 @@ TABLES = tuple(
         ("gpu rates", ("rates",), rates),
         ("gpu request", ("gpu_request",), requests),
         ("gpu variants", ("gpu_variant",), variants),
+        ("gpu beside", ("gpu_variant",), beside),
         ("gpu company", ("gpu_company",), company),
         ("gpu together", ("gpu_together",), together),
         ("gpu host time", ("gpu_host_time",), host_time),

@@ -6,9 +6,10 @@ and noted in `benchmarks/LOG.md`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 from unittest.mock import patch
 
@@ -21,6 +22,7 @@ from benchmarks.step.engine_way import Evaluate, captured_step, engine_step
 from benchmarks.tiers.steps import formats_by_name, quantized_copy, with_8_bit_activations
 from benchmarks.workload import Inputs, Workload
 from uso_engine.model.run import Fusion
+from uso_engine.model.side_stream import SideStream, why_no_side_stream
 from uso_engine.model.transformer import Transformer
 from uso_engine.sampling.cuda_capture import CudaCapturing
 from uso_engine.verification.measure import relative_error
@@ -89,6 +91,26 @@ def captured() -> Variant:
     )
 
 
+BESIDE = "text beside image"
+
+
+def beside(*, graph: bool = False) -> Variant:
+    """The step with the text stream's work on a second stream, alone or in a CUDA graph; bits are the base's."""
+    capturing = CudaCapturing()
+
+    def make(made: Made, workload: Workload) -> Evaluate:
+        transformer, inputs, latents = made
+        copy = unfused_copy(transformer, transformer.fusion)
+        copy.beside = SideStream(latents.device)
+        step = (copy, inputs, latents, (TIME,), "auto")
+        return captured_step(*step, capturing) if graph else engine_step(*step)
+
+    def missing(bench: Bench) -> str | None:
+        return why_no_side_stream(bench.device) or (capturing.missing(bench.device) if graph else None)
+
+    return Variant(f"{BESIDE}, CUDA graph" if graph else BESIDE, make, missing, largest_difference=0.0)
+
+
 def in_tier(name: str, attention: str = "auto") -> Variant:
     """The step of a quantised copy of the model."""
 
@@ -132,6 +154,8 @@ VARIANTS = (
     by_attention("chunked"),
     by_attention("8bit"),
     captured(),
+    beside(),
+    beside(graph=True),
     *(without(field.name) for field in fields(Fusion)),
     Variant("kernels reference", with_references),
     *map(in_tier, with_8_bit_activations()),
@@ -158,8 +182,10 @@ def compare(bench: Bench, workload: Workload, variants: tuple[Variant, ...]) -> 
     bench.save("ms", times)
     base = times[variants[0].name]["median_ms"]
     bench.save("times as fast as the base", {name: base / timing["median_ms"] for name, timing in times.items()})
+    tokens = replace(bench.tokens, image=math.prod(workload.grid), content=math.prod(workload.content)).all
     for name, timing in times.items():
-        bench.record("gpu_variant", {"variant": name, "grid": list(workload.grid), **timing, **outputs[name]})
+        record = {"variant": name, "grid": list(workload.grid), "tokens": tokens}
+        bench.record("gpu_variant", {**record, **timing, **outputs[name]})
 
 
 def checked(variant: Variant, made: Made, workload: Workload, steps: dict[str, Evaluate], truth: Tensor) -> dict[str, object]:

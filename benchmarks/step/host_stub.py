@@ -5,14 +5,15 @@
 The transformer has the full number of blocks and small matrices on a CPU. Every call of ours goes to its launch as on a GPU;
 the driver that launches does nothing, and neither do PyTorch's products, GELU and attention, so what is counted is Python and
 the dispatch of allocations and views. Processor time of one thread; what a GPU's own calls cost comes on top (`benchmarks/gpu`
-measures it).
+measures it). The same with the text stream beside the image stream counts its Python, and no event of a driver.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,7 @@ from benchmarks.arguments import BenchmarkParser
 from benchmarks.measure import interleave, write_record
 from benchmarks.workload import Workload, random_inputs, random_transformer
 from uso_engine.model.params import TransformerParams
+from uso_engine.model.side_stream import SideStream
 from uso_kernels import operation
 
 from .engine_way import Evaluate, engine_step
@@ -38,9 +40,12 @@ DEEP = Workload("deep", TransformerParams(hidden_size=256, num_heads=2), (4, 4),
 
 @dataclass
 class Launches:
-    """Counts what reached the driver."""
+    """Counts what reached the driver, and on which stream."""
 
     count: int = 0
+    stream: int = 0
+    """The one that is current."""
+    by_stream: Counter[int] = field(default_factory=Counter)
 
 
 @contextmanager
@@ -74,6 +79,7 @@ class _Driver:
     def launcher_cls(self, source: object, metadata: object) -> Any:
         def launch(*arguments: object) -> None:
             self.launches.count += 1
+            self.launches.by_stream[int(arguments[3])] += 1  # type: ignore[call-overload]
 
         return launch
 
@@ -81,13 +87,57 @@ class _Driver:
         return 0
 
     def get_current_stream(self, device: int) -> int:
-        return 0
+        return self.launches.stream
 
     def get_current_target(self) -> GPUTarget:
         return GPUTarget("cuda", 90, 32)
 
     def get_active_torch_device(self) -> torch.device:
         return torch.device("cpu")
+
+
+class _Stream:
+    """A stream that nothing waits for."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def record_event(self) -> int:
+        """An event that nothing looks at."""
+        return self.number
+
+    def wait_event(self, event: object) -> None:
+        """It has nothing to wait for."""
+
+    wait_stream = wait_event
+
+
+class StubbedStreams:
+    """Two streams of the stubbed GPU.
+
+    Args:
+        launches: where it says which one is current.
+    """
+
+    def __init__(self, launches: Launches) -> None:
+        self._launches = launches
+
+    def make(self) -> _Stream:
+        """The second."""
+        return _Stream(1)
+
+    def current(self) -> _Stream:
+        """The one that is current."""
+        return _Stream(self._launches.stream)
+
+    @contextmanager
+    def entered(self, stream: _Stream) -> Iterator[None]:
+        """Within it, launches go to a stream."""
+        before, self._launches.stream = self._launches.stream, stream.number
+        try:
+            yield
+        finally:
+            self._launches.stream = before
 
 
 def _unwritten(*operands: Tensor, out: Tensor | None = None, **options: object) -> Tensor:
@@ -98,10 +148,11 @@ def _unwritten_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
-def deep_step() -> Evaluate:
-    """A step of full depth."""
+def deep_step(beside: SideStream | None = None) -> Evaluate:
+    """A step of full depth, with the text stream's work on a second stream or not."""
     device = torch.device("cpu")
     transformer = random_transformer(DEEP.params, device, torch.bfloat16)
+    transformer.beside = beside
     latents = torch.zeros(DEEP.grid[0] * DEEP.grid[1], DEEP.params.in_channels, dtype=torch.bfloat16)
     return engine_step(transformer, random_inputs(DEEP, device, torch.bfloat16), latents, (0.5,), "dense")
 
@@ -109,14 +160,17 @@ def deep_step() -> Evaluate:
 @torch.no_grad()
 def run(rounds: int, out: Path | None) -> dict[str, object]:
     """Measure, and record."""
-    step = deep_step()
+    device = torch.device("cpu")
     with stubbed_gpu() as launches:
-        step()
+        steps = {"step": deep_step(), "beside": deep_step(SideStream(device, StubbedStreams(launches)))}
+        for step in steps.values():
+            step()
         launches.count = 0
-        step()
+        steps["step"]()
         count = launches.count
-        times = interleave({"step": step}, rounds=rounds, device=torch.device("cpu"), clock="process")["step"]
-    record = {"workload": DEEP.name, "device": "stub", "clock": "process", "rounds": rounds, "launches": count, **times}
+        times = interleave(steps, rounds=rounds, device=device, clock="process")
+    record = {"workload": DEEP.name, "device": "stub", "clock": "process", "rounds": rounds, "launches": count}
+    record |= {**times["step"], "beside": times["beside"]}
     write_record("host_stub", record, out)
     return record
 

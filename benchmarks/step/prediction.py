@@ -6,6 +6,9 @@ a streaming kernel keeps of the bandwidth. `benchmarks/gpu` measures; a class th
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 from uso_engine.model.params import TransformerParams
 from uso_engine.model.roofline import Operation, Tokens, step_operations
 from uso_engine.profiling.kernel_classes import kernel_class
@@ -45,3 +48,44 @@ def predicted_step_ms(params: TransformerParams, tokens: Tokens) -> dict[str, fl
         name = kernel_class(operation)
         sums[name] = sums.get(name, 0.0) + predicted_ms(operation)
     return {**sums, "gaps": GAPS_MS}
+
+
+MULTIPROCESSORS = 132
+TILE = (128, 256)
+"""Rows and columns of a result that one multiprocessor of Hopper computes at a time in large 16-bit products (est.)."""
+WAIT_MS = 3e-3
+"""Until a stream goes on that waited for another (est.)."""
+
+
+@dataclass(frozen=True)
+class TextBeside:
+    """What computing the text stream's products beside the image stream's should bring, in milliseconds a step.
+
+    Args:
+        products: the text stream's alone, in whole waves of tiles.
+        idle: of it, the time in which multiprocessors have no tile of theirs: the image stream's tiles fill it at the best.
+        waits: of the image stream's at the end of what goes beside it, twice a block.
+    """
+
+    products: float
+    idle: float
+    waits: float
+
+    @property
+    def saved(self) -> float:
+        """What is left."""
+        return self.idle - self.waits
+
+
+def text_beside(params: TransformerParams, tokens: Tokens) -> TextBeside:
+    """Predict it for an H100, each of whose multiprocessors has a part of the rate that is expected of the image's products."""
+    width, mlp = params.hidden_size, params.mlp_width
+    rate = dict(EXPECTED_RATES)["double image"]
+    row_tiles = math.ceil((tokens.text + tokens.style) / TILE[0])
+    products = idle = 0.0
+    for columns, inner in ((3 * width, width), (width, width), (mlp, width), (width, mlp)):
+        wave_ms = 1e3 * 2 * math.prod(TILE) * inner / (rate / MULTIPROCESSORS)
+        waves = row_tiles * math.ceil(columns / TILE[1]) / MULTIPROCESSORS
+        products += params.depth * math.ceil(waves) * wave_ms
+        idle += params.depth * (math.ceil(waves) - waves) * wave_ms
+    return TextBeside(products, idle, 2 * params.depth * WAIT_MS)

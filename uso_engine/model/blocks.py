@@ -78,8 +78,11 @@ class DoubleBlock(nn.Module):
         attend = run.prepare_attention(self.txt_attn.qkv.dtype, batch.joint)
         # Both streams in one launch: as 8-bit rows where both matrices take them.
         takes = text_proj.takes if text_proj.takes == image_proj.takes else None
-        finish_text = _prepare_finish(text_proj, self.txt_mlp, batch.text, run)
-        finish_image = _prepare_finish(image_proj, self.img_mlp, batch.image, run)
+        finish_image, finish_text = run.pair(
+            _prepare_finish(image_proj, self.img_mlp, batch.image, run),
+            _prepare_finish(text_proj, self.txt_mlp, batch.text, run),
+            (image_proj, self.img_mlp, text_proj, self.txt_mlp),
+        )
 
         def compute(
             text: Residual, image: Residual, vectors: Sequence[Tensor], following: tuple[NextNorm, NextNorm] | None

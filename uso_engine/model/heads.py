@@ -82,14 +82,17 @@ def prepare_joint_heads(text: SelfAttention, image: SelfAttention, heads: int, r
     in_place = run.fusion.values and in_order and not (is_hooked(text.qkv) or is_hooked(image.qkv))
     value_shape = (shape[0], text.qkv.out_features) if in_place else shape
     cos, sin, take_keys = by_stream(batch.cos), by_stream(batch.sin), run.prepare_keys()
-    place_text = _prepare_place(text, batch.text, (cos[0], sin[0], rows[0]), in_place=in_place)
-    place_image = _prepare_place(image, batch.image, (cos[1], sin[1], rows[1]), in_place=in_place)
+    place_image, place_text = run.pair(
+        _prepare_place(image, batch.image, (cos[1], sin[1], rows[1]), in_place=in_place),
+        _prepare_place(text, batch.text, (cos[0], sin[0], rows[0]), in_place=in_place),
+        (image, text),
+    )
 
     def compute(text_normed: Rows, image_normed: Rows) -> Heads:
         q, k, v = like.new_empty(shape), like.new_empty(shape), like.new_empty(value_shape)
         (text_q, image_q), (text_k, image_k), (text_v, image_v) = by_stream(q), by_stream(k), by_stream(v)
-        place_text(text_normed, text_q, text_k, text_v)
         place_image(image_normed, image_q, image_k, image_v)
+        place_text(text_normed, text_q, text_k, text_v)
         if in_place:
             v = _values(v, shape)
         if take_keys is not None:

@@ -6,7 +6,7 @@ and gives back a function of what does change; a `Run` keeps these functions as 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -21,6 +21,7 @@ from uso_kernels.ragged import Ragged
 from .hooks import LayerGroup, hooks_everywhere
 from .modulation import ModulationLinear
 from .packing import PackedBatch
+from .side_stream import First, Second, SideStream
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ class Run:
         fusion: which passes over the data are left out.
         exchange: how attention reaches the rows that other processes have; None where all rows are here.
         repeat: computes the velocity of latents and modulation in place of the blocks, as a captured step does; None: nothing.
+        beside: the stream for work that can be computed beside other work; None: one after the other.
     """
 
     batch: PackedBatch
@@ -121,6 +123,7 @@ class Run:
     fusion: Fusion = ALL_FUSED
     exchange: Exchange | None = None
     repeat: Callable[[Tensor, Tensor], Tensor] | None = None
+    beside: SideStream | None = None
     _prepared: dict[nn.Module, tuple[Layers, object]] = field(default_factory=dict, repr=False)
     _kept: dict[str, tuple[object, object]] = field(default_factory=dict, repr=False)
 
@@ -154,6 +157,24 @@ class Run:
             found = self._prepared[block] = Layers(block), prepare(self)
         made: Made = found[1]  # type: ignore[assignment]
         return made
+
+    def pair(self, first: First, second: Second, layers: Sequence[nn.Module]) -> tuple[First, Second]:
+        """Two functions that need nothing of each other, called in this order with nothing between.
+
+        Args:
+            first: the longer work.
+            second: the work that may be computed beside it.
+            layers: what they compute with.
+
+        Returns:
+            Functions to call in their places, `SideStream.pair`'s; the same two where there is no second stream.
+
+        Raises:
+            ValueError: there is one, but not for this work; says why.
+        """
+        if self.beside is None:
+            return first, second
+        return self.beside.pair(first, second, layers, self.batch.text_tokens.device)
 
     def prepare_keys(self) -> Callable[[Tensor], Tensor] | None:
         """What makes attention's keys, or its values, of those in joint order; None where they are the same.

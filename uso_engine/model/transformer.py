@@ -24,6 +24,7 @@ from .packing import PackedBatch
 from .params import TransformerParams
 from .residual import NextNorm, begin
 from .run import ALL_FUSED, Exchange, Fusion, Run
+from .side_stream import SideStream
 
 Observer = Callable[[str, Tensor, Ragged], None]
 """Called with a name (``double.0.img``, ``double.0.txt``, ``single.0``, ``velocity``), a packed tensor and its layout."""
@@ -76,6 +77,8 @@ class Transformer(nn.Module):
         """A backend of `uso_kernels.attention` for every block, or "auto": the default of each sequence."""
         self.together: Together | None = None
         """The other processes that have a share of every step; None where all is computed here."""
+        self.beside: SideStream | None = None
+        """The stream for what the text stream does by itself, beside the image stream; None: one after the other."""
         width = params.hidden_size
         self.img_in = Linear(params.in_channels, width)
         self.time_in = Embedder(256, width)
@@ -141,7 +144,7 @@ class Transformer(nn.Module):
             batch: the sequences.
             exchange: where this process has a share of the rows only: how attention reaches the others.
         """
-        return Run(batch, self.attention_backend, self.fusion, exchange)
+        return Run(batch, self.attention_backend, self.fusion, exchange, beside=self.beside)
 
     def forward(
         self, batch: PackedBatch | Run, latents: Tensor, modulation: Tensor, observer: Observer | None = None
@@ -160,7 +163,7 @@ class Transformer(nn.Module):
         run = batch if isinstance(batch, Run) else self.run_of(batch)
         if run.repeat is not None:
             return run.repeat(latents, modulation)
-        if (run.attention, run.fusion) != (self.attention_backend, self.fusion):
+        if (run.attention, run.fusion, run.beside) != (self.attention_backend, self.fusion, self.beside):
             run = self.run_of(run.batch, run.exchange)
         if self.together is not None and run.exchange is None:
             return self.together.evaluate(self, run.batch, latents, modulation, observer)

@@ -58,13 +58,13 @@ class Capturing(Protocol):
 
 def signature(run: Run, latents: Tensor) -> Hashable:
     """What batches agree in that can use the same graph: lengths of all sequences, which rows stand for several, type,
-    attention and fusion.
+    attention, fusion, and whether work goes beside other work.
 
     Tier, device and weights are the engine's; a change of them makes a graph stale (`StepGraph.is_current`).
     """
     batch = run.batch
     lengths = batch.text.lengths, batch.image.lengths, batch.output.lengths
-    return *lengths, batch.merged, latents.dtype, run.attention, run.fusion
+    return *lengths, batch.merged, latents.dtype, run.attention, run.fusion, run.beside is not None
 
 
 class StepGraph:
