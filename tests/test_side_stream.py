@@ -61,6 +61,10 @@ def unfused() -> Made:
     return transformer, *rest  # type: ignore[return-value]
 
 
+def fresh() -> Tensor:
+    return torch.ones(4)
+
+
 def watched(
     transformer: Transformer,
     batch: PackedBatch,
@@ -114,8 +118,8 @@ def test_no_memory_is_used_in_no_order(case: Callable[[], Made]) -> None:
 
 def test_the_second_streams_memory_is_what_the_documents_say() -> None:
     """While an MLP's second product is computed: the stream as it was with its norm, its sum, the hidden layer, the result."""
-    transformer, batch, *rest = made(IN_ORDER)
-    finder = watched(transformer, batch, *rest, SimulatedStreams())
+    transformer, batch, latents, modulation = made(IN_ORDER)
+    finder = watched(transformer, batch, latents, modulation, SimulatedStreams())
     assert finder.peak[SECOND] == 8 * batch.text.rows * SMALL.hidden_size * 4
 
 
@@ -170,7 +174,7 @@ def test_a_pair_keeps_what_everybody_else_has_let_go_of() -> None:
             torch.ones(4)  # The other thread's.
         return result
 
-    first, beside = SideStream(CPU, streams).pair(lambda: torch.ones(4), second, (), CPU)
+    first, beside = SideStream(CPU, streams).pair(fresh, second, (), CPU)
     with RaceFinder(streams) as finder:
         held = [torch.ones(4)]
         first()
@@ -188,7 +192,7 @@ def test_work_that_fails_is_waited_for_and_leaves_the_first_stream_current() -> 
         (x + 1).sum()
         raise RuntimeError("out of memory")
 
-    first, beside = side.pair(lambda: None, failing, (), CPU)
+    first, beside = side.pair(fresh, failing, (), CPU)
     with RaceFinder(streams) as finder:
         x = torch.ones(4)
         first()

@@ -62,7 +62,7 @@ class Streams(Protocol):
     def current(self) -> Stream:
         """The stream that work is given to now."""
 
-    def entered(self, stream: Stream) -> AbstractContextManager[object]:
+    def entered(self, stream: Any) -> AbstractContextManager[object]:
         """Within it, work is given to that stream."""
 
 
