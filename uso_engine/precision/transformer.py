@@ -22,8 +22,8 @@ DEFAULT_KEEP = (
     "double_blocks.-1.txt_attn.qkv",
 )
 """The sensitive layers: the first double and the last single block, and of the last double block the two matrices whose
-quantisation moves the answer most for their size (`benchmarks/tiers/sensitivity.py`). Without these two, fp8 misses its bound on
-models without a guidance embedding."""
+quantisation moves the answer most for their size (`benchmarks/tiers/sensitivity.py`). Without these two, fp8 misses its bound
+on models without a guidance embedding."""
 
 ALWAYS_FLOAT = ("img_in", "txt_in", "time_in", "vector_in", "guidance_in", "final_layer.linear")
 """The embedders and the last projection: 0.4 % of the parameters, and the model reads its own type from ``img_in``."""
