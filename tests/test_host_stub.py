@@ -22,6 +22,12 @@ with torch.no_grad(), stubbed_gpu() as launches:
     assert looked_at == 3 * ["layer_norm_modulate_into"], looked_at
     second = launches.count - first
     assert {name: dict(known.prepared) for name, known in OPERATIONS.items()} == prepared
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        step()
+    # Allocations and views; nothing that multiplies, attends or activates.
+    seen = {event.key for event in profiler.key_averages()}
+    computed = [name for name in seen if any(part in name for part in ("mm", "linear", "gelu", "attention", "uso_kernels"))]
+    assert computed == [], computed
     beside = deep_step(SideStream(torch.device("cpu"), StubbedStreams(launches)))
     beside()
     looked_at.clear()

@@ -57,10 +57,11 @@ def stubbed_gpu() -> Iterator[Launches]:
         stack.enter_context(patch.object(operation, "NATIVE_DEVICE", "cpu"))
         stack.enter_context(patch.object(operation, "generation_of", lambda x: "hopper"))
         stack.enter_context(patch("uso_kernels.cpu.multiplies_bfloat16", lambda: True))
-        for name in ("addmm", "mm", "_addmm_activation"):
+        for name in ("addmm", "mm"):
             stack.enter_context(patch.object(torch, name, _unwritten))
         for module in ("linear", "product"):
             stack.enter_context(patch(f"uso_kernels.matmul.{module}.activates_in_product", lambda y: True))
+            stack.enter_context(patch(f"uso_kernels.matmul.{module}.activated_product", _unwritten_activated))
         stack.enter_context(patch.object(F, "linear", _unwritten_linear))
         stack.enter_context(patch.object(F, "scaled_dot_product_attention", lambda q, k, v: torch.empty_like(q)))
         yield launches
@@ -146,6 +147,10 @@ def _unwritten(*operands: Tensor, out: Tensor | None = None, **options: object) 
 
 def _unwritten_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+def _unwritten_activated(x: Tensor, weight: Tensor, bias: Tensor, *, out: Tensor | None = None) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0]) if out is None else out
 
 
 def deep_step(beside: SideStream | None = None) -> Evaluate:
