@@ -51,12 +51,33 @@ def test_logarithmic_ticks_begin_and_end_at_marks() -> None:
     assert logarithmic_ticks(3e7, 4e7) == [2e7, 5e7]
 
 
-@pytest.mark.parametrize("wrong", [(2, 1), (0, math.inf), (math.nan, 1)])
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (1, math.nextafter(1, 2), [1, 1.1]),
+        (1e16, 1e16 + 2, [1e16, 1.1e16]),
+        (0, 5e-324, [0, 1]),
+        (1e9, 1e9 + 1, [1e9, 1e9 + 0.2, 1e9 + 0.4, 1e9 + 0.6, 1e9 + 0.8, 1e9 + 1]),
+        (-1e300, 1e300, [-1e300, -5e299, 0, 5e299, 1e300]),
+    ],
+)
+def test_ticks_differ_however_near_or_far_the_numbers(low: float, high: float, expected: list[float]) -> None:
+    """Between two floats that differ in their last digits there are no further ones."""
+    assert ticks(low, high) == expected
+
+
+@pytest.mark.parametrize("wrong", [(2, 1), (0, math.inf), (math.nan, 1), (1, 1.7e308), (-1e308, 1e308)])
 def test_what_is_no_range_is_refused(wrong: tuple[float, float]) -> None:
-    with pytest.raises(ValueError, match="expected two finite numbers"):
+    with pytest.raises(ValueError, match=re.escape("expected two numbers from -1e+300 to 1e+300, the lesser first, got ")):
         ticks(*wrong)
-    with pytest.raises(ValueError, match="expected two positive numbers"):
-        logarithmic_ticks(-1, 1)
+    with pytest.raises(ValueError, match="expected two numbers from 1e-300 to 1e\\+300, the lesser first, got "):
+        logarithmic_ticks(*wrong)
+
+
+@pytest.mark.parametrize("low", [-1, 0, 5e-324])
+def test_logarithms_are_of_positive_numbers(low: float) -> None:
+    with pytest.raises(ValueError, match=f"from 1e-300 .* got {low:g} and 1"):
+        logarithmic_ticks(low, 1)
 
 
 @pytest.mark.parametrize("plot", [plot for plot in PLOTS if isinstance(plot, SvgPlot)], ids=lambda plot: plot.path)

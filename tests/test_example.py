@@ -223,8 +223,8 @@ def count_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Blocks of each call of `row_blocks`."""
     found: list[int] = []
 
-    def counted(x: Tensor, width: int, multiple: int = 1) -> Sequence[slice]:
-        blocks = cpu.row_blocks(x, width, multiple)
+    def counted(x: Tensor, width: int) -> Sequence[slice]:
+        blocks = cpu.row_blocks(x, width)
         found.append(len(blocks))
         return blocks
 

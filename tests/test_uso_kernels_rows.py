@@ -219,3 +219,21 @@ def test_bad_operands_are_refused() -> None:
         euler_update(x, x, x[:, 0].contiguous(), torch.arange(16))
     with pytest.raises(ValueError, match="delta must be"):
         euler_update(x, x, x[:3, 0].contiguous())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@torch.no_grad()
+def test_rows_that_are_no_whole_vectors_have_the_same_bits_in_blocks(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch computes GELU of a vector's rest by another function than of the vector: a block of whole tiles has no rest."""
+    attended, hidden = (drawn(1600, width, seed=0, place=("cpu", dtype), mean=-0.5) for width in (12, 20))
+    for beside in (None, attended):
+        found = []
+        for numbers in (2**30, 1):
+            monkeypatch.setattr("uso_kernels.cpu.BLOCK_NUMBERS", numbers)
+            rows = gelu_concat(beside, hidden, torch.int8)
+            assert isinstance(rows, QuantizedRows)
+            found.append(rows)
+        (values, scales), (block_values, block_scales) = found
+        assert torch.equal(values, block_values) and torch.equal(scales, block_scales)

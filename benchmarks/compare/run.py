@@ -9,8 +9,8 @@ A request is text, style and content encoders, denoising, decoding and PNG, noth
 weights are random and made on the device. A configuration also says what size, steps, guidance and content side requests have;
 its tier, its sampler and its limits of sizes are left aside. The first velocity of every way is compared with the engine's: a
 way that computes something else is not timed. Each case ends with its records; one that stands in the file already, from the
-same sources and from a configuration that says the same and has the same files, is not measured again (`--again`).
-USO_REFERENCE_DIR names a checkout of the authors' code, which then runs too.
+same sources and from a configuration that says the same and has the same files, is not measured again (`--again`), unless the
+machine did not keep its rate meanwhile. USO_REFERENCE_DIR names a checkout of the authors' code, which then runs too.
 """
 
 from __future__ import annotations
@@ -44,11 +44,10 @@ from .diffusers_way import DiffusersWay
 from .memory import Rise, peak_rise
 from .models import Models
 from .peers import Make, default_tiers, ways
-from .steadiness import MOST_SPREAD, product, spread
+from .steadiness import MOST_SPREAD, Product, between, is_steady, spread
 from .way import Way
 
 SEED = 11
-_PRODUCT = "a product"
 
 
 class Comparison:
@@ -137,10 +136,11 @@ class Comparison:
         for way in made:
             way.evaluations.reset()
         requests: dict[str, Callable[[], object]] = {way.name: lambda way=way: way.request(case, SEED) for way in made}  # type: ignore[misc]
-        requests[_PRODUCT] = product(self.options.device, self.options.dtype)
+        product = Product(self.options.device, self.options.dtype, self.options.clock)
+        turns = between(requests, product)
         # A request ends with bytes on the host: a clock sees all of it on a GPU too.
-        times = interleave(requests, rounds=self.options.rounds, device=torch.device("cpu"), clock=self.options.clock)
-        product_ms = times.pop(_PRODUCT)
+        times = interleave(turns, rounds=self.options.rounds, device=torch.device("cpu"), clock=self.options.clock)
+        product_ms = product.summary()
         ours = times[made[0].name]["median_ms"]
         for way in made:
             record = self.record(case, way, times[way.name], inspected[way.name])
@@ -151,7 +151,8 @@ class Comparison:
         if spread(product_ms) > MOST_SPREAD:
             print(
                 f"{case.name}: tables leave this case out: the same product took {product_ms['p20_ms']:.1f} to "
-                f"{product_ms['p80_ms']:.1f} ms between its requests, the machine did not keep its rate",
+                f"{product_ms['p80_ms']:.1f} ms between its requests, the machine did not keep its rate; "
+                "the same command measures it again",
                 flush=True,
             )
 
@@ -232,13 +233,13 @@ def versions() -> dict[str, str]:
 
 
 def done_cases(path: Path, key: dict[str, object]) -> set[str]:
-    """Cases of which every way has a record from the same sources and settings."""
+    """Cases of which every way has a record from the same sources and settings, of a machine that kept its rate."""
     if not path.exists():
         return set()
     seen: dict[str, set[str]] = {}
     for text in path.read_text().splitlines():
         record = json.loads(text) if text.strip() else {}
-        same = record.get("benchmark") == "compare" and record.get("tree") == tree_hash()
+        same = record.get("benchmark") == "compare" and record.get("tree") == tree_hash() and is_steady(record)
         if same and all(record.get(name) == value for name, value in key.items()):
             seen.setdefault(record["case"], set()).add(record["way"])
     count = len(key["ways"]) if isinstance(key["ways"], list) else 0

@@ -6,11 +6,12 @@ ratio of medians means what it says.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch.nn import functional as F
 
+from benchmarks.measure import Clock, Run, summarise, time_once
 from benchmarks.records import Record, hardware
 from uso_kernels.cpu import widens
 
@@ -19,20 +20,47 @@ MOST_SPREAD = 1.15
 _PER_TURN = 8
 
 
-@torch.no_grad()
-def product(device: torch.device, dtype: torch.dtype) -> Callable[[], object]:
-    """Several products of one size, of the type that the ways compute in; they end when the device has ended."""
-    dtype = torch.float32 if widens(torch.empty(0, dtype=dtype, device=device)) else dtype
-    n = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+class Product:
+    """Several products of one size, of the type that the ways compute in, and how long each turn of them took.
 
-    def run() -> None:
+    Args:
+        device: where.
+        dtype: of the ways.
+        clock: as `benchmarks.measure.interleave` takes it.
+    """
+
+    @torch.no_grad()
+    def __init__(self, device: torch.device, dtype: torch.dtype, clock: Clock) -> None:
+        dtype = torch.float32 if widens(torch.empty(0, dtype=dtype, device=device)) else dtype
+        n = 8192 if device.type == "cuda" else 1024
+        self._operands = [torch.randn(n, n, device=device, dtype=dtype) for _ in range(2)]
+        self._device, self._clock = device, clock
+        self._times: list[float] = []
+        self._multiply()  # A first one chooses and compiles.
+
+    def run(self) -> None:
+        """One turn; it ends when the device has ended."""
+        # A GPU's by the clock, too: its end is waited for.
+        self._times.append(time_once(self._multiply, torch.device("cpu"), self._clock))
+
+    def summary(self) -> dict[str, float]:
+        """Median, p20 and p80 of the turns."""
+        return summarise(self._times)
+
+    @torch.no_grad()
+    def _multiply(self) -> None:
         for _ in range(_PER_TURN):
-            F.linear(a, b)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+            F.linear(*self._operands)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
-    return run
+
+def between(requests: Mapping[str, Run], product: Product) -> dict[str, Run]:
+    """Requests, and turns of a product: before the first, between every two and after the last."""
+    found: dict[str, Run] = {"a product before": product.run}
+    for name, request in requests.items():
+        found |= {name: request, f"a product after {name}": product.run}
+    return found
 
 
 def spread(timing: dict[str, float]) -> float:

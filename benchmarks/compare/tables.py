@@ -47,7 +47,7 @@ def ways_of(records: Sequence[Record]) -> list[str]:
 
 
 def notes(records: Sequence[Record]) -> str:
-    """Command, versions, driver and commit of every run, and whether a GPU is among them."""
+    """Command, versions, driver and commit of every run."""
     lines = []
     for (machine, size, dtype), found in runs(records).items():
         for command in dict.fromkeys(record["command"] for record in found):
@@ -58,9 +58,13 @@ def notes(records: Sequence[Record]) -> str:
             lines.append(f"{machine}, {size}, {dtype}: `{command}` ({versions}{state}; commit {commit}, {taken}).")
     if lines:
         lines.append("One row: the same command with `--cases CASE --ways WAY --again`.")
-    if not any("gpu" in record["machine"] and record["device"] == "cuda" for record in records):
-        lines.append(NO_GPU)
-    return "\n\n" + "\n\n".join(lines)
+    return "".join(f"\n\n{line}" for line in lines)
+
+
+def pending(records: Sequence[Record]) -> str:
+    """That no record is a GPU's; empty where one is, though tables may leave it out."""
+    is_there = any("gpu" in record["machine"] and record["device"] == "cuda" for record in records)
+    return "" if is_there else f"\n\n{NO_GPU}"
 
 
 def overview(records: list[Record]) -> str:
@@ -77,7 +81,7 @@ def overview(records: list[Record]) -> str:
             rows.append([f"{machine}, {size}, {dtype}", f"{case}, L = {ours['tokens']}", *times, *cells])
     header = ["machine, size, type", "request", "ours, s an image", "ms a step", "of the floor", *peers]
     ending = targets(records) + clock_note(records) + left_out(everything, records) + notes(records)
-    return markdown(header, rows) + ending
+    return markdown(header, rows) + ending + pending(everything)
 
 
 def targets(records: Sequence[Record]) -> str:

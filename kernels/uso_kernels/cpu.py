@@ -9,24 +9,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .ragged import TILE_ROWS
+
 BLOCK_NUMBERS = 128 * 1024
 """Numbers of a block of rows, for each thread: with what is made of them in float32 they stay in a core's second cache."""
 
 
-def row_blocks(x: Tensor, width: int, multiple: int = 1) -> Sequence[slice]:
+def row_blocks(x: Tensor, width: int) -> Sequence[slice]:
     """The rows of a tensor in blocks that a reference of several passes computes one after another, from the cache.
 
-    On a GPU, and where autograd records, it is all rows at once. Rows must not depend on each other.
+    On a GPU, and where autograd records, it is all rows at once. Rows must not depend on each other. Every block begins with a
+    tile, which is of one sequence. It also has whole vectors of 64 where rows have a multiple of four numbers: PyTorch computes
+    GELU of what is left of a vector otherwise, by the last bit.
 
     Args:
         x: [R, .], for its device and rows.
         width: numbers of a row that are computed at once.
-        multiple: of what every block's first row is one.
     """
     rows = x.shape[0]
     if not x.is_cpu or torch.is_grad_enabled():
         return [slice(0, rows)]
-    step = max(1, BLOCK_NUMBERS * torch.get_num_threads() // max(1, width) // multiple) * multiple
+    step = max(1, BLOCK_NUMBERS * torch.get_num_threads() // max(1, width) // TILE_ROWS) * TILE_ROWS
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 

@@ -136,7 +136,7 @@ def gated_residual_into(
     row_scales: Tensor | None,
 ) -> None:
     """Fill `total`, and `out` where there is one, quantised where there are row scales."""
-    for block in row_blocks(x, x.shape[1], TILE_ROWS):
+    for block in row_blocks(x, x.shape[1]):
         tiles = tile_sequence[block.start // TILE_ROWS : block.stop // TILE_ROWS]
         block_total = total[block]
         block_total.copy_(summed(x[block], y[block], gate, tiles))

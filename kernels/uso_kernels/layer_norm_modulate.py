@@ -114,7 +114,7 @@ def layer_norm_modulate_into(
     x: Tensor, shift: Tensor, scale: Tensor, tile_sequence: Tensor, out: Tensor, row_scales: Tensor | None
 ) -> None:
     """Fill `out`, quantised where there are row scales."""
-    for block in row_blocks(x, x.shape[1], TILE_ROWS):
+    for block in row_blocks(x, x.shape[1]):
         tiles = tile_sequence[block.start // TILE_ROWS : block.stop // TILE_ROWS]
         values = normalized(x[block], shift, scale, tiles)
         write_rows(values, out[block], None if row_scales is None else row_scales[block])
