@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -187,7 +187,7 @@ class AsyncUSOEngine:
         research: ResearchOptions | None = None,
         quality: QualityName | None = None,
         **fields: object,
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """What happens to a request, as it happens, up to `Done`; closing the iterator cancels it at its next step.
 
         Args:
