@@ -9,7 +9,7 @@ import asyncio
 import os
 import re
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -74,7 +74,7 @@ class DoubleEngine:
 
     async def stream(
         self, request: GenerationRequest, /, *, previews: bool = False, priority: int = 0, timeout_s: float | None = None
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         if self._draining:
             raise EngineDrainingError("draining")
         if self.running >= self._most:

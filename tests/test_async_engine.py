@@ -85,7 +85,7 @@ def test_cancelling_a_task_or_closing_a_stream_cancels_the_request(engine: USOEn
         async for event in stream:
             if isinstance(event, Stepped):
                 break
-        await stream.aclose()  # type: ignore[attr-defined]
+        await stream.aclose()
         begun, running = asyncio.Event(), asyncio.get_running_loop()
 
         def tell(step: Step) -> None:

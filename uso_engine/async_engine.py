@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+import concurrent.futures
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -53,7 +53,7 @@ class AsyncUSOEngine:
         self._load: Callable[[], USOEngine] | None = None
         self.config = engine.config
         self.request_type = engine.request_type
-        self._opening = ThreadPoolExecutor(OPENING_THREADS, thread_name_prefix="uso-engine opening")
+        self._opening = concurrent.futures.ThreadPoolExecutor(OPENING_THREADS, thread_name_prefix="uso-engine opening")
 
     @classmethod
     def from_config(
@@ -100,13 +100,18 @@ class AsyncUSOEngine:
             image_limits=image_limits,
             progress=progress,
         )
-        made._opening = ThreadPoolExecutor(OPENING_THREADS, thread_name_prefix="uso-engine opening")
+        made._opening = concurrent.futures.ThreadPoolExecutor(OPENING_THREADS, thread_name_prefix="uso-engine opening")
         return made
 
     async def __aenter__(self) -> Self:
         if self._load is not None:
             load, self._load = self._load, None
-            self._engine = await asyncio.to_thread(load)
+            loading = self._opening.submit(load)
+            try:
+                self._engine = await asyncio.wrap_future(loading)
+            except asyncio.CancelledError:
+                loading.add_done_callback(_close_loaded)
+                raise
         return self
 
     async def __aexit__(
@@ -187,7 +192,7 @@ class AsyncUSOEngine:
         research: ResearchOptions | None = None,
         quality: QualityName | None = None,
         **fields: object,
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """What happens to a request, as it happens, up to `Done`; closing the iterator cancels it at its next step.
 
         Args:
@@ -226,11 +231,17 @@ class AsyncUSOEngine:
         return await asyncio.to_thread(self.engine.loop.drain, deadline_s)
 
     async def aclose(self) -> None:
-        """Close the engine; waits for requests that have begun, fails the others. A second call does nothing."""
+        """Close the engine; waits for requests that have begun, fails the others. A second call does nothing.
+
+        Cancelled, it waits no longer, and the engine is closed all the same.
+        """
         engine, self._engine = self._engine, None
-        if engine is not None:
-            await asyncio.to_thread(engine.close)
-        self._opening.shutdown(wait=False)
+        try:
+            if engine is not None:
+                # Shielded, because a call that still waits for a thread would be forgotten.
+                await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, engine.close))
+        finally:
+            self._opening.shutdown(wait=False)
 
     @asynccontextmanager
     async def _messages(
@@ -267,3 +278,9 @@ class AsyncUSOEngine:
 
     async def _in_thread(self, work: Callable[..., Result], *arguments: object) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._opening, partial(work, *arguments))
+
+
+def _close_loaded(loading: concurrent.futures.Future[USOEngine]) -> None:
+    """Close an engine that nobody waits for any more when it is loaded; in the thread that loads it."""
+    if not loading.cancelled() and loading.exception() is None:
+        loading.result().close()

@@ -7,6 +7,7 @@ import base64
 import io
 import json
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import AsyncExitStack, aclosing
 from typing import TYPE_CHECKING
 
 from starlette.requests import ClientDisconnect
@@ -31,15 +32,21 @@ class EventResponse(Response):
 
     Args:
         events: encoded ones.
+        held: what the request holds; closed when the answer has ended, whether or not the first event was ever asked for. The
+            events' own ``finally`` is no place for that: closing a generator that has not begun runs none of it.
     """
 
-    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], held: AsyncExitStack | None = None) -> None:
         super().__init__(headers=_HEADERS, media_type=MEDIA_TYPE)
         del self.headers["content-length"]
-        self._events = events
+        self._events, self._held = events, held or AsyncExitStack()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async with self._held, aclosing(self._events):
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await self._send_while_connected(receive, send)
+
+    async def _send_while_connected(self, receive: Receive, send: Send) -> None:
         sending = asyncio.ensure_future(self._send(send))
         gone = asyncio.ensure_future(_disconnected(receive))
         try:
@@ -51,7 +58,6 @@ class EventResponse(Response):
             for one in (sending, gone):
                 one.cancel()
             await asyncio.gather(sending, gone, return_exceptions=True)
-            await self._events.aclose()
 
     async def _send(self, send: Send) -> None:
         async for event in self._events:
@@ -113,7 +119,9 @@ async def with_beats(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[byte
                 following = None
             yield event
     finally:
-        if following is not None:
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
-        await events.aclose()
+        try:
+            if following is not None:
+                following.cancel()
+                await asyncio.gather(following, return_exceptions=True)
+        finally:  # A second cancellation interrupts the wait, but only when it is over.
+            await events.aclose()

@@ -15,7 +15,8 @@ from .event_stream import MEDIA_TYPE, EventResponse, with_beats
 from .fal_answer import FalCancellation, FalStatus, FalTicket, fal_call, fal_fields, status_of, ticket
 from .openapi import ERRORS, answers, json_body
 from .queue_records import QueuedRequest, is_identifier, new_id
-from .queue_runner import QueueRunner, QueueView
+from .queue_runner import QueueRunner
+from .queue_waiting import QueueView
 from .refusal import Refusal, bad_request
 from .request_body import json_object
 from .service import Service

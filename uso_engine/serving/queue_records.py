@@ -86,6 +86,11 @@ class QueueRecords:
         self._write(request.id, "request", request.model_dump_json().encode())
         self.put_state(request.id, QueueState(key=request.key, model=request.model, owner=owner))
 
+    def withdraw(self, identifier: str) -> None:
+        """Remove a request of which nobody was told that it is accepted, however much of it was written."""
+        for kind in ("request", "state"):
+            self._delete(identifier, kind)
+
     def request(self, identifier: str) -> QueuedRequest | None:
         """An accepted request; None where there is none, or it has been answered."""
         return self._read(identifier, "request", QueuedRequest)

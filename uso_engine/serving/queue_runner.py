@@ -9,14 +9,14 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Literal, ParamSpec, TypeVar
 
-from uso_engine.errors import QueueFullError
+from uso_engine.errors import OutputError, QueueFullError
 
 from .fal_answer import fal_call
 from .in_thread import in_thread
 from .queue_records import QueuedRequest, QueueRecords, QueueState
+from .queue_waiting import QueueView, WaitingRequest
 from .refusal import Refusal, refusal_of
 from .service import Service
 from .wire_request import engine_request
@@ -28,32 +28,6 @@ T = TypeVar("T")
 _MOST_TRIES = 5
 _RETRY_S = 2.0
 _DELIVERY_S = 10.0
-
-
-@dataclass(order=True)
-class _Waiting:
-    """One request that this server answers for; they sort in the order in which they are taken."""
-
-    rank: int  # its priority, negated
-    id: str
-    key: str = field(compare=False)
-    model: str = field(compare=False)
-    running: asyncio.Task[None] | None = field(default=None, compare=False)
-    cancelled: bool = field(default=False, compare=False)
-    finishing: bool = field(default=False, compare=False)  # Its answer is being written: too late to cancel.
-
-
-@dataclass(frozen=True)
-class QueueView:
-    """What a client is told of a request.
-
-    Args:
-        state: where it stands.
-        position: requests before it, while it waits.
-    """
-
-    state: QueueState
-    position: int | None = None
 
 
 class QueueRunner:
@@ -68,8 +42,8 @@ class QueueRunner:
 
     def __init__(self, service: Service, records: QueueRecords, owner: str, clock: Callable[[], float] = time.time) -> None:
         self._service, self._records, self._owner, self._clock = service, records, owner, clock
-        self._mine: dict[str, _Waiting] = {}
-        self._heap: list[_Waiting] = []
+        self._mine: dict[str, WaitingRequest] = {}
+        self._heap: list[WaitingRequest] = []
         self._more = asyncio.Event()
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="queue")
         self._stopping = False
@@ -87,11 +61,19 @@ class QueueRunner:
             yield
         finally:
             self.stop()
-            # The engine has finished or dropped what it had; what is left is delivery.
-            _, late = await asyncio.wait(workers, timeout=_DELIVERY_S)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
+            try:
+                # The engine has finished or dropped what it had; what is left is delivery.
+                await asyncio.wait(workers, timeout=_DELIVERY_S)
+            finally:
+                await self._end(workers)
+
+    async def _end(self, workers: list[asyncio.Task[None]]) -> None:
+        for task in workers:
+            task.cancel()
+        ending = [waiting.ending for waiting in self._mine.values() if waiting.ending is not None]
+        try:
+            await asyncio.gather(*workers, *ending, return_exceptions=True)
+        finally:  # A second cancellation interrupts the wait, but only when it is over.
             self._threads.shutdown(wait=True)
 
     def stop(self) -> None:
@@ -114,15 +96,25 @@ class QueueRunner:
         most = self._service.settings.max_waiting
         if len(self._mine) >= most:
             raise Refusal(429, "The queue is full.", errors=[f"it holds {most} requests"], retry_after_s=10)
-        waiting = _Waiting(-request.priority, request.id, request.key, request.model)
+        waiting = WaitingRequest(-request.priority, request.id, request.key, request.model)
         self._mine[request.id] = waiting  # Counted before it is written, so that the bound holds meanwhile.
         try:
             await self._call(self._records.accept, request, self._owner)
         except BaseException:
-            del self._mine[request.id]
+            await self._withdraw(request.id)
             raise
         self._enqueue(waiting)
         return self._position(waiting)
+
+    async def _withdraw(self, identifier: str) -> None:
+        """Remove what nobody was told of: taken up from the storage, it would be computed for nobody."""
+        try:
+            # Not in the queue's own threads: the server may be ending.
+            await in_thread(None, self._records.withdraw, identifier)
+        except OutputError as error:
+            logger.error("queue request %s could not be withdrawn: %s", identifier, error)
+        finally:
+            del self._mine[identifier]
 
     async def view(self, identifier: str, key: str, model: str) -> QueueView | None:
         """Where a request of this caller stands; None where it has none of that name."""
@@ -156,16 +148,30 @@ class QueueRunner:
             await self._cancel(mine)
         return "requested"
 
-    async def _cancel(self, waiting: _Waiting) -> None:
+    async def _cancel(self, waiting: WaitingRequest) -> None:
         waiting.cancelled = True
         if waiting.running is None:
-            await self._finish_refused(waiting, _cancelled())
+            # A task of its own: whoever asks for it may be gone before it is written, and may ask twice.
+            waiting.ending = waiting.ending or asyncio.create_task(self._end_unbegun(waiting))
+            await asyncio.shield(waiting.ending)
         elif not waiting.finishing:
             waiting.running.cancel()
 
+    async def _end_unbegun(self, waiting: WaitingRequest) -> None:
+        try:
+            await self._finish_refused(waiting, _cancelled())
+        except Exception as error:
+            self._put_back(waiting, error)
+            raise
+
+    def _put_back(self, waiting: WaitingRequest, error: Exception) -> None:
+        """Leave a request to the storage: it is taken up again when that, or the server, is back."""
+        logger.error("queue request %s was put back: %s", waiting.id, error, exc_info=error)
+        self._mine.pop(waiting.id, None)
+
     def take_up(self, request: QueuedRequest) -> None:
         """Answer for a request that is in the storage already."""
-        waiting = _Waiting(-request.priority, request.id, request.key, request.model)
+        waiting = WaitingRequest(-request.priority, request.id, request.key, request.model)
         self._mine[request.id] = waiting
         self._enqueue(waiting)
 
@@ -179,11 +185,11 @@ class QueueRunner:
         if mine is not None and not mine.cancelled:
             await self._cancel(mine)
 
-    def _enqueue(self, waiting: _Waiting) -> None:
+    def _enqueue(self, waiting: WaitingRequest) -> None:
         heapq.heappush(self._heap, waiting)
         self._more.set()
 
-    def _position(self, waiting: _Waiting) -> int:
+    def _position(self, waiting: WaitingRequest) -> int:
         return sum(1 for other in self._heap if not other.cancelled and other < waiting)
 
     async def _work(self) -> None:
@@ -199,18 +205,19 @@ class QueueRunner:
                 continue
             waiting.running = asyncio.create_task(self._answer(waiting))
             try:
-                await waiting.running
-            except asyncio.CancelledError:
-                if not waiting.cancelled:
-                    waiting.running.cancel()
-                    raise  # The server is ending; the request stays in the storage.
-                await self._finish_refused(waiting, _cancelled())
-            except Exception as error:
-                # It stays in the storage, and is taken up again when the storage or the server is back.
-                logger.error("queue request %s was put back: %s", waiting.id, error, exc_info=error)
-                self._mine.pop(waiting.id, None)
+                await self._answered(waiting, waiting.running)
+            except Exception as error:  # noqa: BLE001  logged there, and nothing may end the worker
+                self._put_back(waiting, error)
 
-    async def _answer(self, waiting: _Waiting) -> None:
+    async def _answered(self, waiting: WaitingRequest, running: asyncio.Task[None]) -> None:
+        try:
+            await running
+        except (asyncio.CancelledError, Exception):
+            if not waiting.cancelled:
+                raise  # The server is ending, or the storage failed: the request stays there.
+            await self._finish_refused(waiting, _cancelled())
+
+    async def _answer(self, waiting: WaitingRequest) -> None:
         request = await self._call(self._records.request, waiting.id)
         if request is None:
             self._mine.pop(waiting.id, None)
@@ -219,18 +226,19 @@ class QueueRunner:
         await self._call(self._records.put_state, waiting.id, began)
         for attempt in range(_MOST_TRIES):
             try:
-                await self._generate(waiting, request)
-                return
-            except asyncio.CancelledError:
-                raise
+                body, seconds = await self._generate(request)
             except Exception as error:  # noqa: BLE001  refusal_of logs what nobody foresaw
                 refusal = refusal_of(error)
                 if refusal.status != 503 or attempt == _MOST_TRIES - 1:
                     await self._finish_refused(waiting, refusal)
                     return
                 await asyncio.sleep(_RETRY_S)
+            else:
+                await self._finish(waiting, 200, body, None, seconds)
+                return
 
-    async def _generate(self, waiting: _Waiting, request: QueuedRequest) -> None:
+    async def _generate(self, request: QueuedRequest) -> tuple[bytes, float]:
+        """The answer to a request, and the seconds that it took."""
         service, began = self._service, time.perf_counter()
         call = fal_call(request.fields, service.request_type)
         wanted = engine_request(call.request, service.config)
@@ -245,19 +253,20 @@ class QueueRunner:
                 break
             except QueueFullError as error:
                 await asyncio.sleep(max(0.1, error.retry_after_s))
-        body = await service.deliver(call, result, request.base_url)
-        await self._finish(waiting, 200, body, None, time.perf_counter() - began)
+        return await service.deliver(call, result, request.base_url), time.perf_counter() - began
 
     async def _wait_until_ready(self) -> None:
         while self._service.state.phase != "ready":
             await asyncio.sleep(0.2)
 
-    async def _finish_refused(self, waiting: _Waiting, refusal: Refusal) -> None:
+    async def _finish_refused(self, waiting: WaitingRequest, refusal: Refusal) -> None:
         path = f"/queue/{waiting.model}/requests/{waiting.id}"
         message = "; ".join((refusal.message, *refusal.errors))
         await self._finish(waiting, refusal.status, refusal.body(path, waiting.id), message, None)
 
-    async def _finish(self, waiting: _Waiting, status: int, body: bytes, error: str | None, seconds: float | None) -> None:
+    async def _finish(
+        self, waiting: WaitingRequest, status: int, body: bytes, error: str | None, seconds: float | None
+    ) -> None:
         state = QueueState(
             key=waiting.key,
             model=waiting.model,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from uso_engine.api.events import Event
@@ -34,7 +34,7 @@ class ServedEngine(Protocol):
 
     def stream(
         self, request: GenerationRequest, /, *, previews: bool = False, priority: int = 0, timeout_s: float | None = None
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """What happens to a request, its images last; closing the iterator cancels it."""
 
     async def drain(self, deadline_s: float) -> int:

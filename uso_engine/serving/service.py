@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, AsyncExitStack
 from typing import TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -15,7 +15,6 @@ from uso_engine.api.events import Done, Event
 from uso_engine.api.request import GenerationRequest
 from uso_engine.api.result import GenerationResult
 from uso_engine.config import EngineConfig
-from uso_engine.errors import RequestCancelledError
 from uso_engine.imaging.encode import Encoder
 
 from . import event_stream
@@ -101,15 +100,17 @@ class Service:
         self.note(request, key, call)
         wanted = engine_request(call.request, self.config)
         engine = self.state.ready()
-        with ExitStack() as stack:
+        async with AsyncExitStack() as stack:
             stack.enter_context(self._places.taken(engine.places))
             stack.enter_context(self.limits.running(key))
             span = stack.enter_context(self._span(request, call))
             events = engine.stream(wanted, previews=previews, timeout_s=self.settings.bounds.deadline_s)
+            stack.push_async_callback(events.aclose)
             # Whatever refuses it at once does so here, while the answer may still have another status.
             first = await while_connected(request, _first(events))
-            counted = stack.pop_all()
-        return event_stream.EventResponse(event_stream.with_beats(self._told(request, call, first, events, counted, span)))
+            held = stack.pop_all()
+        told = self._told(request, call, first, events, span)
+        return event_stream.EventResponse(event_stream.with_beats(told), held)
 
     async def deliver(self, call: ImageCall, result: GenerationResult, base_url: str) -> bytes:
         """Encode and store the images and write the answer, in a thread.
@@ -134,7 +135,6 @@ class Service:
         call: ImageCall,
         first: Event,
         events: AsyncIterator[Event],
-        counted: ExitStack,
         span: GenerationSpan,
     ) -> AsyncGenerator[bytes, None]:
         record = record_of(request.scope)
@@ -151,7 +151,6 @@ class Service:
                 event = await anext(events, None)
         except (asyncio.CancelledError, GeneratorExit):
             record.outcome = "cancelled"
-            span.failed(RequestCancelledError())
             raise
         except Exception as error:  # noqa: BLE001  refusal_of logs what nobody foresaw
             refusal = refusal_of(error)
@@ -159,11 +158,6 @@ class Service:
             record.outcome = "failed" if refusal.status == 500 else "refused"
             record.details["error_status"] = refusal.status
             yield event_stream.encoded("error", refusal.body(request.url.path, record.request_id).decode())
-        finally:
-            counted.close()
-            close = getattr(events, "aclose", None)
-            if close is not None:
-                await close()
 
     def _span(self, request: Request, call: ImageCall) -> AbstractContextManager[GenerationSpan]:
         return generation_span(call, record_of(request.scope).request_id, request.headers)

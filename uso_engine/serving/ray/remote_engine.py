@@ -103,7 +103,7 @@ class RemoteEngine:
 
     async def stream(
         self, request: GenerationRequest, /, *, previews: bool = False, priority: int = 0, timeout_s: float | None = None
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """What happens to a request; another run of it tells only what the first has not.
 
         Raises:

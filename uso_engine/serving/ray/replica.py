@@ -78,7 +78,7 @@ class EngineReplica:
             events = self._engine.stream(
                 order.request(), previews=order.previews, priority=order.priority, timeout_s=order.timeout_s
             )
-            async with aclosing(events) as told:  # type: ignore[type-var]
+            async with aclosing(events) as told:
                 async for event in told:
                     encoded = True
                     if order.events or isinstance(event, Done):
