@@ -13,13 +13,17 @@ from torch import Tensor
 from uso_engine.model.side_stream import SideStream
 
 
+def incremented(x: Tensor) -> Tensor:
+    return x + 1
+
+
 @torch.no_grad()
 def test_pairs_of_two_evaluations_would_take_each_others_memory() -> None:
     """One forks; the other reads what the second stream made, and lets go of it; the one is handed it by the second stream."""
     streams = SimulatedStreams()
     side = SideStream(CPU, streams)
-    first, beside = side.pair(fresh, lambda x: x + 1, (), CPU)
-    other_first, other_beside = side.pair(fresh, lambda x: x * 3, (), CPU)
+    first, beside = side.pair(fresh, incremented, (), CPU)
+    other_first, other_beside = side.pair(fresh, incremented, (), CPU)
     with RaceFinder(streams) as finder:
         x = torch.ones(4)
         first()
