@@ -14,6 +14,8 @@ whatever other streams have yet to do with it. So these rules hold, and `tests/t
 3. Memory of the second stream is handed out between a fork and its join alone. So when it is handed out again, whatever the
    first stream has read of it, it has read before that fork, no matter who kept it for how long. Between the two the first
    stream reads none of it.
+   That holds of one thread. Where two evaluate, one lets go of such memory after the other's fork, which waits for nothing that
+   was read of it since, and is then handed it: so the stream is of one evaluation at a time (`used`).
 4. The first stream waits at the join, where work failed too. Outside of pairs there is therefore one order, and observers,
    hooks of blocks, layers that come from the host, exchanges between processes and graphs need to know nothing of this.
 
@@ -25,8 +27,9 @@ first, as it does without a second: it is ahead of a GPU that has enough to do f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, TypeVar, cast
 
 import torch
@@ -108,6 +111,23 @@ class SideStream:
                 raise BackendError(f"no work beside other work here: {reason}")
             streams = CudaStreams(device)
         self.device, self._streams, self._stream = device, streams, streams.make()
+        self._in_use = threading.RLock()
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Around an evaluation, from its first pair to the last thing that reads what the second stream made.
+
+        Raises:
+            ValueError: another thread is within it.
+        """
+        if not self._in_use.acquire(blocking=False):
+            raise ValueError(
+                "one thread at a time evaluates a transformer with a second stream, and another does (Transformer.beside)"
+            )
+        try:
+            yield
+        finally:
+            self._in_use.release()
 
     def pair(self, first: First, second: Second, layers: Sequence[nn.Module], device: torch.device) -> tuple[First, Second]:
         """Two functions that need nothing of each other, made so that the second is computed beside the first.

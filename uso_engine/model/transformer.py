@@ -8,6 +8,7 @@ Split in what depends on a step (`forward`) and what does not (`embed_text`, `em
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple, Protocol, TypeVar
 
 from torch import Tensor, nn
@@ -168,7 +169,8 @@ class Transformer(nn.Module):
         if self.together is not None and run.exchange is None:
             return self.together.evaluate(self, run.batch, latents, modulation, observer)
         run.begin(latents, modulation)
-        with dense_preference(latents.device):  # Once for all blocks.
+        used = nullcontext() if run.beside is None else run.beside.used()
+        with used, dense_preference(latents.device):  # Once for all blocks.
             return self._velocity(run, latents, modulation, observer)
 
     def _velocity(self, run: Run, latents: Tensor, modulation: Tensor, observer: Observer | None) -> Tensor:

@@ -107,11 +107,13 @@ class _Body:
             return await self._receive()  # From now on only the client's leaving is told.
         bounds = self._limit.bounds
         left = min(bounds.idle_timeout_s, self._deadline - self._limit.now())
+        if left <= 0:  # What lies here already would be given without a wait, and a limit of none ends only a wait.
+            raise _late()
         try:
-            async with asyncio.timeout(max(0.0, left)):
+            async with asyncio.timeout(left):
                 message = await self._receive()
         except TimeoutError:
-            raise Refusal(408, "The body did not come in time.", headers=_CLOSE) from None
+            raise _late() from None
         if message["type"] == "http.request":
             self._count(len(message.get("body", b"")))
             self._complete = not message.get("more_body", False)
@@ -124,3 +126,7 @@ class _Body:
         if self._seen > self.counted:
             self._limit.hold(self._seen - self.counted)
             self.counted = self._seen
+
+
+def _late() -> Refusal:
+    return Refusal(408, "The body did not come in time.", headers=_CLOSE)

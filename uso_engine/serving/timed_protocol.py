@@ -1,8 +1,9 @@
-"""uvicorn's HTTP/1.1 protocol with a time for headers and a bound on connections, neither of which it has."""
+"""uvicorn's HTTP/1.1 protocol with a time for headers, one for an end and a bound on connections, none of which it has."""
 
 from __future__ import annotations
 
 import asyncio
+from typing import Any, cast
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -21,6 +22,7 @@ def timed_protocol(bounds: Transport) -> type[H11Protocol]:
             if len(self.connections) > bounds.max_connections:
                 transport.abort()
                 return
+            self.transport = cast("asyncio.Transport", _EndingTransport(transport, self.loop, bounds.idle_timeout_s))
             self._watch()
 
         def data_received(self, data: bytes) -> None:
@@ -54,3 +56,25 @@ def timed_protocol(bounds: Transport) -> type[H11Protocol]:
                 self.transport.abort()
 
     return TimedProtocol
+
+
+class _EndingTransport:
+    """A transport whose end waits for a client that does not read for so long: asyncio's waits for ever.
+
+    Args:
+        transport: the real one.
+        loop: it runs in.
+        idle_timeout_s: seconds for what was written before the end.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, idle_timeout_s: float) -> None:
+        self._transport, self._loop, self._idle_timeout_s = transport, loop, idle_timeout_s
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def close(self) -> None:
+        """Write what is left, then end; end in any case when the time is over."""
+        if not self._transport.is_closing():
+            self._transport.close()
+            self._loop.call_later(self._idle_timeout_s, self._transport.abort)
