@@ -145,11 +145,12 @@ def test_an_engine_of_its_own_loads_and_closes_with_its_statement() -> None:
                 await first
         return made
 
+    before = set(threading.enumerate())
     closed = asyncio.run(use())
     with pytest.raises(EngineClosedError):
         closed.statistics()
-    names = [thread.name for thread in threading.enumerate()]
-    assert names.count("uso-engine denoising") <= 1  # That of this module's engine.
+    begun = set(threading.enumerate()) - before
+    assert not [thread for thread in begun if thread.name == "uso-engine denoising"]
 
 
 def test_a_request_outside_the_limits_is_an_error_of_its_task(engine: USOEngine) -> None:

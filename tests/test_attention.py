@@ -1,5 +1,6 @@
 """One attention function, every backend that runs here, against float64 and each other on ragged lengths."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -185,20 +186,27 @@ def test_without_a_gpu_every_backend_says_so() -> None:
     assert all("finds no CUDA device" in str(reason) for reason in available_backends("cuda").values())
 
 
+@pytest.fixture
+def amx_asked_anew() -> Iterator[None]:
+    """What another test, or a failure of this one, has found out of the CPU is not kept."""
+    dense_runs_on_amx.cache_clear()
+    yield
+    dense_runs_on_amx.cache_clear()
+
+
+@pytest.mark.usefixtures("amx_asked_anew")
 def test_dense_attention_that_torch_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU with AMX, limited to AVX2, PyTorch's bfloat16 attention raises from inside; float32 runs."""
     layout = Ragged.pack([32, 32])
     monkeypatch.setattr("uso_kernels.cpu.multiplies_bfloat16", lambda: True)
     monkeypatch.setattr("uso_kernels.attention.dense._cpu_has_amx", lambda: True)
     monkeypatch.setattr("uso_kernels.attention.dense._is_limited_below_amx", lambda: True)
-    dense_runs_on_amx.cache_clear()
     for name in ("dense", "dense_batched"):
         with pytest.raises(BackendUnavailable, match=f"'{name}' cannot run.*ATEN_CPU_CAPABILITY"):
             resolve_backends(name, torch.empty(64, 2, 64, dtype=torch.bfloat16), layout, layout)
         assert resolve_backends(name, torch.empty(64, 2, 64), layout, layout) == (name, name)
     auto = resolve_backends("auto", torch.empty(64, 2, 64, dtype=torch.bfloat16), layout, layout)
     assert auto == ("chunked", "chunked")
-    dense_runs_on_amx.cache_clear()
 
 
 def test_gradients_flow_through_the_default() -> None:

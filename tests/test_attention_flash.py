@@ -1,6 +1,7 @@
 """FlashAttention-3 and -4 as backends, with a stand-in for the packages: what they are given, what becomes of it, why not."""
 
 import sys
+from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
@@ -57,8 +58,16 @@ def test_every_sequence_attends_to_itself(monkeypatch: pytest.MonkeyPatch, backe
     assert result[queries.span(1)].isnan().all()
 
 
-def test_a_gpu_that_has_no_such_kernel_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def asked_anew() -> Iterator[None]:
+    """Whether an extension is there is found out for this test, and not kept after it, even where it fails."""
     _failure.cache_clear()
+    yield
+    _failure.cache_clear()
+
+
+@pytest.mark.usefixtures("asked_anew")
+def test_a_gpu_that_has_no_such_kernel_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     for capability, third, fourth in (
         ((8, 0), "needs compute capability 9.x, got 8.0", "needs compute capability 9.x or 10.x, got 8.0"),
         ((9, 0), "flash_attn_interface is not installed", "flash_attn is not installed"),
@@ -67,17 +76,15 @@ def test_a_gpu_that_has_no_such_kernel_is_a_reason(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, capability=capability: capability)
         for backend, reason in zip(BOTH, (third, fourth), strict=True):
             assert reason in str(backend.missing(CUDA))
-    _failure.cache_clear()
 
 
+@pytest.mark.usefixtures("asked_anew")
 def test_on_a_gpu_that_has_one_it_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     for backend in BOTH:
         install(monkeypatch, backend, returns_sums=False)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    _failure.cache_clear()
     assert [backend.missing(CUDA) for backend in BOTH] == [None, None]
-    _failure.cache_clear()
 
 
 def test_without_cuda_both_say_so() -> None:

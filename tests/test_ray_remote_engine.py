@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,7 +35,7 @@ from uso_engine.serving.ray.report import Identity, Report
 
 CONFIG = load_config("uso-tiny")
 SAME = Identity("configuration", "1", "aaaa")
-Reply = Callable[[Order], AsyncIterator[Message]]
+Reply = Callable[[Order], AsyncGenerator[Message, None]]
 
 
 def result(seed: int) -> GenerationResult:
@@ -47,7 +47,7 @@ def request(**fields: Any) -> GenerationRequest:
     return GenerationRequest(**{"prompt": "a fish", "enable_safety_checker": False, **fields})
 
 
-async def whole(order: Order, *, replica: str = "a", stop: int | None = None) -> AsyncIterator[Message]:
+async def whole(order: Order, *, replica: str = "a", stop: int | None = None) -> AsyncGenerator[Message, None]:
     """Everything that a replica says, or as much as it says before it is lost."""
     seed = order.request().seed
     assert seed is not None
@@ -75,9 +75,11 @@ class Replicas:
     async def send(self, order: Order) -> AsyncIterator[AsyncIterator[Message]]:
         pickled: Order = pickle.loads(pickle.dumps(order))  # noqa: S301 - as between processes
         self.orders.append(pickled)
+        messages = self.replies[len(self.orders) - 1](pickled)
         try:
-            yield self.replies[len(self.orders) - 1](pickled)
+            yield messages
         finally:
+            await messages.aclose()
             self.left += 1
 
     def engine(self) -> RemoteEngine:
@@ -117,7 +119,7 @@ def test_a_replica_that_is_lost_before_it_has_begun(stop: int) -> None:
 
 
 def test_an_engine_that_died_is_lost_too() -> None:
-    async def dead(order: Order) -> AsyncIterator[Message]:
+    async def dead(order: Order) -> AsyncGenerator[Message, None]:
         yield Taken("a", SAME.digest)
         yield Failed(EngineDeadError("its thread failed"))
 
@@ -133,7 +135,7 @@ def test_a_second_loss_is_an_error_and_not_a_third_run() -> None:
 
 
 def test_an_answer_that_just_ends_is_a_loss() -> None:
-    async def short(order: Order) -> AsyncIterator[Message]:
+    async def short(order: Order) -> AsyncGenerator[Message, None]:
         yield Taken("a", SAME.digest)
 
     with pytest.raises(EngineDeadError, match="ended the answer"):
@@ -141,7 +143,7 @@ def test_an_answer_that_just_ends_is_a_loss() -> None:
 
 
 def test_replicas_with_other_weights_do_not_finish_a_request() -> None:
-    async def other(order: Order) -> AsyncIterator[Message]:
+    async def other(order: Order) -> AsyncGenerator[Message, None]:
         yield Refused("b", "ffff")
 
     replicas = Replicas([lambda order: whole(order, stop=4), other])
@@ -150,7 +152,7 @@ def test_replicas_with_other_weights_do_not_finish_a_request() -> None:
 
 
 def test_what_a_request_does_wrong_is_its_own_error_and_is_not_run_again() -> None:
-    async def refusing(order: Order) -> AsyncIterator[Message]:
+    async def refusing(order: Order) -> AsyncGenerator[Message, None]:
         yield Taken("a", SAME.digest)
         full = QueueFullError("max_requests", 4, 5, 2.5)
         yield pickle.loads(pickle.dumps(failed(full)))  # noqa: S301 - as between processes
@@ -177,7 +179,7 @@ def test_a_cancelled_caller_cancels_its_replica() -> None:
     async def run() -> tuple[int, int]:
         begun, cancelled = asyncio.Event(), list[str]()
 
-        async def endless(order: Order) -> AsyncIterator[Message]:
+        async def endless(order: Order) -> AsyncGenerator[Message, None]:
             yield Taken("a", SAME.digest)
             begun.set()
             try:
@@ -199,7 +201,7 @@ def test_a_cancelled_caller_cancels_its_replica() -> None:
 
 
 def test_the_wait_for_a_replica_counts_as_time_of_the_request() -> None:
-    async def never(order: Order) -> AsyncIterator[Message]:
+    async def never(order: Order) -> AsyncGenerator[Message, None]:
         await asyncio.Event().wait()
         yield Taken("a", SAME.digest)
 
@@ -213,7 +215,7 @@ def test_draining_finishes_what_runs_and_takes_nothing() -> None:
     async def run() -> tuple[int, GenerationResult]:
         begun, going = asyncio.Event(), asyncio.Event()
 
-        async def held(order: Order) -> AsyncIterator[Message]:
+        async def held(order: Order) -> AsyncGenerator[Message, None]:
             begun.set()
             await going.wait()
             async for message in whole(order):
