@@ -90,3 +90,36 @@ def test_a_server_that_ends_while_it_says_that_it_is_alive_has_ended(tmp_path: P
     asyncio.run(begin_and_end())
     assert records.may_write.is_set()
     assert records.renewed("server") == 0
+
+
+class OddRecords(QueueRecords):
+    """Storage that fails in a way that nobody foresaw, the first time."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(FolderStorage(folder))
+        self.renewals = 0
+        self.renewed_again = threading.Event()
+
+    def renew(self, owner: str, now: float) -> None:
+        self.renewals += 1
+        if self.renewals == 1:
+            raise RuntimeError("an odd failure")
+        super().renew(owner, now)
+        self.renewed_again.set()
+
+
+def test_a_failure_that_nobody_foresaw_does_not_end_the_upkeep(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    records = OddRecords(tmp_path)
+    files, runner = SimpleNamespace(sweep=lambda: None), SimpleNamespace(has=lambda identifier: False)
+
+    async def until_renewed() -> float:
+        upkeep = QueueUpkeep(
+            cast("QueueRunner", runner), records, cast("ImageFiles", files), "server", expiry_s=60.0, lease_s=0.03
+        )
+        async with upkeep.running():
+            assert await asyncio.to_thread(records.renewed_again.wait, 60)
+            return records.renewed("server")
+
+    assert asyncio.run(until_renewed()) > 0
+    assert "upkeep of the queue: an odd failure" in caplog.text
+    assert records.renewed("server") == 0

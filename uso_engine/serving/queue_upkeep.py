@@ -57,11 +57,16 @@ class QueueUpkeep:
             yield
         finally:
             task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
             try:
-                await in_thread(None, self._records.leave, self._owner)
-            except OutputError as error:
-                logger.error("storage: %s", error)
+                await asyncio.gather(task, return_exceptions=True)
+            finally:  # A second cancellation interrupts the wait, but only when it is over.
+                await self._leave()
+
+    async def _leave(self) -> None:
+        try:
+            await in_thread(None, self._records.leave, self._owner)
+        except OutputError as error:
+            logger.error("storage: %s", error)
 
     async def _run(self) -> None:
         while True:
@@ -69,6 +74,9 @@ class QueueUpkeep:
                 await self.once()
             except OutputError as error:
                 logger.error("storage: %s", error)
+            except Exception as error:
+                # Without further rounds the others would take this server for dead, and compute again what it computes.
+                logger.error("upkeep of the queue: %s", error, exc_info=error)
             await asyncio.sleep(self._lease_s / 3)
 
     async def once(self) -> None:
