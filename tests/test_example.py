@@ -233,3 +233,15 @@ def count_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
             if hasattr(module, "row_blocks") and module is not cpu:
                 patched.setattr(module, "row_blocks", counted)
         yield found
+
+
+def test_where_autograd_records_all_rows_are_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would keep every block's intermediates, and a backward pass would go through them one by one."""
+    monkeypatch.setattr("uso_kernels.cpu.BLOCK_NUMBERS", 1)
+    x = torch.zeros(48, 8)
+    assert [block.indices(48)[:2] for block in cpu.row_blocks(x, 8)] == [(0, 48)]
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert [block.indices(48)[:2] for block in cpu.row_blocks(x, 8)] == [(0, 16), (16, 32), (32, 48)]
+            assert list(cpu.row_blocks(x[:0], 8)) == []
+            assert len(cpu.row_blocks(x.to("meta"), 8)) == 1

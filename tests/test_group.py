@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import threading
 from datetime import timedelta
 
@@ -56,3 +58,22 @@ def test_a_store_that_nobody_serves_is_said(monkeypatch: pytest.MonkeyPatch) -> 
         port = other.getsockname()[1]
         with pytest.raises(ParallelError, match=rf"serves a group on port {port}: no answer within 0:00:00\.2"):
             connect_store(port, 2)
+
+
+def test_a_process_that_could_not_connect_ends_as_it_says() -> None:
+    """An interpreter that ends beneath a call into PyTorch is aborted when the call comes back."""
+    script = """
+import socket
+from datetime import timedelta
+from uso_engine.errors import ParallelError
+from uso_engine.parallel import group
+
+group.CONNECTING = timedelta(seconds=0.2)
+with socket.socket() as other:
+    other.bind(("127.0.0.1", 0))
+    try:
+        group.connect_store(other.getsockname()[1], 2)
+    except ParallelError:
+        raise SystemExit(7)
+"""
+    assert subprocess.run([sys.executable, "-c", script], stderr=subprocess.DEVNULL, check=False).returncode == 7

@@ -93,7 +93,8 @@ def torchrun_launch() -> Launch | None:
     if not dist.is_available() or not dist.is_torchelastic_launched():
         return None
     try:
-        store, rank, size = within(CONNECTING, lambda: next(rendezvous("env://", timeout=CONNECTING)))
+        store, rank, size = within(CONNECTING, lambda: next(rendezvous("env://", timeout=CONNECTING / 2)))
+        store.set_timeout(CONNECTING)
     except (*FAULTS, ValueError, TimeoutError) as error:
         raise ParallelError(f"torchrun started this process, but its store cannot be joined: {error}") from error
     return Launch(PrefixStore("uso-engine", store), rank, size)

@@ -57,7 +57,9 @@ def connect_store(port: int, size: int) -> TCPStore:
     """
 
     def connect() -> TCPStore:
-        return TCPStore(_HOST, port, size, is_master=False, wait_for_workers=False, timeout=CONNECTING)
+        store = TCPStore(_HOST, port, size, is_master=False, wait_for_workers=False, timeout=CONNECTING / 2)
+        store.set_timeout(CONNECTING)
+        return store
 
     try:
         return within(CONNECTING, connect)
@@ -68,10 +70,12 @@ def connect_store(port: int, size: int) -> TCPStore:
 def within(limit: timedelta, connect: Callable[[], Kind]) -> Kind:
     """What a call returns that connects to a store, which must not take longer than is said.
 
-    PyTorch takes a store's limit once for every kind of address, and then names it as if that had been all.
+    PyTorch takes a store's limit once for every kind of address, and then names it as if that had been all: told half of it, it
+    gives up at about the same time.
 
     Args:
-        limit: how long; the call goes on in a thread of its own until PyTorch gives it up.
+        limit: how long; the call goes on in a thread of its own until PyTorch gives it up. The process's end waits for that: an
+            interpreter that ends beneath a call into PyTorch aborts.
         connect: the call.
 
     Raises:
@@ -86,7 +90,7 @@ def within(limit: timedelta, connect: Callable[[], Kind]) -> Kind:
         except Exception as error:  # noqa: BLE001 - raised in the caller's thread
             outcome.put((None, error))
 
-    threading.Thread(target=run, name="connecting", daemon=True).start()
+    threading.Thread(target=run, name="connecting", daemon=False).start()
     try:
         value, error = outcome.get(timeout=limit.total_seconds())
     except Empty:
