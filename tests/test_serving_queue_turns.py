@@ -118,6 +118,16 @@ def test_a_call_in_a_thread_that_is_cancelled_has_ended(again: int | None) -> No
     assert at_every_hand_over(scenario, again=again) >= 2
 
 
+async def goes_on(storage: MemoryStorage, runner: QueueRunner, records: QueueRecords, work: Work) -> None:
+    """The queue answers the next request, and holds nothing of those before."""
+    storage.times = 0
+    last = queued()
+    await runner.submit(last)
+    await ended(runner, last.id)
+    assert records.result(last.id) == b"answer"
+    assert work.computing == 0 and runner.waiting == 0
+
+
 @pytest.mark.parametrize("again", [None, 1, 2])
 @pytest.mark.parametrize("fails", ["", "state"])
 def test_a_submission_that_is_broken_off_leaves_nothing(fails: str, again: int | None) -> None:
@@ -162,13 +172,7 @@ def test_a_request_whose_cancelling_is_broken_off_is_answered_or_goes_on(begun: 
                 assert state.error in (None, "The request was cancelled.")
             else:  # The storage failed: it is taken up again from there.
                 assert fails and request.id in records.unfinished()
-            # The queue goes on.
-            storage.times = 0
-            last = queued()
-            await runner.submit(last)
-            await ended(runner, last.id)
-            assert records.result(last.id) == b"answer"
-            assert work.computing == 0 and runner.waiting == 0
+            await goes_on(storage, runner, records, work)
 
     assert at_every_hand_over(scenario) >= 1
 
@@ -198,12 +202,7 @@ def test_a_request_that_is_cancelled_in_any_turn_ends_and_the_queue_goes_on(fail
                 assert fails and list(records.unfinished()) == [request.id]  # It is taken up again from there,
                 if storage.lost == [b"answer"] and "requested" in answers:
                     assert records.unfinished()[request.id]  # and cancelled then.
-            storage.times = 0
-            last = queued()
-            await runner.submit(last)
-            await ended(runner, last.id)
-            assert records.result(last.id) == b"answer"
-            assert work.computing == 0 and runner.waiting == 0
+            await goes_on(storage, runner, records, work)
 
     assert at_every_hand_over(scenario) > 10
 
