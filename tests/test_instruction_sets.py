@@ -16,6 +16,7 @@ from test_denoiser import check_company
 from uso_engine.model.modulation import sinusoidal_embedding
 from uso_engine.model.rope import content_positions, grid_positions, rope_tables
 from uso_engine.sampling.schedule import schedule
+from uso_kernels.cpu import int8_product
 from uso_kernels.matmul.linear import linear
 from uso_kernels.ragged import Ragged
 
@@ -30,7 +31,7 @@ INSTRUCTION_SETS = {
 LIMITS = {name for limits in INSTRUCTION_SETS.values() for name in limits}
 CHECK = """
 import test_instruction_sets as t
-t.check_products(); t.check_companies(); t.check_mixture()
+t.check_products(); t.check_int8(); t.check_companies(); t.check_mixture()
 print(t.constants())
 """
 # Widths at which oneDNN's products on AMX, or MKL's under AVX2, were seen to change a row's bits with the number of rows.
@@ -43,6 +44,7 @@ def test_bits_and_constants_under(name: str, repository: Path) -> None:
         pytest.skip("this CPU has no AMX to be switched off")
     if name == "as it is" and not LIMITS & set(os.environ):
         check_products()
+        check_int8()
         check_companies()
         check_mixture()
         assert json.loads(constants()) == CONSTANTS
@@ -53,6 +55,15 @@ def test_bits_and_constants_under(name: str, repository: Path) -> None:
     done = subprocess.run([sys.executable, "-c", CHECK], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == CONSTANTS
+
+
+def check_int8() -> None:
+    """Sums of int8 products are exact, of the largest numbers and of drawn ones."""
+    generator = torch.Generator().manual_seed(0)
+    for columns in (64, 1024, 3080, 15360):
+        x, weight = (torch.randint(-127, 128, (32, columns), generator=generator, dtype=torch.int8) for _ in range(2))
+        x[0], weight[0], weight[1] = 127, 127, -127
+        assert torch.equal(int8_product(x, weight), (x.long() @ weight.long().t()).int())
 
 
 def check_products() -> None:

@@ -43,6 +43,34 @@ def multiplies_bfloat16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+@lru_cache
+def multiplies_int8() -> bool:
+    """Whether `torch._int_mm` is exact on this CPU.
+
+    Without VNNI oneDNN adds pairs of products in 16 bits, which saturate: sums of large numbers are then wrong, unsaid. PyTorch
+    takes another way on CPUs that lack it, but not where oneDNN was told at its start to use fewer instructions than there are.
+    """
+    largest = torch.full((16, 64), 127, dtype=torch.int8)
+    sums: Tensor = torch._int_mm(largest, largest.t())
+    return bool((sums == 64 * 127**2).all())
+
+
+_EXACT_COLUMNS = 1024
+"""Products of int8 numbers whose sum is at most 2^24, up to which float32 has every whole number."""
+
+
+def int8_product(x: Tensor, weight: Tensor) -> Tensor:
+    """Exact int32 sums of an int8 product, [M, K] and [N, K] to [M, N]."""
+    if not x.is_cpu or multiplies_int8():
+        sums: Tensor = torch._int_mm(x, weight.t())
+        return sums
+    sums = torch.zeros(x.shape[0], weight.shape[0], dtype=torch.int32)
+    for start in range(0, x.shape[1], _EXACT_COLUMNS):
+        columns = slice(start, start + _EXACT_COLUMNS)
+        sums += (x[:, columns].float() @ weight[:, columns].float().t()).to(torch.int32)
+    return sums
+
+
 def widens(x: Tensor) -> bool:
     """Whether products of a tensor's type are best computed in float32 where it is."""
     return x.is_cpu and x.dtype == torch.bfloat16 and not multiplies_bfloat16()

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from uso_kernels.cpu import int8_product
 from uso_kernels.example import Example, Size
 from uso_kernels.launch import Config, Generation, Launch, jit, strided, tl
 from uso_kernels.operands import result_like
@@ -120,8 +121,8 @@ def _launch(
 @operation(writes=("y",), launch=_launch)
 def int8_matmul_into(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, y: Tensor) -> None:
     """Fill `y`."""
-    # torch._int_mm on a CPU: exact, and indifferent to how its operands are aligned, which torch._weight_int8pack_mm is not.
-    y.copy_(scaled(torch._int_mm(x, weight.t()).float(), x_scale, weight_scale, bias))
+    # Indifferent to how its operands are aligned, which torch._weight_int8pack_mm is not.
+    y.copy_(scaled(int8_product(x, weight).float(), x_scale, weight_scale, bias))
 
 
 def int8_matmul(
