@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from benchmarks.memory import plans as memory_plans
 from benchmarks.step import against_diffusers, cold_start, ladder
 from benchmarks.step.authors_way import AuthorsWay
 from benchmarks.step.encode_decode import time_stages
+from benchmarks.step.tables import ladder as ladder_table
 from benchmarks.tiers import steps as tier_steps
 from benchmarks.workload import WORKLOADS, merge, random_inputs, random_lora, random_transformer
 from uso_engine.precision.tiers import QUANTIZED_TIERS
@@ -38,6 +40,16 @@ def test_engine_allocates_less_than_the_authors_way(records: list[dict[str, obje
     allocations = {str(record["rung"]): int(str(record["allocations"])) for record in records}
     # What is left are results of matrix products and what the references of the fused kernels make on a CPU.
     assert allocations["+ attention chosen (auto)"] < 0.75 * allocations["authors' way"]
+
+
+def test_a_ladder_of_a_machine_that_did_not_keep_its_rate_is_left_out(records: list[dict[str, object]]) -> None:
+    def taken(cpu: str, p80_ms: float) -> list[dict[str, Any]]:
+        machine = {"cpu": cpu, "cpu_capability": "AVX2", "cpu_flags": []}
+        return [{**r, "machine": machine, "product_ms": {"p20_ms": 1.0, "p80_ms": p80_ms}} for r in records]
+
+    told = ladder_table([*taken("steady", 1.1), *taken("unsteady", 1.2)])
+    assert told.count("| steady (AVX2) |") == len(records) and "| unsteady" not in told
+    assert told.endswith("Left out, unsteady (AVX2): it did not keep its rate.")
 
 
 def test_a_rung_that_computes_something_else_is_not_timed() -> None:

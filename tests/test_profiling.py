@@ -86,6 +86,12 @@ def test_rates_of_a_cpu_are_measured_by_the_clock_that_is_given() -> None:
     assert rates.source.startswith("measured in float32, ")
 
 
+def test_the_best_of_two_measurements_is_the_higher_of_each_rate() -> None:
+    other = MeasuredRates(gemm_rate=2e12, attention_rate=4e11, bandwidth_gbs=101, source="later")
+    best = MeasuredRates(gemm_rate=2e12, attention_rate=5e11, bandwidth_gbs=101, source="by agreement")
+    assert RATES.best(other) == best
+
+
 def test_the_ceiling_of_attention_is_the_fastest_way_to_compute_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a clock that only work moves, the engine's way takes half as long as PyTorch's call."""
     now = [0.0]

@@ -20,17 +20,18 @@ import hashlib
 import importlib.metadata
 import json
 import shlex
+import statistics
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.arguments import BenchmarkParser
-from benchmarks.measure import RESULTS, interleave, machine_name, summarise, tree_hash, write_record
+from benchmarks.measure import RESULTS, machine_name, summarise, tree_hash, write_record
+from benchmarks.turns import Product, Turns, is_steady
 from uso_engine.config import load_config
 from uso_engine.errors import USOError
 from uso_engine.model.roofline import floor_ms, step_flops
@@ -44,8 +45,7 @@ from .diffusers_way import DiffusersWay
 from .memory import Rise, peak_rise
 from .models import Models
 from .peers import Make, default_tiers, ways
-from .steadiness import MOST_SPREAD, Product, between, is_steady, spread
-from .way import Way
+from .way import Requested, Way, time_request
 
 SEED = 11
 
@@ -102,16 +102,21 @@ class Comparison:
         if not cases:
             print(f"every case has its records in {self.path}; --again measures once more")
             return
-        clock = time.process_time if self.options.clock == "process" else time.perf_counter
-        self.ceilings = measure_rates(self.options.device, self.options.dtype, clock)
         made = self.make_ways(self.make)
         try:
             for case in cases:
+                self.measure_ceilings()
                 self.measure(case, made)
                 gc.collect()
         finally:
             for way in made:
                 way.close()
+
+    def measure_ceilings(self) -> None:
+        """Before every case once more: the best so far is what a machine that others disturb comes nearest to."""
+        clock = time.process_time if self.options.clock == "process" else time.perf_counter
+        found = measure_rates(self.options.device, self.options.dtype, clock)
+        self.ceilings = found if self.ceilings is None else self.ceilings.best(found)
 
     def make_ways(self, make: dict[str, Make]) -> list[Way]:
         """Every way, its weights in place; on a GPU diffusers has chosen its attention."""
@@ -133,25 +138,20 @@ class Comparison:
         wrong = {way.name: differences[way.name] for way in made if not differences[way.name] <= way.largest_difference}
         if wrong:
             raise SystemExit(f"{case.name}: these do not compute the engine's velocity: {wrong}")
-        for way in made:
-            way.evaluations.reset()
-        requests: dict[str, Callable[[], object]] = {way.name: lambda way=way: way.request(case, SEED) for way in made}  # type: ignore[misc]
         product = Product(self.options.device, self.options.dtype, self.options.clock)
-        turns = between(requests, product)
-        # A request ends with bytes on the host: a clock sees all of it on a GPU too.
-        times = interleave(turns, rounds=self.options.rounds, device=torch.device("cpu"), clock=self.options.clock)
-        product_ms = product.summary()
-        ours = times[made[0].name]["median_ms"]
+        requests = {way.name: partial(time_request, way, case, SEED, self.options.clock) for way in made}
+        timings = Turns(requests, product.time).take(self.options.rounds)
+        ours = statistics.median(request.request_ms for request in timings.found[made[0].name])
         for way in made:
-            record = self.record(case, way, times[way.name], inspected[way.name])
-            record |= {"difference": differences[way.name], "times_ours": times[way.name]["median_ms"] / ours}
-            record["product_ms"] = product_ms
+            record = self.record(case, way, timings.found[way.name], inspected[way.name])
+            record |= {"difference": differences[way.name], "times_ours": record["request_ms"]["median_ms"] / ours}
+            record |= {"product_ms": timings.product_ms, "requests_left_out": timings.left_out}
             write_record("compare", record, self.path)
             print(line_of(record), flush=True)
-        if spread(product_ms) > MOST_SPREAD:
+        if not is_steady(record):
             print(
-                f"{case.name}: tables leave this case out: the same product took {product_ms['p20_ms']:.1f} to "
-                f"{product_ms['p80_ms']:.1f} ms between its requests, the machine did not keep its rate; "
+                f"{case.name}: tables leave this case out: the same product took {timings.product_ms['p20_ms']:.1f} to "
+                f"{timings.product_ms['p80_ms']:.1f} ms between its requests, the machine did not keep its rate; "
                 "the same command measures it again",
                 flush=True,
             )
@@ -167,14 +167,15 @@ class Comparison:
         found = {"flops": counts.flops or None, "allocations": counts.allocations, "allocated_mib": counts.allocated_mib}
         return {**found, "velocity": way.velocity(counts.velocity, case).float(), "sha256": digest, "rise": rise}
 
-    def record(self, case: Case, way: Way, timing: dict[str, float], found: dict[str, Any]) -> dict[str, object]:
+    def record(self, case: Case, way: Way, requests: Sequence[Requested], found: dict[str, Any]) -> dict[str, Any]:
         """A way's record of a case."""
         assert self.ceilings is not None
         params, tokens = self.size.params, self.size.tokens(case)
-        evaluations = summarise(way.evaluations.milliseconds())
+        timing = summarise([request.request_ms for request in requests])
+        evaluations = summarise([milliseconds for request in requests for milliseconds in request.evaluations_ms])
         step_ms = evaluations["median_ms"]
         # One evaluation of several pictures at once does the work of all of them.
-        at_once = case.images * self.size.steps_of(case) * self.options.rounds / len(way.evaluations.milliseconds())
+        at_once = case.images * self.size.steps_of(case) / len(requests[0].evaluations_ms)
         needed = step_flops(params, tokens) * at_once
         floor = floor_ms(params, tokens, self.ceilings)["floor"] * at_once
         rise: Rise = found.pop("rise")

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks.documents import Table, markdown
 from benchmarks.records import Record, clock_note, hardware, latest
+from benchmarks.turns import is_steady
 
-from .steadiness import is_steady, left_out
+from .steadiness import left_out
 
 LEAST_CLAIM = 0.015
 """A difference of less is none: so much two runs of the same thing differ."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
+
+from benchmarks.measure import Clock, time_once
 
 from .cases import Case
 from .evaluations import Evaluations
@@ -35,3 +38,18 @@ class Way(Protocol):
     def close(self) -> None:
         """Let go of what it has for itself."""
         ...
+
+
+class Requested(NamedTuple):
+    """One request's milliseconds, and those of its transformer's evaluations."""
+
+    request_ms: float
+    evaluations_ms: list[float]
+
+
+def time_request(way: Way, case: Case, seed: int, clock: Clock) -> Requested:
+    """Make and time one request."""
+    way.evaluations.reset()
+    # A request ends with bytes on the host: a clock sees all of it on a GPU too.
+    request_ms = time_once(lambda: way.request(case, seed), torch.device("cpu"), clock)
+    return Requested(request_ms, way.evaluations.milliseconds())

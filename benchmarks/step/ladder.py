@@ -11,12 +11,14 @@ something else is not timed. Rungs are timed in turn. Encoding and decoding are 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from benchmarks.arguments import BenchmarkParser
-from benchmarks.measure import Clock, count_allocations, interleave, write_record
+from benchmarks.measure import Clock, count_allocations, summarise, time_once, write_record
+from benchmarks.turns import Product, Turns, is_steady
 from benchmarks.workload import Workload, merge, random_inputs, random_lora, random_transformer
 from uso_engine.model.roofline import GPUS, Tokens, floor_ms, step_flops
 from uso_engine.verification.measure import relative_error
@@ -81,7 +83,9 @@ def run(
     """Check, time, print and record every rung."""
     ladder = rungs(workload, device, dtype)
     differences = check(ladder, dtype)
-    times = interleave(ladder, rounds=rounds, device=device, clock=clock)
+    steps = {name: partial(time_once, evaluate, device, clock) for name, evaluate in ladder.items()}
+    timings = Turns(steps, Product(device, dtype, clock).time).take(rounds)
+    times = {name: summarise(found) for name, found in timings.found.items()}
     tokens = Tokens(
         workload.text, workload.style, workload.grid[0] * workload.grid[1], workload.content[0] * workload.content[1]
     )
@@ -98,6 +102,8 @@ def run(
             "rounds": rounds,
             "clock": clock,
             **timing,
+            "product_ms": timings.product_ms,
+            "steps_left_out": timings.left_out,
             "speedup": first / timing["median_ms"],
             "tflops": flops / timing["median_ms"] / 1e9,
             "difference": differences[name],
@@ -109,6 +115,8 @@ def run(
         records.append(record)
         write_record("ladder", record, out)
         print(f"{timing['median_ms']:9.1f} ms {record['speedup']:5.2f}x {record['allocations']:5.0f} allocations  {name}")
+    if not is_steady(records[0]):
+        print("tables leave this out: the machine did not keep its rate")
     return records
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from benchmarks.documents import Table, markdown
 from benchmarks.records import Record, clock_note, hardware, latest
+from benchmarks.turns import is_steady
 from uso_engine.model.params import TransformerParams
 from uso_engine.model.roofline import GPUS, Tokens, floor_ms, step_flops
 from uso_engine.precision.tiers import TIERS, TierName, linear_classes
@@ -68,7 +69,8 @@ def memory(records: list[Record]) -> str:
 
 
 def ladder(records: list[Record]) -> str:
-    """Every rung on every machine."""
+    """Every rung on every machine that kept its rate."""
+    steady = latest(list(filter(is_steady, records)), "workload", "dtype", "rung")
     rows = [
         [
             hardware(r),
@@ -80,10 +82,12 @@ def ladder(records: list[Record]) -> str:
             f"{r['allocations']:.0f}",
             f"{r['difference']:.1e}",
         ]
-        for r in latest(records, "workload", "dtype", "rung")
+        for r in steady
     ]
     header = ["machine", "workload", "rung", "ms (median)", "p20 to p80", "times the first", "allocations", "difference"]
-    return markdown(header, rows) + clock_note(records)
+    missing = dict.fromkeys(hardware(r) for r in records if hardware(r) not in set(map(hardware, steady)))
+    told = "".join(f"\n\nLeft out, {machine}: it did not keep its rate." for machine in missing)
+    return markdown(header, rows) + clock_note(records) + told
 
 
 def step(records: list[Record]) -> str:

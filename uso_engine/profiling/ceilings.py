@@ -33,6 +33,11 @@ class MeasuredRates:
     bandwidth_gbs: float
     source: str
 
+    def best(self, other: MeasuredRates) -> MeasuredRates:
+        """The higher of each of two measurements' rates: what disturbed one may have left the other alone."""
+        gemm, attention = max(self.gemm_rate, other.gemm_rate), max(self.attention_rate, other.attention_rate)
+        return MeasuredRates(gemm, attention, max(self.bandwidth_gbs, other.bandwidth_gbs), self.source)
+
 
 def gpu_named(device: torch.device) -> GPU | None:
     """The entry of the roofline's table whose name is part of a GPU's; None where none is."""
