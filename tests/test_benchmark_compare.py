@@ -19,7 +19,7 @@ from benchmarks.compare.models import Models, encode
 from benchmarks.compare.peers import missing_fp8, missing_reference
 from benchmarks.compare.plots import PLOT, fit_batch, fit_tokens
 from benchmarks.compare.run import Comparison, done_cases, main, parser
-from benchmarks.compare.tables import NO_GPU, TABLES, current, overview, ratio, targets
+from benchmarks.compare.tables import NO_GPU, TABLES, current, overview, ratio
 from benchmarks.records import hardware
 from uso_engine.model.roofline import step_flops
 
@@ -251,21 +251,6 @@ def test_a_case_of_a_machine_that_did_not_keep_its_rate_is_left_out(out: Path) -
 )
 def test_nothing_is_claimed_of_a_difference_that_two_runs_have(value: float, said: str) -> None:
     assert ratio(value) == said
-
-
-@pytest.mark.parametrize(
-    ("times", "of_floor", "verdict"),
-    [
-        (2.6, 0.3, "2.60 times ours; 2.5 is reached."),
-        (1.4, 0.3, "1.40 times ours; 2.5 is missed."),
-        (1.4, 0.47, "1.40 times ours; 2.5 is out of reach: a step at the floor would take 2.1 to 2.2 times less."),
-    ],
-)
-def test_what_was_aimed_at_is_held_against_the_floor(times: float, of_floor: float, verdict: str) -> None:
-    machine = {"cpu": "a CPU", "taken": "2026-11-27 12:00:00"}
-    common = {"size": "small", "dtype": "bfloat16", "way": "authors' way", "machine": machine}
-    records = [{**common, "times_ours": times + i, "of_floor": of_floor - 0.01 * i} for i in range(2)]
-    assert targets(records).strip() == f"- a CPU, small, bfloat16: authors' way takes at least {verdict}"
 
 
 def test_fits_find_the_curve_that_points_lie_on() -> None:

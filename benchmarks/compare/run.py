@@ -187,6 +187,7 @@ class Comparison:
             "tokens": tokens.all,
             "images": case.images,
             "steps": self.size.steps_of(case),
+            "evaluations": len(requests[0].evaluations_ms),
             "request_ms": timing,
             "image_s": timing["median_ms"] / 1e3 / case.images,
             "step_ms": evaluations,
