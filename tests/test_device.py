@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ from uso_engine.errors import BackendError, DeviceMemoryError, MemoryBudgetError
 from uso_engine.loading.device import check_device, cuda_missing, default_device, memory_note
 from uso_engine.loading.transformer import check_attention
 from uso_engine.offload.budget import find_budget
+from uso_engine.scheduling.assembly import make_loop
 from uso_engine.scheduling.stepping import out_of_memory
+from uso_engine.scheduling.threads import use_device
 from uso_kernels import launch
 from uso_kernels.attention import BackendUnavailable, available_backends, resolve_backends
 from uso_kernels.ragged import Ragged
@@ -101,12 +104,30 @@ def test_a_gpu_that_has_no_kernels(gpu: Callable[..., None], monkeypatch: pytest
             USOEngine.from_config("uso-tiny", device="cuda", dtype=torch.float32)
     gpu()
     launch._generation.cache_clear()
-    assert check_device("cuda") == CUDA and check_device("cuda:0").index == 0
+    assert check_device("cuda") == check_device("cuda:0") == torch.device("cuda", 0)
     with pytest.raises(BackendError, match="there are only 1 GPUs"):
         check_device("cuda:1")
     monkeypatch.setattr(launch, "TRITON_MISSING", "triton cannot be loaded: libcuda.so.1: cannot open shared object file")
     with pytest.raises(BackendError, match=r"libcuda\.so\.1: .*'gpu' extra.*device 'cpu' works"):
         check_device("cuda")
+
+
+def test_threads_are_given_the_gpu_that_was_current_where_the_engine_was_made(
+    gpu: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch refuses to set a GPU without a number, and in a new thread "cuda" alone would be the first one."""
+    gpu()
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch._C, "_cuda_setDevice", chosen.append, raising=False)
+    use_device(check_device(default_device()))
+    assert chosen == [1]
+    with pytest.raises(ValueError, match="specified index"):
+        use_device(CUDA)
+    with USOEngine.from_config("uso-tiny", device="cpu") as engine:
+        loop = make_loop(replace(engine.parts, device=CUDA), threaded=False)
+    use_device(loop._device)
+    assert chosen == [1, 1]
 
 
 def test_a_gpu_that_lacks_fp8(gpu: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:

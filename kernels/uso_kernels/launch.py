@@ -71,6 +71,12 @@ def current_device() -> int | None:
     return torch.cuda.current_device() if torch.cuda.is_initialized() else None
 
 
+def numbered(device: torch.device) -> torch.device:
+    """A device with its number: "cuda" alone is the GPU that is current where this is called, and may be another elsewhere."""
+    is_unnumbered = device.type == "cuda" and device.index is None
+    return torch.device("cuda", torch.cuda.current_device()) if is_unnumbered else device
+
+
 @lru_cache
 def _generation(index: int) -> Generation:
     major, minor = torch.cuda.get_device_capability(index)
@@ -87,7 +93,7 @@ def kernels_missing(device: torch.device) -> str | None:
     if TRITON_MISSING is not None:
         return f"{TRITON_MISSING} (the 'gpu' extra has it)"
     try:
-        _generation(torch.cuda.current_device() if device.index is None else device.index)
+        _generation(numbered(device).index)
     except TritonUnavailable as error:
         return str(error)
     return None
@@ -105,7 +111,7 @@ def generation_of(x: Tensor) -> Generation:
     if x.dtype == torch.float64:
         raise ValueError("kernels take float32, bfloat16 or float16, got float64")
     if x.device.type == "cuda":
-        return _generation(torch.cuda.current_device() if x.device.index is None else x.device.index)
+        return _generation(numbered(x.device).index)
     if x.device.type == "cpu" and is_interpreting():
         return "hopper"
     raise TritonUnavailable(f"Triton kernels run on CUDA, got a tensor on {x.device}")

@@ -8,7 +8,7 @@ import torch
 
 from uso_engine.errors import BackendError, DeviceMemoryError
 from uso_kernels.extension import one_line
-from uso_kernels.launch import kernels_missing
+from uso_kernels.launch import kernels_missing, numbered
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,9 @@ def default_device() -> torch.device:
 def check_device(device: torch.device | str) -> torch.device:
     """Check that a device exists, answers, and is one that the engine's kernels run on.
 
+    Returns:
+        The device, a GPU by its number: the engine's threads and processes have to mean the same one.
+
     Raises:
         BackendError: it is not; says why, and what would do.
     """
@@ -56,7 +59,7 @@ def check_device(device: torch.device | str) -> torch.device:
         raise BackendError(f"device {device!r} was asked for; the engine runs on 'cpu', 'cuda' or 'cuda:0'")
     if found.type == "cuda":
         _check_gpu(found, f"device {str(device)!r} was asked for, but")
-    return found
+    return numbered(found)
 
 
 def _check_gpu(device: torch.device, asked: str) -> None:
