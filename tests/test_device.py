@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from subprocess import CalledProcessError
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -54,7 +56,10 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 
     launch._generation.cache_clear()
     monkeypatch.setattr(launch, "TRITON_MISSING", None)
+    monkeypatch.setattr(launch.triton.runtime.driver, "_active", SimpleNamespace(utils=None))
+    launch._driver_failure.cache_clear()
     yield answer
+    launch._driver_failure.cache_clear()
     launch._generation.cache_clear()
 
 
@@ -110,6 +115,32 @@ def test_a_gpu_that_has_no_kernels(gpu: Callable[..., None], monkeypatch: pytest
     monkeypatch.setattr(launch, "TRITON_MISSING", "triton cannot be loaded: libcuda.so.1: cannot open shared object file")
     with pytest.raises(BackendError, match=r"libcuda\.so\.1: .*'gpu' extra.*device 'cpu' works"):
         check_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("Failed to find C compiler. Please specify via CC environment variable"), "Failed to find C compiler"),
+        (CalledProcessError(1, ["gcc", "main.c"]), r"'main\.c'\]' returned non-zero exit status 1"),
+        (PermissionError(13, "Permission denied", "/root/.triton"), "Permission denied: '/root/.triton'"),
+        (AssertionError("libcuda.so cannot found!"), "libcuda.so cannot found"),
+    ],
+    ids=["no compiler", "no headers", "no cache", "no driver"],
+)
+def test_a_gpu_for_which_triton_cannot_compile_what_launches(
+    error: Exception, reason: str, gpu: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused before 24 GB are loaded, and not by the first step after that."""
+
+    class Driver:
+        @property
+        def utils(self) -> object:
+            raise error
+
+    gpu()
+    monkeypatch.setattr(launch.triton.runtime.driver, "_active", Driver())
+    with pytest.raises(BackendError, match=rf"cannot launch kernels: .*{reason}.*needs a C compiler.*python3-dev.*'cpu' works"):
+        USOEngine.from_config("uso-tiny", device="cuda")
 
 
 def test_threads_are_given_the_gpu_that_was_current_where_the_engine_was_made(

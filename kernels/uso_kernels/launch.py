@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from subprocess import CalledProcessError
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from .extension import extension_failure
+from .extension import LOAD_ERRORS, extension_failure, one_line
 
 TRITON_MISSING = extension_failure("triton.tools.tensor_descriptor")
 """Why there is no Triton, or None. The references need none; what does says so when it is called."""
@@ -96,6 +97,19 @@ def kernels_missing(device: torch.device) -> str | None:
         _generation(numbered(device).index)
     except TritonUnavailable as error:
         return str(error)
+    return _driver_failure()
+
+
+@lru_cache
+def _driver_failure() -> str | None:
+    """Why Triton cannot launch here; None where it can.
+
+    Asked by beginning: what launches is a module in C, which Triton compiles where it has not kept it from another process.
+    """
+    try:
+        _ = triton.runtime.driver.active.utils
+    except (*LOAD_ERRORS, AssertionError, CalledProcessError) as error:
+        return f"Triton cannot launch kernels: {one_line(error)}; it needs a C compiler and Python's headers (gcc, python3-dev)"
     return None
 
 
