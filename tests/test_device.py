@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from subprocess import CalledProcessError
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +27,7 @@ from uso_kernels.ragged import Ragged
 GIB = 2**30
 CUDA = torch.device("cuda")
 CONFIG = load_config("uso-tiny")
+DRIVER_FAILURE = launch._driver_failure.__wrapped__
 # What torch says; the second where a container has no driver at all.
 OLD_DRIVER = "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver"
 NO_DRIVER = "Found no NVIDIA driver on your system."
@@ -56,10 +56,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 
     launch._generation.cache_clear()
     monkeypatch.setattr(launch, "TRITON_MISSING", None)
-    monkeypatch.setattr(launch.triton.runtime.driver, "_active", SimpleNamespace(utils=None))
-    launch._driver_failure.cache_clear()
+    monkeypatch.setattr(launch, "_driver_failure", lambda: None)
     yield answer
-    launch._driver_failure.cache_clear()
     launch._generation.cache_clear()
 
 
@@ -138,7 +136,9 @@ def test_a_gpu_for_which_triton_cannot_compile_what_launches(
             raise error
 
     gpu()
-    monkeypatch.setattr(launch.triton.runtime.driver, "_active", Driver())
+    pytest.importorskip("triton")
+    monkeypatch.setattr("triton.runtime.driver._active", Driver())
+    monkeypatch.setattr(launch, "_driver_failure", DRIVER_FAILURE)
     with pytest.raises(BackendError, match=rf"cannot launch kernels: .*{reason}.*needs a C compiler.*python3-dev.*'cpu' works"):
         USOEngine.from_config("uso-tiny", device="cuda")
 
