@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from uso_engine.cli.serve import _gpu_memory
 from uso_engine.config import load_config
 from uso_engine.engine import USOEngine
 from uso_engine.errors import BackendError, DeviceMemoryError, MemoryBudgetError
@@ -260,3 +261,15 @@ def test_eight_bit_attention_says_which_gpu_it_needs(
             check_attention("8bit", "cuda")
     monkeypatch.setattr(launch, "TRITON_MISSING", "triton is not installed")
     assert "triton is not installed" in str(available_backends("cuda")["8bit"])
+
+
+def test_a_server_reports_the_memory_of_the_engines_gpu(gpu: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And asks nothing of another one, which would take memory there."""
+    gpu()
+    for name, number in {"memory_allocated": 1, "memory_reserved": 2}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, number=number: 10 * device.index + number)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * device.index + 3, 10 * device.index + 4))
+    assert _gpu_memory("cuda:2") == {"allocated": 21, "reserved": 22, "free": 23, "total": 24}
+    assert _gpu_memory("cpu") == {}
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    assert _gpu_memory(None) == {}
