@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import traceback
 
 import torch
 
@@ -92,7 +93,7 @@ def memory_note(device: torch.device) -> str:
 
 
 def out_of_memory(error: BaseException, where: str, device: torch.device, advice: str) -> DeviceMemoryError:
-    """What a caller gets for memory that did not do.
+    """What a caller gets for memory that did not do; whoever keeps it keeps nothing of what was being computed.
 
     Args:
         error: of PyTorch's.
@@ -100,7 +101,13 @@ def out_of_memory(error: BaseException, where: str, device: torch.device, advice
         device: whose memory it was.
         advice: what would help.
     """
+    let_go(error)
     parts = [f"memory ran out in {where}: {str(error).splitlines()[0]}", memory_note(device), advice]
     made = DeviceMemoryError("; ".join(part for part in parts if part))
     made.__cause__ = error
     return made
+
+
+def let_go(error: BaseException) -> None:
+    """Let the functions that an error came through forget what they hold: their tensors otherwise live as long as it does."""
+    traceback.clear_frames(error.__traceback__)
