@@ -19,8 +19,9 @@ from uso_engine.scheduling.stepping import take_step
 class Short:
     """Takes steps of so many jobs; a larger one runs out of memory with its activations in its hands."""
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, most: int, error: Exception | None = None) -> None:
+        self.most, self.error = most, error
+        self.alive_before: list[int] = []
         self.activations: list[weakref.ref[Tensor]] = []
 
     @property
@@ -29,6 +30,7 @@ class Short:
 
     @torch.no_grad()
     def step(self, jobs: Sequence[object]) -> list[Tensor]:
+        self.alive_before.append(self.alive)
         activations = torch.zeros(len(jobs))
         self.activations.append(weakref.ref(activations))
         return self._velocities(activations)
@@ -37,7 +39,7 @@ class Short:
         scores = activations + 1
         self.activations.append(weakref.ref(scores))
         if len(activations) > self.most:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise self.error or torch.OutOfMemoryError("CUDA out of memory")
         return list(activations.clone())
 
 
@@ -72,3 +74,11 @@ def test_an_error_of_memory_holds_nothing_of_the_step() -> None:
         kept = out_of_memory(caught, "loading", torch.device("cpu"), "ask for less")
         assert short.alive == 0
     assert "loading" in str(kept)
+
+
+def test_each_ones_own_step_finds_the_memory_of_the_failed_one_free() -> None:
+    """Whose fault an error is shows when each takes its step alone; whoever is told keeps the error, and nothing else."""
+    short = Short(most=0, error=ValueError("no such length"))
+    outcome = take_step(short, members(2))
+    assert [str(error) for _, error in outcome.failed] == ["no such length"] * 2
+    assert (outcome.taken, short.alive_before, short.alive) == ([], [0, 0, 0], 0)

@@ -66,6 +66,7 @@ def take_step(stepper: Stepper, members: Sequence[ActiveRequest]) -> StepOutcome
         outcome.too_large = sum(member.tokens for member in members)
         _retry_smaller(stepper, sorted(members, key=lambda member: member.arrival_s), outcome)
     except Exception as error:  # noqa: BLE001 - of any type: it is handed to the request whose fault it is
+        let_go(error)
         if len(members) == 1 or _is_fatal(error):
             _fail(members[0], error, outcome)
         else:
