@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from subprocess import CalledProcessError
 from typing import Any
 
 import pytest
 import torch
 
+from uso_engine.cli.serve import _gpu_memory
 from uso_engine.config import load_config
 from uso_engine.engine import USOEngine
 from uso_engine.errors import BackendError, DeviceMemoryError, MemoryBudgetError
 from uso_engine.loading.device import check_device, cuda_missing, default_device, memory_note
 from uso_engine.loading.transformer import check_attention
 from uso_engine.offload.budget import find_budget
+from uso_engine.scheduling.assembly import make_loop
 from uso_engine.scheduling.stepping import out_of_memory
+from uso_engine.scheduling.threads import use_device
 from uso_kernels import launch
 from uso_kernels.attention import BackendUnavailable, available_backends, resolve_backends
 from uso_kernels.ragged import Ragged
@@ -23,6 +28,7 @@ from uso_kernels.ragged import Ragged
 GIB = 2**30
 CUDA = torch.device("cuda")
 CONFIG = load_config("uso-tiny")
+DRIVER_FAILURE = launch._driver_failure.__wrapped__
 # What torch says; the second where a container has no driver at all.
 OLD_DRIVER = "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver"
 NO_DRIVER = "Found no NVIDIA driver on your system."
@@ -51,6 +57,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 
     launch._generation.cache_clear()
     monkeypatch.setattr(launch, "TRITON_MISSING", None)
+    monkeypatch.setattr(launch, "_driver_failure", lambda: None)
     yield answer
     launch._generation.cache_clear()
 
@@ -101,12 +108,58 @@ def test_a_gpu_that_has_no_kernels(gpu: Callable[..., None], monkeypatch: pytest
             USOEngine.from_config("uso-tiny", device="cuda", dtype=torch.float32)
     gpu()
     launch._generation.cache_clear()
-    assert check_device("cuda") == CUDA and check_device("cuda:0").index == 0
+    assert check_device("cuda") == check_device("cuda:0") == torch.device("cuda", 0)
     with pytest.raises(BackendError, match="there are only 1 GPUs"):
         check_device("cuda:1")
     monkeypatch.setattr(launch, "TRITON_MISSING", "triton cannot be loaded: libcuda.so.1: cannot open shared object file")
     with pytest.raises(BackendError, match=r"libcuda\.so\.1: .*'gpu' extra.*device 'cpu' works"):
         check_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("Failed to find C compiler. Please specify via CC environment variable"), "Failed to find C compiler"),
+        (CalledProcessError(1, ["gcc", "main.c"]), r"'main\.c'\]' returned non-zero exit status 1"),
+        (PermissionError(13, "Permission denied", "/root/.triton"), "Permission denied: '/root/.triton'"),
+        (AssertionError("libcuda.so cannot found!"), "libcuda.so cannot found"),
+    ],
+    ids=["no compiler", "no headers", "no cache", "no driver"],
+)
+def test_a_gpu_for_which_triton_cannot_compile_what_launches(
+    error: Exception, reason: str, gpu: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused before 24 GB are loaded, and not by the first step after that."""
+
+    class Driver:
+        @property
+        def utils(self) -> object:
+            raise error
+
+    gpu()
+    pytest.importorskip("triton")
+    monkeypatch.setattr("triton.runtime.driver._active", Driver())
+    monkeypatch.setattr(launch, "_driver_failure", DRIVER_FAILURE)
+    with pytest.raises(BackendError, match=rf"cannot launch kernels: .*{reason}.*needs a C compiler.*python3-dev.*'cpu' works"):
+        USOEngine.from_config("uso-tiny", device="cuda")
+
+
+def test_threads_are_given_the_gpu_that_was_current_where_the_engine_was_made(
+    gpu: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch refuses to set a GPU without a number, and in a new thread "cuda" alone would be the first one."""
+    gpu()
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch._C, "_cuda_setDevice", chosen.append, raising=False)
+    use_device(check_device(default_device()))
+    assert chosen == [1]
+    with pytest.raises(ValueError, match="specified index"):
+        use_device(CUDA)
+    with USOEngine.from_config("uso-tiny", device="cpu") as engine:
+        loop = make_loop(replace(engine.parts, device=CUDA), threaded=False)
+    use_device(loop._device)
+    assert chosen == [1, 1]
 
 
 def test_a_gpu_that_lacks_fp8(gpu: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,3 +261,15 @@ def test_eight_bit_attention_says_which_gpu_it_needs(
             check_attention("8bit", "cuda")
     monkeypatch.setattr(launch, "TRITON_MISSING", "triton is not installed")
     assert "triton is not installed" in str(available_backends("cuda")["8bit"])
+
+
+def test_a_server_reports_the_memory_of_the_engines_gpu(gpu: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And asks nothing of another one, which would take memory there."""
+    gpu()
+    for name, number in {"memory_allocated": 1, "memory_reserved": 2}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, number=number: 10 * device.index + number)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * device.index + 3, 10 * device.index + 4))
+    assert _gpu_memory("cuda:2") == {"allocated": 21, "reserved": 22, "free": 23, "total": 24}
+    assert _gpu_memory("cpu") == {}
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    assert _gpu_memory(None) == {}

@@ -1,7 +1,7 @@
 """Every operation has examples, and at every example its interpreted kernel does what its reference does."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -175,20 +175,73 @@ def widened(operand: object) -> object:
     return operand
 
 
+def wrong_examples(module: ModuleType, generation: Generation, size: Size) -> list[str]:
+    """A module's examples whose kernel does not what the reference does, straight from a call and through the operator, which
+    must give the same bits; each with what is wrong, since who sees it may not be able to look again."""
+    found = []
+    for example in module.examples(generation, size):
+        try:
+            straight, operator, eager = (fresh(example) for _ in range(3))
+            example.operation(*straight)
+            example.operation.op(*operator)
+            example.operation.reference(*eager)
+            for result, again, plain in zip(*(written(example, given) for given in (straight, operator, eager)), strict=True):
+                assert torch.equal(result.view(torch.uint8), again.view(torch.uint8)), "other bits through the operator"
+                error = relative_error(result.float(), plain.float())
+                assert error < 0.01, f"off by {error:.3g}"
+        except Exception as error:  # noqa: BLE001  of any type: a launch that fails says nothing of the others
+            found.append(f"{example.name}: {type(error).__name__}: {str(error).strip()[:300]}")
+    return found
+
+
+MODULES = [module for module in kernel_modules() if hasattr(module, "examples")]
+
+
 @pytest.mark.gpu
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__.removeprefix("uso_kernels."))
 @torch.no_grad()
-def test_native_kernels_do_what_their_references_do() -> None:
-    """Straight from a call, and through the operator, which must give the same bits."""
+def test_native_kernels_do_what_their_references_do(module: ModuleType) -> None:
+    """A module at a time, so that several processes compile them."""
     torch.manual_seed(0)
     generation = generation_of(torch.zeros(1, device="cuda"))
-    for example in all_examples(generation, Size(rows=2048, device="cuda")):
-        straight, operator, eager = (fresh(example) for _ in range(3))
-        example.operation(*straight)
-        example.operation.op(*operator)
-        example.operation.reference(*eager)
-        for result, again, plain in zip(*(written(example, given) for given in (straight, operator, eager)), strict=True):
-            assert torch.equal(result.view(torch.uint8), again.view(torch.uint8)), example.name
-            assert relative_error(result.float(), plain.float()) < 0.01, example.name
+    assert wrong_examples(module, generation, Size(rows=2048, device="cuda")) == []
+
+
+class Pretended:
+    """An operation whose kernel and operator are given."""
+
+    writes = (1,)
+
+    def __init__(self, kernel: Callable[[Tensor, Tensor], object], op: Callable[[Tensor, Tensor], object]) -> None:
+        self.kernel, self.op = kernel, op
+
+    def __call__(self, x: Tensor, out: Tensor) -> None:
+        self.kernel(x, out)
+
+    def reference(self, x: Tensor, out: Tensor) -> None:
+        out.copy_(x)
+
+
+def test_every_wrong_example_is_named() -> None:
+    def fail(x: Tensor, out: Tensor) -> None:
+        raise RuntimeError("out of resource: shared memory")
+
+    copy, double = (lambda x, out: out.copy_(x)), (lambda x, out: out.copy_(2 * x))
+
+    def examples(generation: Generation, size: Size) -> Iterator[Example]:
+        pairs = {"fails": (fail, copy), "sound": (copy, copy), "wrong": (double, double), "apart": (copy, double)}
+        for name, (kernel, op) in pairs.items():
+            operands = (torch.ones(4), torch.zeros(4))
+            yield Example(name, Pretended(kernel, op), operands)  # type: ignore[arg-type]
+
+    module = ModuleType("pretended")
+    module.examples = examples  # type: ignore[attr-defined]
+    found = wrong_examples(module, "hopper", SMALL)
+    assert [line.split("\n")[0] for line in found] == [
+        "fails: RuntimeError: out of resource: shared memory",
+        "wrong: AssertionError: off by 1",
+        "apart: AssertionError: other bits through the operator",
+    ]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

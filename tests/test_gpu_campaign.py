@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -143,8 +144,10 @@ def test_what_computes_something_else_is_not_timed(tmp_path: Path) -> None:
         return lambda: 2 * step()  # Exact in every floating type.
 
     def make_broken(made: Made, workload: Workload) -> Evaluate:
-        raise RuntimeError("no kernel image is available")
+        copies.add(copy := torch.zeros(1))
+        raise RuntimeError(f"no kernel image is available for {len(copy)}")
 
+    copies: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
     wrong, broken = Variant("wrong", make_wrong), Variant("broken", make_broken)
     with torch.no_grad():
         compare(bench, TINY, (right, wrong, broken))
@@ -154,7 +157,8 @@ def test_what_computes_something_else_is_not_timed(tmp_path: Path) -> None:
     assert "relative difference 1" in str(outputs["wrong"])
     found = json.loads((tmp_path / "wrong.json").read_text())
     assert set(found["ms"]) == {"base"}
-    assert found["outputs"]["broken"] == "FAILED RuntimeError: no kernel image is available"
+    assert found["outputs"]["broken"] == "FAILED RuntimeError: no kernel image is available for 1"
+    assert not copies, "what a failed piece held takes memory from the next"
     assert found["outputs"]["wrong"].startswith("FAILED ValueError: differs from the base by 1")
     with pytest.raises(ExceptionGroup) as failure:
         bench.finish()

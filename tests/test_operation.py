@@ -1,6 +1,7 @@
 """An operation goes straight to its launch, but through the operator where something has to see it."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -184,6 +185,26 @@ class _Jitted:
         return run
 
 
+@contextmanager
+def shifting(kernel: _Jitted, checked: list[int]) -> Iterator[Operation]:
+    """An operation that adds a number by a kernel; its check notes the lengths that it sees."""
+
+    def shifted_for_a_test(x: Tensor, out: Tensor, offset: float) -> None:
+        out.copy_(x + offset)
+
+    def describe(generation: Generation, x: Tensor, out: Tensor, offset: float) -> Launch:
+        return Launch("shifted", kernel, (1,), {"x_ptr": x, "out_ptr": out, "offset": offset}, Config(1, 1, {"BLOCK": 8}))
+
+    def check(x: Tensor, out: Tensor, offset: float) -> None:
+        checked.append(len(x))
+
+    made = operation(writes=("out",), launch=describe, check=check)(shifted_for_a_test)
+    try:
+        yield made
+    finally:
+        del OPERATIONS[made.name]
+
+
 @pytest.mark.usefixtures("on_a_gpu")
 def test_a_call_site_hands_over_addresses_and_looks_no_more() -> None:
     """The first call is an ordinary one; later ones are launches by address, but for operands that are not aligned."""
@@ -191,17 +212,7 @@ def test_a_call_site_hands_over_addresses_and_looks_no_more() -> None:
     kernel = _Jitted(compiled)  # type: ignore[arg-type]
     seen: list[int] = []
 
-    def moved_for_a_test(x: Tensor, out: Tensor, offset: float) -> None:
-        out.copy_(x + offset)
-
-    def describe(generation: Generation, x: Tensor, out: Tensor, offset: float) -> Launch:
-        return Launch("moved", kernel, (1,), {"x_ptr": x, "out_ptr": out, "offset": offset}, Config(1, 1, {"BLOCK": 8}))
-
-    def check(x: Tensor, out: Tensor, offset: float) -> None:
-        seen.append(len(x))
-
-    moved = operation(writes=("out",), launch=describe, check=check)(moved_for_a_test)
-    try:
+    with shifting(kernel, seen) as moved:
         site, base = CallSite(moved), torch.arange(64.0)
         for _ in range(3):
             x, out = base[:8].clone(), torch.zeros(8)
@@ -213,8 +224,19 @@ def test_a_call_site_hands_over_addresses_and_looks_no_more() -> None:
         site(base[1:9], out, 2.0)
         assert torch.equal(out, base[1:9] + 2.0)
         assert (seen, kernel.launched, compiled.calls) == ([8, 8], 2, 2)
-    finally:
-        del OPERATIONS[moved.name]
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_a_call_site_looks_where_operands_are_on_another_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prepared launch goes to the current GPU's stream: operands of another one's are an ordinary call each time."""
+    kernel = _Jitted(compiled := _Compiled())
+    monkeypatch.setattr(module, "current_device", lambda: 1)
+    with shifting(kernel, []) as lifted:
+        site, x = CallSite(lifted), torch.arange(8.0)
+        for turn in range(3):
+            site(x, out := torch.zeros(8), 2.0)
+            assert torch.equal(out, x + 2.0)
+            assert (kernel.launched, compiled.arguments) == (turn + 1, [])
 
 
 def test_a_call_site_on_a_cpu_is_the_operation(doubled: Operation) -> None:
@@ -247,18 +269,7 @@ def test_a_launch_is_prepared_once_for_operands_of_a_kind() -> None:
     """Other shapes, strides, types, alignments and numbers are launches of their own; other addresses are not."""
     checked: list[int] = []
     kernel = _Jitted(_Compiled())
-
-    def shifted_for_a_test(x: Tensor, out: Tensor, offset: float) -> None:
-        out.copy_(x + offset)
-
-    def describe(generation: Generation, x: Tensor, out: Tensor, offset: float) -> Launch:
-        return Launch("shifted", kernel, (1,), {"x_ptr": x, "out_ptr": out, "offset": offset}, Config(1, 1, {"BLOCK": 8}))
-
-    def check(x: Tensor, out: Tensor, offset: float) -> None:
-        checked.append(len(x))
-
-    shifted = operation(writes=("out",), launch=describe, check=check)(shifted_for_a_test)
-    try:
+    with shifting(kernel, checked) as shifted:
         base = torch.arange(64.0)
         first = base[:8]
         kinds = [(first, 1.0), (first, 2.0), (base[:12], 1.0), (base[:16:2], 1.0), (base[1:9], 1.0), (first.int(), 1.0)]
@@ -276,5 +287,3 @@ def test_a_launch_is_prepared_once_for_operands_of_a_kind() -> None:
         with Watching() as watching:
             shifted(base[:8], torch.zeros(8), 1.0)
         assert (len(checked), watching.found != []) == (len(kinds) + 1, True)
-    finally:
-        del OPERATIONS[shifted.name]

@@ -179,3 +179,28 @@ def test_int8_values_at_an_odd_address_do_not_crash_the_process(repository: Path
     environment = {"PYTHONPATH": f"{repository}:{repository / 'kernels'}"}
     done = subprocess.run([sys.executable, "-c", CRASH], env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "alive"), done.stderr
+
+
+class OnGPU(Tensor):
+    """A CPU's tensor in the part of a GPU's."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize(("generation", "writes"), [("ampere", False), ("ampere_consumer", False), ("ada", True)])
+def test_a_gpu_whose_kernels_write_no_8_bit_floats_keeps_weights_in_them(
+    generation: str, writes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T5's, say: Triton compiles nothing that writes them there, and refused when the engine was nearly loaded."""
+    weight, launched = drawn(64, 32), []
+
+    def launch(x: Tensor, dtype: torch.dtype) -> QuantizedRows:
+        launched.append(generation)
+        return quantize_rows(x.as_subclass(Tensor), dtype)
+
+    monkeypatch.setattr("uso_engine.precision.fp8_linear.generation_of", lambda x: generation)
+    monkeypatch.setattr("uso_engine.precision.fp8_linear.quantize_rows", launch)
+    found, expected = Fp8WeightLinear.quantize_weight(weight.as_subclass(OnGPU)), Fp8WeightLinear.quantize_weight(weight)
+    for name in ("values", "scale"):
+        assert torch.equal(found[name].as_subclass(Tensor).float(), expected[name].float())
+    assert launched == [generation] * (2 if writes else 1)

@@ -278,7 +278,7 @@ def test_what_cannot_go_beside_is_refused(change: Callable[[Transformer], None],
         transformer(run, latents, modulation)
 
 
-def test_autograd_and_devices_without_streams_are_refused() -> None:
+def test_autograd_and_devices_without_streams_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     transformer, batch, latents, modulation = made(IN_ORDER)
     transformer.beside = SideStream(CPU, SimulatedStreams())
     with pytest.raises(ValueError, match="no_grad"):
@@ -286,3 +286,6 @@ def test_autograd_and_devices_without_streams_are_refused() -> None:
     with pytest.raises(BackendError, match="a CPU has no streams"):
         SideStream(CPU)
     assert why_no_side_stream(torch.device("cuda")) is None
+    # Tensors say which GPU they are on, so a stream of "cuda" alone would be nobody's.
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert SideStream(torch.device("cuda"), SimulatedStreams()).device == torch.device("cuda", 1)

@@ -22,6 +22,7 @@ from uso_engine.errors import BackendError, ParallelError
 from uso_engine.loading import torchrun
 from uso_engine.loading.torchrun import Launch, TorchrunProcesses, torchrun_launch
 from uso_engine.parallel.group import serve_store
+from uso_kernels.launch import numbered
 
 CPU = torch.device("cpu")
 PROGRAM = """
@@ -166,7 +167,8 @@ def test_a_store_that_nobody_serves_is_waited_for_as_long_as_is_said(monkeypatch
 
 
 def test_every_process_has_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torchrun, "check_device", torch.device)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torchrun, "check_device", lambda given: numbered(torch.device(given)))
     monkeypatch.setattr(torchrun, "default_device", lambda: torch.device("cuda"))
     monkeypatch.setattr(torchrun, "dist", SimpleNamespace(get_node_local_rank=lambda: 2))
     assert [str(torchrun._device_of_its_own(given)) for given in (None, "cuda", "cuda:2")] == ["cuda:2"] * 3

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from benchmarks.measure import interleave, time_once, write_record
 from benchmarks.workload import WORKLOADS, Inputs, Workload, random_inputs, random_transformer
+from uso_engine.loading.device import let_go
 from uso_engine.model.roofline import Tokens
 from uso_engine.model.transformer import Transformer
 from uso_engine.process_state import clean_process_state
@@ -94,6 +95,7 @@ class Bench:
         try:
             return make()
         except Exception as error:  # noqa: BLE001  whatever it was is this piece's result, and `finish` raises it again
+            let_go(error)  # The next piece needs the memory.
             self.failures.append(error)
             return f"FAILED {type(error).__name__}: {textwrap.shorten(str(error), 160)}"
 

@@ -16,18 +16,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from .launch import COMPUTE_CAPABILITIES, Generation, Launch
+from .launch import Generation, Launch
 from .operation import Operation
-from .rows import QuantizedRows, Rows, new_row_scales
-
-FP8_CAPABILITY = 89
-"""The first compute capability for which Triton has float8_e4m3fn."""
-
-
-def quantized_dtypes(generation: Generation) -> tuple[torch.dtype, ...]:
-    """The 8-bit types that Triton has on a generation."""
-    has_fp8 = COMPUTE_CAPABILITIES[generation] >= FP8_CAPABILITY
-    return (torch.int8, torch.float8_e4m3fn) if has_fp8 else (torch.int8,)
+from .rows import QuantizedRows, Rows, new_row_scales, quantized_dtypes
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from subprocess import CalledProcessError
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from .extension import extension_failure
+from .extension import LOAD_ERRORS, extension_failure, one_line
 
 TRITON_MISSING = extension_failure("triton.tools.tensor_descriptor")
 """Why there is no Triton, or None. The references need none; what does says so when it is called."""
@@ -71,6 +72,12 @@ def current_device() -> int | None:
     return torch.cuda.current_device() if torch.cuda.is_initialized() else None
 
 
+def numbered(device: torch.device) -> torch.device:
+    """A device with its number: "cuda" alone is the GPU that is current where this is called, and may be another elsewhere."""
+    is_unnumbered = device.type == "cuda" and device.index is None
+    return torch.device("cuda", torch.cuda.current_device()) if is_unnumbered else device
+
+
 @lru_cache
 def _generation(index: int) -> Generation:
     major, minor = torch.cuda.get_device_capability(index)
@@ -87,9 +94,22 @@ def kernels_missing(device: torch.device) -> str | None:
     if TRITON_MISSING is not None:
         return f"{TRITON_MISSING} (the 'gpu' extra has it)"
     try:
-        _generation(torch.cuda.current_device() if device.index is None else device.index)
+        _generation(numbered(device).index)
     except TritonUnavailable as error:
         return str(error)
+    return _driver_failure()
+
+
+@lru_cache
+def _driver_failure() -> str | None:
+    """Why Triton cannot launch here; None where it can.
+
+    Asked by beginning: what launches is a module in C, which Triton compiles where it has not kept it from another process.
+    """
+    try:
+        _ = triton.runtime.driver.active.utils
+    except (*LOAD_ERRORS, AssertionError, CalledProcessError) as error:
+        return f"Triton cannot launch kernels: {one_line(error)}; it needs a C compiler and Python's headers (gcc, python3-dev)"
     return None
 
 
@@ -105,7 +125,7 @@ def generation_of(x: Tensor) -> Generation:
     if x.dtype == torch.float64:
         raise ValueError("kernels take float32, bfloat16 or float16, got float64")
     if x.device.type == "cuda":
-        return _generation(torch.cuda.current_device() if x.device.index is None else x.device.index)
+        return _generation(numbered(x.device).index)
     if x.device.type == "cpu" and is_interpreting():
         return "hopper"
     raise TritonUnavailable(f"Triton kernels run on CUDA, got a tensor on {x.device}")

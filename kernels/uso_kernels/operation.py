@@ -74,7 +74,7 @@ class Operation:
         """Fill the operands that it writes.
 
         Returns:
-            The launch for operands like these, where there is one that can be run again.
+            The launch for operands like these, where there is one that can be run again: on the current device.
         """
         signature = _signature(operands)
         if signature is None:
@@ -82,8 +82,8 @@ class Operation:
                 self.check(*operands)
             self.op(*operands)
             return None
-        prepared = self.prepared.get(signature)
-        if prepared is not None and signature[0] == current_device():
+        prepared, is_here = self.prepared.get(signature), signature[0] == current_device()
+        if prepared is not None and is_here:
             prepared.run(operands)
         else:
             prepared = self._prepare(signature, operands)
@@ -92,7 +92,7 @@ class Operation:
             # As the operator would: whoever kept the tensor for a backward pass learns that it changed.
             if isinstance(written, Tensor) and not written.is_inference():
                 increment_version(written)
-        return prepared
+        return prepared if is_here else None
 
     def _prepare(self, signature: Signature, operands: tuple[object, ...]) -> PreparedLaunch | None:
         """Check, compute, and keep the launch for operands like these."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .cpu import row_blocks
-from .example import Example, Size, quantized_dtypes
+from .example import Example, Size
 from .launch import Generation, Launch, jit, strided, tl
 from .operands import check_matrix
 from .operation import operation
@@ -20,6 +20,7 @@ from .rows import (
     QuantizedRows,
     check_row_width,
     new_quantized,
+    quantized_dtypes,
     row_config,
     store_limit,
     store_row,

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .launch import Config, jit, power_of_two, tl
+from .launch import COMPUTE_CAPABILITIES, Config, Generation, jit, power_of_two, tl
 
 QUANTIZED_LIMITS = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
 LAUNCH_LIMITS = {**QUANTIZED_LIMITS, torch.float32: 448.0}
@@ -24,6 +24,14 @@ SMALLEST_AMAX = 1e-30
 SCALE_ROWS = 256
 """Row scales lie in buffers of a multiple of this many rows: fp8 GEMMs may read past the last (pytorch issue 133334)."""
 MAX_ROW_WIDTH = 16384
+FP8_CAPABILITY = 89
+"""The first compute capability for which Triton has float8_e4m3fn."""
+
+
+def quantized_dtypes(generation: Generation) -> tuple[torch.dtype, ...]:
+    """The 8-bit types that Triton has on a generation."""
+    has_fp8 = COMPUTE_CAPABILITIES[generation] >= FP8_CAPABILITY
+    return (torch.int8, torch.float8_e4m3fn) if has_fp8 else (torch.int8,)
 
 
 class QuantizedRows(NamedTuple):

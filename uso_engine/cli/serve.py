@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -190,7 +191,7 @@ def _listen(config: EngineConfig, settings: ServerSettings, storage: str, keys: 
         lambda: opened_engine(config, options),
         open_storage(storage),
         keys,
-        gpu_memory=_gpu_memory,
+        gpu_memory=partial(_gpu_memory, options.device),
         host_name=socket.gethostname(),
     )
     listen(application, settings)
@@ -244,16 +245,17 @@ def _keys(file: Path | None) -> KeyRing | None:
     return KeyRing(file, environment) if file is not None or environment else None
 
 
-def _gpu_memory() -> dict[str, int]:
-    """Bytes of the GPU's memory: taken by tensors, held by the allocator, free, in all; nothing where there is no GPU."""
+def _gpu_memory(device: str | None) -> dict[str, int]:
+    """Bytes of the engine's GPU: taken by tensors, held by the allocator, free, in all; nothing where it has none."""
     import torch
 
-    if not torch.cuda.is_available() or not torch.cuda.is_initialized():
+    gpu = torch.device(device or "cuda")
+    if gpu.type != "cuda" or not torch.cuda.is_available() or not torch.cuda.is_initialized():
         return {}
-    free, total = torch.cuda.mem_get_info()
+    free, total = torch.cuda.mem_get_info(gpu)
     return {
-        "allocated": torch.cuda.memory_allocated(),
-        "reserved": torch.cuda.memory_reserved(),
+        "allocated": torch.cuda.memory_allocated(gpu),
+        "reserved": torch.cuda.memory_reserved(gpu),
         "free": free,
         "total": total,
     }

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import traceback
 
 import torch
 
 from uso_engine.errors import BackendError, DeviceMemoryError
 from uso_kernels.extension import one_line
-from uso_kernels.launch import kernels_missing
+from uso_kernels.launch import kernels_missing, numbered
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,9 @@ def default_device() -> torch.device:
 def check_device(device: torch.device | str) -> torch.device:
     """Check that a device exists, answers, and is one that the engine's kernels run on.
 
+    Returns:
+        The device, a GPU by its number: the engine's threads and processes have to mean the same one.
+
     Raises:
         BackendError: it is not; says why, and what would do.
     """
@@ -56,7 +60,7 @@ def check_device(device: torch.device | str) -> torch.device:
         raise BackendError(f"device {device!r} was asked for; the engine runs on 'cpu', 'cuda' or 'cuda:0'")
     if found.type == "cuda":
         _check_gpu(found, f"device {str(device)!r} was asked for, but")
-    return found
+    return numbered(found)
 
 
 def _check_gpu(device: torch.device, asked: str) -> None:
@@ -89,7 +93,7 @@ def memory_note(device: torch.device) -> str:
 
 
 def out_of_memory(error: BaseException, where: str, device: torch.device, advice: str) -> DeviceMemoryError:
-    """What a caller gets for memory that did not do.
+    """What a caller gets for memory that did not do; whoever keeps it keeps nothing of what was being computed.
 
     Args:
         error: of PyTorch's.
@@ -97,7 +101,13 @@ def out_of_memory(error: BaseException, where: str, device: torch.device, advice
         device: whose memory it was.
         advice: what would help.
     """
+    let_go(error)
     parts = [f"memory ran out in {where}: {str(error).splitlines()[0]}", memory_note(device), advice]
     made = DeviceMemoryError("; ".join(part for part in parts if part))
     made.__cause__ = error
     return made
+
+
+def let_go(error: BaseException) -> None:
+    """Let the functions that an error came through forget what they hold: their tensors otherwise live as long as it does."""
+    traceback.clear_frames(error.__traceback__)

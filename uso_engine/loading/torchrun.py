@@ -246,7 +246,7 @@ def _device_of_its_own(device: str | torch.device | None) -> torch.device:
         own = dist.get_node_local_rank()
     except (RuntimeError, ValueError) as error:
         raise ParallelError(f"torchrun started this process, but does not say its number on this machine: {error}") from error
-    if found.index not in (None, own):
+    if device is not None and torch.device(device).index not in (None, own):
         raise BackendError(f"under torchrun a process has the GPU of its number, here cuda:{own}; give 'cuda', not '{found}'")
     return check_device(f"cuda:{own}")
 

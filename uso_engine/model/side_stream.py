@@ -36,6 +36,7 @@ import torch
 from torch import nn
 
 from uso_engine.errors import BackendError
+from uso_kernels.launch import numbered
 
 from .hooks import is_hooked
 
@@ -105,6 +106,7 @@ class SideStream:
     """
 
     def __init__(self, device: torch.device, streams: Streams | None = None) -> None:
+        device = numbered(device)
         if streams is None:
             reason = why_no_side_stream(device)
             if reason is not None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from uso_kernels.launch import generation_of
 from uso_kernels.matmul.fp8 import scaled_matmul
 from uso_kernels.quantize_rows import quantize_rows
 from uso_kernels.ragged import Ragged
-from uso_kernels.rows import Rows
+from uso_kernels.rows import Rows, quantize_rows_reference, quantized_dtypes
 
 from .quantized_linear import QuantizedLinear, TensorLayout, WeightOnlyLinear
 
@@ -34,7 +35,9 @@ class Fp8Linear(QuantizedLinear):
 
     @classmethod
     def quantize_weight(cls, weight: Tensor) -> dict[str, Tensor]:
-        values, scale = quantize_rows(weight, FP8)
+        # Older GPUs, too, keep weights so (`Fp8WeightLinear`), but have no kernel that writes them; this is done once.
+        writes = not weight.is_cuda or FP8 in quantized_dtypes(generation_of(weight))
+        values, scale = quantize_rows(weight, FP8) if writes else quantize_rows_reference(weight, FP8)
         return {"values": values, "scale": scale}
 
     def dequantized_weight(self) -> Tensor:

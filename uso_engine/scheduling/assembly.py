@@ -10,6 +10,7 @@ from uso_engine.generation import LoadedParts
 from uso_engine.loading.lora_choice import ChosenLoRAs
 from uso_engine.queue_limits import QueueLimits
 from uso_engine.sampling.step_graphs import MIB, StepGraphs
+from uso_kernels.launch import numbered
 
 from .counters import Counters
 from .loop import RequestLoop
@@ -50,7 +51,7 @@ def make_loop(
     )
     # Under a plan a phase has the memory to itself.
     return RequestLoop(
-        queue, PipelineMachine(parts.pipeline, graphs), parts.device, overlapped=placement is None, threaded=threaded
+        queue, PipelineMachine(parts.pipeline, graphs), numbered(parts.device), overlapped=placement is None, threaded=threaded
     )
 
 

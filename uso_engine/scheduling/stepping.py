@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from uso_engine.errors import BackendError, DeviceMemoryError, ParallelError
+from uso_engine.loading.device import let_go
 from uso_engine.loading.device import out_of_memory as device_memory_error
 from uso_engine.sampling.job import Job
 from uso_kernels.attention import BackendUnavailable
@@ -60,10 +61,12 @@ def take_step(stepper: Stepper, members: Sequence[ActiveRequest]) -> StepOutcome
     outcome = StepOutcome()
     try:
         _together(stepper, members, outcome)
-    except torch.OutOfMemoryError:
+    except torch.OutOfMemoryError as error:
+        release_memory(error)
         outcome.too_large = sum(member.tokens for member in members)
         _retry_smaller(stepper, sorted(members, key=lambda member: member.arrival_s), outcome)
     except Exception as error:  # noqa: BLE001 - of any type: it is handed to the request whose fault it is
+        let_go(error)
         if len(members) == 1 or _is_fatal(error):
             _fail(members[0], error, outcome)
         else:
@@ -80,12 +83,11 @@ def _together(stepper: Stepper, members: Sequence[ActiveRequest], outcome: StepO
 
 
 def _retry_smaller(stepper: Stepper, oldest_first: Sequence[ActiveRequest], outcome: StepOutcome) -> None:
-    release_memory()
     fewer = oldest_first[: (len(oldest_first) + 1) // 2]
     try:
         _together(stepper, fewer, outcome)
     except torch.OutOfMemoryError as error:
-        release_memory()
+        release_memory(error)
         _fail(fewer[-1], error, outcome)
 
 
@@ -106,8 +108,9 @@ def out_of_memory(error: BaseException, where: str) -> DeviceMemoryError:
     return device_memory_error(error, where, device, _ADVICE)
 
 
-def release_memory() -> None:
-    """Give back what PyTorch's allocator keeps of freed GPU memory, in pieces that may be too small."""
+def release_memory(error: BaseException) -> None:
+    """Free what a step held when it ran out of memory, and give back what PyTorch's allocator keeps, which may be in pieces."""
+    let_go(error)
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 

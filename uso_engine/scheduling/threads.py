@@ -34,6 +34,6 @@ def start_daemon(run: Callable[..., None], name: str, *arguments: Any) -> thread
 
 
 def use_device(device: torch.device) -> None:
-    """Make a GPU this thread's."""
+    """Make a GPU this thread's; it has a number (`uso_kernels.launch.numbered`), without which PyTorch refuses it."""
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import ScalingType
 
-from uso_kernels.example import Example, Size, quantized_dtypes
+from uso_kernels.example import Example, Size
 from uso_kernels.launch import Generation
 from uso_kernels.operands import result_like
 from uso_kernels.operation import operation
 from uso_kernels.ragged import Ragged
-from uso_kernels.rows import SCALE_ROWS, new_row_scales
+from uso_kernels.rows import SCALE_ROWS, new_row_scales, quantized_dtypes
 
 from .linear import rows_of
 
