@@ -7,7 +7,9 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
+from queue_parts import MemoryStorage, Work, ended, queue, queued, upkeep_of
 
+from uso_engine.errors import OutputError
 from uso_engine.serving.files import ImageFiles
 from uso_engine.serving.queue_records import QueuedRequest, QueueRecords, QueueState, new_id
 from uso_engine.serving.queue_runner import QueueRunner
@@ -123,3 +125,56 @@ def test_a_failure_that_nobody_foresaw_does_not_end_the_upkeep(tmp_path: Path, c
     assert asyncio.run(until_renewed()) > 0
     assert "upkeep of the queue: an odd failure" in caplog.text
     assert records.renewed("server") == 0
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["", "restarted"])
+@pytest.mark.parametrize("begun", [False, True], ids=["waits", "runs"])
+@pytest.mark.parametrize("fails", ["result", "state"])
+def test_a_cancelled_request_whose_end_cannot_be_written_is_ended_later_and_not_computed(
+    fails: str, begun: bool, restarted: bool
+) -> None:
+    async def scenario() -> None:
+        storage, request, before = MemoryStorage(), queued(), queued()
+        async with queue(storage) as (runner, records, work):
+            work.may_end.clear()
+            if not begun:
+                await runner.submit(before)
+            await runner.submit(request)
+            await work.begun.wait()
+            storage.fails, storage.times = fails, 1
+            assert await runner.cancel(request.id, request.key, request.model) == "requested"
+            await ended(runner, request.id)
+            assert len(storage.lost) == 1 and records.unfinished()[request.id]
+            work.may_end.set()
+            await ended(runner, before.id)
+            if not restarted:
+                await ends(storage, runner, work)
+        if restarted:
+            async with queue(storage) as (runner, _, work):
+                await ends(storage, runner, work)
+
+    async def ends(storage: MemoryStorage, runner: QueueRunner, work: Work) -> None:
+        records, computed = QueueRecords(storage), work.times
+        (identifier,) = records.unfinished()
+        await upkeep_of(runner, storage).once()
+        await ended(runner, identifier)
+        state = records.state(identifier)
+        assert state is not None
+        assert (state.status, state.error) == ("COMPLETED", "The request was cancelled.")
+        assert records.unfinished() == {} and work.times == computed
+
+    asyncio.run(scenario())
+
+
+def test_a_wish_to_cancel_that_cannot_be_kept_is_refused_and_changes_nothing() -> None:
+    async def scenario() -> None:
+        storage, request = MemoryStorage("cancel", 1), queued()
+        async with queue(storage) as (runner, records, work):
+            await runner.submit(request)
+            await work.begun.wait()
+            with pytest.raises(OutputError, match="cancel"):
+                await runner.cancel(request.id, request.key, request.model)
+            await ended(runner, request.id)
+            assert records.result(request.id) == b"answer"
+
+    asyncio.run(scenario())

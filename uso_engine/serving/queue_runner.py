@@ -135,16 +135,20 @@ class QueueRunner:
         return await self._call(self._records.result, identifier)
 
     async def cancel(self, identifier: str, key: str, model: str) -> Literal["requested", "completed"] | None:
-        """Cancel a request of this caller; None where there is none of that name."""
+        """Cancel a request of this caller; None where there is none of that name.
+
+        Raises:
+            OutputError: the wish cannot be kept; the request goes on.
+        """
         view = await self.view(identifier, key, model)
         if view is None:
             return None
         if view.state.status == "COMPLETED":
             return "completed"
+        # Kept before it is told: whoever takes the request up, where its end could not be written, ends it.
+        await self._call(self._records.ask_to_cancel, identifier)
         mine = self._mine.get(identifier)
-        if mine is None:
-            await self._call(self._records.ask_to_cancel, identifier)
-        else:
+        if mine is not None:
             await self._cancel(mine)
         return "requested"
 
@@ -160,9 +164,8 @@ class QueueRunner:
     async def _end_unbegun(self, waiting: WaitingRequest) -> None:
         try:
             await self._finish_refused(waiting, _cancelled())
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  logged there; the wish is kept, and the upkeep ends it
             self._put_back(waiting, error)
-            raise
 
     def _put_back(self, waiting: WaitingRequest, error: Exception) -> None:
         """Leave a request to the storage: it is taken up again when that, or the server, is back."""
@@ -170,7 +173,7 @@ class QueueRunner:
         self._mine.pop(waiting.id, None)
 
     def take_up(self, request: QueuedRequest) -> None:
-        """Answer for a request that is in the storage already."""
+        """Answer for a request that is in the storage already; it is begun in a later turn of the loop."""
         waiting = WaitingRequest(-request.priority, request.id, request.key, request.model)
         self._mine[request.id] = waiting
         self._enqueue(waiting)

@@ -99,14 +99,14 @@ class QueueUpkeep:
             if owner and owner not in ended:
                 ended[owner] = await self._has_ended(owner)
             if not owner or ended[owner]:
-                await self._look_at(identifier)
+                await self._look_at(identifier, to_cancel=to_cancel)
         if now - self._swept >= min(_SWEEP_S, self._expiry_s):
             self._swept = now
             await in_thread(None, self._files.sweep)
             await in_thread(None, self._records.sweep, now, self._expiry_s)
 
-    async def _look_at(self, identifier: str) -> None:
-        """Take up a request that nobody answers for, as after this server's own restart."""
+    async def _look_at(self, identifier: str, *, to_cancel: bool) -> None:
+        """Take up a request that nobody answers for, as after this server's own restart. To be cancelled, it is ended."""
         state = await in_thread(None, self._records.state, identifier)
         if state is None and self._clock() - accepted_at(identifier) < self._lease_s:
             return  # It is being accepted just now.
@@ -124,6 +124,8 @@ class QueueUpkeep:
         await in_thread(None, self._records.put_state, identifier, _owned(request, self._owner))
         self._owners.pop(identifier, None)
         self._runner.take_up(request)
+        if to_cancel:  # In the same turn, before it can be begun.
+            await self._runner.cancel_mine(identifier)
 
     async def _has_ended(self, owner: str) -> bool:
         return self._clock() - await in_thread(None, self._records.renewed, owner) >= self._lease_s
