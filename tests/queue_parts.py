@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from uso_engine.config import load_config
 from uso_engine.errors import OutputError
+from uso_engine.serving.delivery import Delivery
 from uso_engine.serving.files import ImageFiles
 from uso_engine.serving.queue_records import QueuedRequest, QueueRecords, new_id
 from uso_engine.serving.queue_runner import QueueRunner
@@ -60,6 +61,7 @@ class Work:
         self.config, self.request_type = CONFIG, wire_request(CONFIG, RequestBounds())
         self.state = SimpleNamespace(phase="ready", ready=lambda: self)
         self.computing, self.times = 0, 0
+        self.files = cast("ImageFiles", None)
         self.begun, self.may_end = asyncio.Event(), asyncio.Event()
         self.may_end.set()
 
@@ -75,7 +77,7 @@ class Work:
         finally:
             self.computing -= 1
 
-    async def deliver(self, call: object, result: str, base_url: str) -> bytes:
+    async def deliver(self, call: object, result: str, delivery: Delivery) -> bytes:
         await asyncio.to_thread(int)
         return b"answer"
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from living_application import application
 from loop_turns import Interruption, at_every_hand_over
 from queue_parts import MemoryStorage, Work, ended, queue, queued, upkeep_of
+from served_double import DoubleEngine
 
 from uso_engine.errors import OutputError
 from uso_engine.serving.in_thread import in_thread
 from uso_engine.serving.queue_records import QueueRecords
 from uso_engine.serving.queue_runner import QueueRunner
 from uso_engine.serving.service import Service
+from uso_engine.serving.settings import ServerSettings
+from uso_engine.serving.storage import FolderStorage
 
 
 @pytest.mark.parametrize("again", [None, 1, 2])
@@ -152,3 +157,39 @@ def test_a_server_that_ends_in_any_turn_leaves_a_request_or_its_answer(again: in
         assert sum(work.computing for work in works) == 0
 
     assert at_every_hand_over(scenario, again=again) > 10
+
+
+@pytest.mark.parametrize("again", [None, 1])
+def test_a_request_that_is_cancelled_in_any_turn_leaves_no_images_but_those_of_its_answer(
+    again: int | None, tmp_path: Path
+) -> None:
+    made = application(tmp_path, ServerSettings(page=False))
+    made.state._phase = "ready"
+    service, storage = made.runner._service, FolderStorage(tmp_path)
+    answered = set[bool]()
+
+    async def scenario(interruption: Interruption) -> None:
+        made.state._engine = DoubleEngine(service.config)
+        records, request = QueueRecords(storage), queued()
+        runner = QueueRunner(service, records, "server")
+        cancelling = list[asyncio.Task[Any]]()
+
+        def cancel() -> None:
+            cancelling.append(asyncio.ensure_future(runner.cancel(request.id, request.key, request.model)))
+
+        async with runner.running():
+            await runner.submit(request)
+            await interruption.of(ended(runner, request.id), cancel)
+            await asyncio.gather(*cancelling)
+            await ended(runner, request.id)
+        answer = records.result(request.id)
+        assert answer is not None
+        names = storage.names("files")
+        answered.add(b".png" in answer)
+        assert len(names) == answer.count(b'"images":[{') and all(name.encode() in answer for name in names)
+        for name in names:
+            service.files.remove(name)
+
+    assert at_every_hand_over(scenario, again=again) > 10
+    service.close()
+    assert answered == {True, False}

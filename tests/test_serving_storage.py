@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
+import httpx
 import pytest
+from living_application import BODY, PATH, application, ask
 from serving_process import HTTP, double_server, free_port, serving, wait_ready
 
 from uso_engine.errors import ConfigError, OutputError
@@ -98,6 +100,42 @@ def test_images_expire_by_their_names(storage: Storage) -> None:
     now[0] += 61
     assert files.find(name) is None
     assert files.sweep() == 1 and storage.names("files") == []
+
+
+class StubbornStorage(FolderStorage):
+    """Keeps one file; of the next it fails, and from then on nothing can be removed if a test says so."""
+
+    removes = True
+
+    def write(self, name: str, data: bytes, content_type: str) -> None:
+        super().write(name, data, content_type)
+        if len(self.names("files")) > 1:
+            raise OutputError(f"cannot write {name}")
+
+    def delete(self, name: str) -> None:
+        if not self.removes:
+            raise OutputError(f"cannot remove {name}") from OSError(30, "Read-only file system", name)
+        super().delete(name)
+
+
+@pytest.mark.parametrize("removes", [True, False])
+def test_an_answer_that_fails_half_way_leaves_no_images(
+    removes: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody is told of the first image where the second could not be stored, nor of the second where it was after all."""
+    made, storage = application(tmp_path), StubbornStorage(tmp_path)
+    made.runner._service.files._storage = storage
+    storage.removes = removes
+
+    async def asked(client: httpx.AsyncClient) -> None:
+        answer = await client.post(PATH, json={**BODY, "num_images": 2})
+        assert answer.status_code == 503
+
+    ask(made, asked)
+    names = storage.names("files")
+    assert len(names) == (0 if removes else 2)
+    said = [record.getMessage() for record in caplog.records if "nobody was told of" in record.getMessage()]
+    assert said == ["an image that nobody was told of could not be removed and will expire: Read-only file system"] * len(names)
 
 
 def test_queue_records_come_back(storage: Storage) -> None:

@@ -40,6 +40,7 @@ class Client:
     body: dict[str, object]
     left: asyncio.Event = field(default_factory=asyncio.Event)
     sent: list[Message] = field(default_factory=list)
+    begun: list[Message] = field(default_factory=list)
     asked: bool = False
 
     @property
@@ -60,8 +61,13 @@ class Client:
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
+        self.begun.append(message)
         await asyncio.sleep(0)
         self.sent.append(message)
+
+    @property
+    def may_know_an_image(self) -> bool:
+        return b".png" in b"".join(message.get("body", b"") for message in self.begun)
 
     @property
     def said(self) -> bytes:
@@ -123,6 +129,11 @@ def test_a_request_that_is_broken_off_holds_nothing_any_more(
         assert held(made) == {"places": 0, "running": 0, "bytes": 0}
         assert engine.running == 0
         assert spans.begun == spans.ended
+        files = made.runner._service.files
+        stored = files._storage.names("files")
+        assert len(stored) == client.may_know_an_image
+        for name in stored:
+            files.remove(name)
         if not interruption.happened:
             task.result()
             answers.append(client.said)

@@ -13,6 +13,7 @@ from typing import Literal, ParamSpec, TypeVar
 
 from uso_engine.errors import OutputError, QueueFullError
 
+from .delivery import Delivery
 from .fal_answer import fal_call
 from .in_thread import in_thread
 from .queue_records import QueuedRequest, QueueRecords, QueueState
@@ -256,7 +257,8 @@ class QueueRunner:
                 break
             except QueueFullError as error:
                 await asyncio.sleep(max(0.1, error.retry_after_s))
-        return await service.deliver(call, result, request.base_url), time.perf_counter() - began
+        body = await service.deliver(call, result, Delivery(service.files, request.base_url))
+        return body, time.perf_counter() - began
 
     async def _wait_until_ready(self) -> None:
         while self._service.state.phase != "ready":

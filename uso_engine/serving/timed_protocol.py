@@ -6,8 +6,10 @@ import asyncio
 from typing import Any, cast
 
 import h11
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from .body_limit import SlowReaderError
 from .settings import Transport
 
 
@@ -23,6 +25,7 @@ def timed_protocol(bounds: Transport) -> type[H11Protocol]:
                 transport.abort()
                 return
             self.transport = cast("asyncio.Transport", _EndingTransport(transport, self.loop, bounds.idle_timeout_s))
+            self.app = cast("Any", self._ending_slow_readers(cast("ASGIApp", self.app)))
             self._watch()
 
         def data_received(self, data: bytes) -> None:
@@ -37,6 +40,28 @@ def timed_protocol(bounds: Transport) -> type[H11Protocol]:
             # Not close: what a client does not read would keep the connection for ever.
             if not self.transport.is_closing():
                 self.transport.abort()
+
+        def send_400_response(self, msg: str) -> None:
+            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+                super().send_400_response(msg)
+            else:  # What cannot be understood is the rest of a request that has been answered, or is being answered.
+                self.transport.close()
+
+        def _should_upgrade(self) -> bool:
+            return False  # To no other protocol: the wish is ignored, as it may be, and the request answered.
+
+        def _ending_slow_readers(self, application: ASGIApp) -> ASGIApp:
+            """The application, whose answer to a client that does not read it ends with the connection."""
+
+            async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+                try:
+                    await application(scope, receive, send)
+                except SlowReaderError:  # The request's log line says it; uvicorn would write its traceback.
+                    self.transport.abort()
+                    while (await receive())["type"] != "http.disconnect":
+                        pass
+
+            return answer
 
         def _watch(self) -> None:
             """While headers are awaited the clock runs, however little at a time they come."""
