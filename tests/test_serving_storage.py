@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 import urllib.request
@@ -177,9 +178,31 @@ def test_a_folder_has_no_signed_urls_and_has_to_be_writable(tmp_path: Path) -> N
             read()
 
 
-@pytest.mark.parametrize("url", ["", "pictures", "http://host/x", "s3://", "file:relative", "file://host/x", "gs://bucket"])
+def test_a_folder_that_is_made_is_its_users_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    before = os.umask(0o022)
+    try:
+        kept = open_storage("file://~/state/kept%20here")
+        kept.write("files/a.png", b"image", "image/png")
+        assert (tmp_path / "state" / "kept here" / "files" / "a.png").read_bytes() == b"image"
+        assert stat.S_IMODE((tmp_path / "state" / "kept here").stat().st_mode) == 0o700
+        assert not caplog.records
+        (tmp_path / "everybodys").mkdir()
+        (tmp_path / "everybodys").chmod(0o777)
+        open_storage((tmp_path / "everybodys").as_uri()).write("files/a.png", b"image", "image/png")
+    finally:
+        os.umask(before)
+    (record,) = caplog.records
+    assert "everybodys can be changed by every user of this machine" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    "url", ["", "pictures", "http://host/x", "s3://", "file:relative", "file://host/x", "file://~", "gs://bucket"]
+)
 def test_other_urls_are_refused(url: str) -> None:
-    with pytest.raises(ConfigError, match="storage must be file:///folder or s3://bucket/prefix"):
+    with pytest.raises(ConfigError, match="storage must be file:///folder, file://~/folder or s3://bucket/prefix"):
         open_storage(url)
 
 

@@ -32,6 +32,7 @@ from .queue_records import QueueRecords, owner_name
 from .queue_runner import QueueRunner
 from .queue_upkeep import QueueUpkeep
 from .refusal import Refusal, bad_request
+from .request_limit import RequestLimit
 from .request_log import RefusalAnswers, RequestLog
 from .request_record import record_of
 from .service import Service
@@ -108,7 +109,8 @@ def make_application(
             expose_headers=["X-Request-ID", "Retry-After"],
         )
     limited = BodyLimit(HostCheck(inner, settings), settings.transport)
-    return Application(RequestLog(limited, metrics.observe_request), state, runner, app.openapi)
+    bounded = RequestLimit(limited, settings.transport.max_connections)
+    return Application(RequestLog(bounded, metrics.observe_request), state, runner, app.openapi)
 
 
 def _routed(

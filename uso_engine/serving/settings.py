@@ -54,7 +54,7 @@ class Transport:
         body_timeout_s: seconds for its body.
         idle_timeout_s: seconds between two chunks of a body, and for a client to take a chunk of an answer.
         keep_alive_s: seconds that a connection is kept without a request.
-        max_connections: connections at once.
+        max_connections: connections at once, and so requests at once; on Ray requests at once of each ingress.
 
     Raises:
         ValueError: a bound that is not positive, or no room for one whole body.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import stat
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -13,6 +15,8 @@ from uso_engine.imaging.atomic import write_atomically
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
+
+logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[a-z]+(?:/[A-Za-z0-9_-][A-Za-z0-9._-]{0,199})")
 _ABANDONED_S = 3600.0
@@ -42,8 +46,9 @@ def open_storage(url: str) -> Storage:
     """The storage behind a URL.
 
     Args:
-        url: ``file:///folder`` or ``s3://bucket/prefix``. Credentials, region and end point of S3 come from boto's environment
-            variables (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_ENDPOINT_URL`` …).
+        url: ``file:///folder``, ``file://~/folder`` of the user whose process this is, or ``s3://bucket/prefix``. Credentials,
+            region and end point of S3 come from boto's environment variables (``AWS_ACCESS_KEY_ID``,
+            ``AWS_SECRET_ACCESS_KEY``, ``AWS_ENDPOINT_URL`` …).
 
     Raises:
         ConfigError: another URL, a folder that cannot be written to, or no package for it.
@@ -51,16 +56,18 @@ def open_storage(url: str) -> Storage:
     parts = urlsplit(url)
     if parts.scheme == "file" and parts.netloc in ("", "localhost") and parts.path.startswith("/"):
         return FolderStorage(Path(unquote(parts.path)))
+    if parts.scheme == "file" and parts.netloc == "~" and parts.path.strip("/"):
+        return FolderStorage(Path.home() / unquote(parts.path).lstrip("/"))
     if parts.scheme == "s3" and parts.netloc:
         return S3Storage(f"{parts.netloc}{parts.path}".rstrip("/"))
-    raise ConfigError(f"storage must be file:///folder or s3://bucket/prefix, got {url!r}")
+    raise ConfigError(f"storage must be file:///folder, file://~/folder or s3://bucket/prefix, got {url!r}")
 
 
 class FolderStorage:
     """Files in a folder of this machine, or of a network file system that renames atomically.
 
     Args:
-        folder: where to; made if it is not there.
+        folder: where to; made if it is not there, for this user alone: pictures, prompts and names that are secrets are in it.
 
     Raises:
         ConfigError: it cannot be written to.
@@ -69,10 +76,13 @@ class FolderStorage:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_atomically(folder / ".writable", b"")
+            shared = folder.stat().st_mode & stat.S_IWOTH
         except (OSError, OutputError) as error:
             raise ConfigError(f"storage {folder} cannot be written to: {error}") from error
+        if shared:
+            logger.warning("storage %s can be changed by every user of this machine, pictures and queue too", folder)
 
     def write(self, name: str, data: bytes, content_type: str) -> None:
         write_atomically(self._folder / checked_name(name), data)

@@ -16,7 +16,7 @@ from .settings import Transport
 def timed_protocol(bounds: Transport) -> type[H11Protocol]:
     """The protocol class under these bounds."""
 
-    class TimedProtocol(H11Protocol):
+    class TimedProtocol(_EndingProtocol):
         _header_timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -36,33 +36,6 @@ def timed_protocol(bounds: Transport) -> type[H11Protocol]:
             self._unwatch()
             super().connection_lost(exc)
 
-        def timeout_keep_alive_handler(self) -> None:
-            # Not close: what a client does not read would keep the connection for ever.
-            if not self.transport.is_closing():
-                self.transport.abort()
-
-        def send_400_response(self, msg: str) -> None:
-            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-                super().send_400_response(msg)
-            else:  # What cannot be understood is the rest of a request that has been answered, or is being answered.
-                self.transport.close()
-
-        def _should_upgrade(self) -> bool:
-            return False  # To no other protocol: the wish is ignored, as it may be, and the request answered.
-
-        def _ending_slow_readers(self, application: ASGIApp) -> ASGIApp:
-            """The application, whose answer to a client that does not read it ends with the connection."""
-
-            async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-                try:
-                    await application(scope, receive, send)
-                except SlowReaderError:  # The request's log line says it; uvicorn would write its traceback.
-                    self.transport.abort()
-                    while (await receive())["type"] != "http.disconnect":
-                        pass
-
-            return answer
-
         def _watch(self) -> None:
             """While headers are awaited the clock runs, however little at a time they come."""
             if self.conn.their_state is not h11.IDLE:
@@ -81,6 +54,37 @@ def timed_protocol(bounds: Transport) -> type[H11Protocol]:
                 self.transport.abort()
 
     return TimedProtocol
+
+
+class _EndingProtocol(H11Protocol):
+    """uvicorn's, which leaves clients that do not read, and says nothing of what it cannot understand but once."""
+
+    def timeout_keep_alive_handler(self) -> None:
+        # Not close: what a client does not read would keep the connection for ever.
+        if not self.transport.is_closing():
+            self.transport.abort()
+
+    def send_400_response(self, msg: str) -> None:
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:  # What cannot be understood is the rest of a request that has been answered, or is being answered.
+            self.transport.close()
+
+    def _should_upgrade(self) -> bool:
+        return False  # To no other protocol: the wish is ignored, as it may be, and the request answered.
+
+    def _ending_slow_readers(self, application: ASGIApp) -> ASGIApp:
+        """The application, whose answer to a client that does not read it ends with the connection."""
+
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                await application(scope, receive, send)
+            except SlowReaderError:  # The request's log line says it; uvicorn would write its traceback.
+                self.transport.abort()
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+
+        return answer
 
 
 class _EndingTransport:
