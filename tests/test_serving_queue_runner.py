@@ -10,6 +10,8 @@ import pytest
 from queue_parts import MemoryStorage, Work, ended, queue, queued, upkeep_of
 
 from uso_engine.errors import OutputError
+from uso_engine.serving import retry
+from uso_engine.serving.delivery import Delivery
 from uso_engine.serving.files import ImageFiles
 from uso_engine.serving.queue_records import QueuedRequest, QueueRecords, QueueState, new_id
 from uso_engine.serving.queue_runner import QueueRunner
@@ -178,3 +180,44 @@ def test_a_wish_to_cancel_that_cannot_be_kept_is_refused_and_changes_nothing() -
             assert records.result(request.id) == b"answer"
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("fails", [2, 9])
+def test_what_cannot_be_stored_is_not_computed_again(fails: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "_RETRY_S", 0.0)
+
+    async def scenario() -> None:
+        storage, request, left = MemoryStorage(), queued(), [fails]
+        async with queue(storage) as (runner, records, work):
+            deliver = work.deliver
+
+            async def fail_first(call: object, result: str, delivery: Delivery) -> bytes:
+                if left[0]:
+                    left[0] -= 1
+                    raise OutputError("no room")
+                return await deliver(call, result, delivery)
+
+            monkeypatch.setattr(work, "deliver", fail_first)
+            await runner.submit(request)
+            await ended(runner, request.id)
+            state = records.state(request.id)
+            assert state is not None and work.times == 1
+            assert (state.status_code, state.error) == ((200, None) if fails == 2 else (503, "The storage failed."))
+
+    asyncio.run(scenario())
+
+
+def test_a_request_that_is_gone_from_the_storage_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> str:
+        storage, before, request = MemoryStorage(), queued(), queued()
+        async with queue(storage) as (runner, _, work):
+            work.may_end.clear()
+            await runner.submit(before)
+            await runner.submit(request)
+            await work.begun.wait()
+            storage.files.clear()
+            work.may_end.set()
+            await ended(runner, request.id)
+            return request.id
+
+    assert f"queue request {asyncio.run(scenario())} is not in the storage any more" in caplog.text

@@ -178,6 +178,27 @@ def test_a_folder_has_no_signed_urls_and_has_to_be_writable(tmp_path: Path) -> N
             read()
 
 
+def test_a_folder_that_is_removed_under_a_server_is_not_made_anew(tmp_path: Path) -> None:
+    """Unmounted, it would take what is written and hide it once it is there again."""
+    kept = FolderStorage(tmp_path / "mounted")
+    kept.write("files/a.png", b"image", "image/png")
+    (tmp_path / "mounted").rename(tmp_path / "elsewhere")
+    for there in (False, True):
+        if there:
+            (tmp_path / "mounted").mkdir()
+        with pytest.raises(OutputError, match="was removed, or is another one"):
+            kept.write("files/b.png", b"image", "image/png")
+        with pytest.raises(OutputError, match="was removed, or is another one"):
+            kept.read("files/a.png")
+        with pytest.raises(OutputError, match="was removed, or is another one"):
+            kept.names("files")
+        assert (tmp_path / "mounted").exists() == there
+    (tmp_path / "mounted").rmdir()
+    (tmp_path / "elsewhere").rename(tmp_path / "mounted")
+    kept.write("files/b.png", b"image", "image/png")
+    assert kept.names("files") == ["a.png", "b.png"]
+
+
 def test_a_folder_that_is_made_is_its_users_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -11,14 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Literal, ParamSpec, TypeVar
 
+from uso_engine.api.result import GenerationResult
 from uso_engine.errors import OutputError, QueueFullError
 
 from .delivery import Delivery
 from .fal_answer import fal_call
+from .image_call import ImageCall
 from .in_thread import in_thread
 from .queue_records import QueuedRequest, QueueRecords, QueueState
 from .queue_waiting import QueueView, WaitingRequest
 from .refusal import Refusal, refusal_of
+from .retry import tried
 from .service import Service
 from .wire_request import engine_request
 
@@ -26,7 +29,6 @@ logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
-_MOST_TRIES = 5
 _RETRY_S = 2.0
 _DELIVERY_S = 10.0
 
@@ -224,41 +226,35 @@ class QueueRunner:
     async def _answer(self, waiting: WaitingRequest) -> None:
         request = await self._call(self._records.request, waiting.id)
         if request is None:
+            logger.error("queue request %s is not in the storage any more; nobody will answer it", waiting.id)
             self._mine.pop(waiting.id, None)
             return
         began = QueueState(key=request.key, model=request.model, owner=self._owner, status="IN_PROGRESS")
         await self._call(self._records.put_state, waiting.id, began)
-        for attempt in range(_MOST_TRIES):
-            try:
-                body, seconds = await self._generate(request)
-            except Exception as error:  # noqa: BLE001  refusal_of logs what nobody foresaw
-                refusal = refusal_of(error)
-                if refusal.status != 503 or attempt == _MOST_TRIES - 1:
-                    await self._finish_refused(waiting, refusal)
-                    return
-                await asyncio.sleep(_RETRY_S)
-            else:
-                await self._finish(waiting, 200, body, None, seconds)
-                return
+        service, since = self._service, time.perf_counter()
+        try:
+            call = fal_call(request.fields, service.request_type)
+            result = await tried(lambda: self._generate(call, request))
+            body = await tried(lambda: service.deliver(call, result, Delivery(service.files, request.base_url)))
+        except Exception as error:  # noqa: BLE001  refusal_of logs what nobody foresaw
+            await self._finish_refused(waiting, refusal_of(error))
+        else:
+            await self._finish(waiting, 200, body, None, time.perf_counter() - since)
 
-    async def _generate(self, request: QueuedRequest) -> tuple[bytes, float]:
-        """The answer to a request, and the seconds that it took."""
-        service, began = self._service, time.perf_counter()
-        call = fal_call(request.fields, service.request_type)
+    async def _generate(self, call: ImageCall, request: QueuedRequest) -> GenerationResult:
+        """The images of a request, when the engine is ready and has room."""
+        service = self._service
         wanted = engine_request(call.request, service.config)
         while True:
             await self._wait_until_ready()
             if request.start_by is not None and self._clock() > request.start_by:
                 raise Refusal(504, "The request was not begun in the time that it was given.")
             try:
-                result = await service.state.ready().generate(
+                return await service.state.ready().generate(
                     wanted, priority=request.priority, timeout_s=service.settings.bounds.deadline_s
                 )
-                break
             except QueueFullError as error:
                 await asyncio.sleep(max(0.1, error.retry_after_s))
-        body = await service.deliver(call, result, Delivery(service.files, request.base_url))
-        return body, time.perf_counter() - began
 
     async def _wait_until_ready(self) -> None:
         while self._service.state.phase != "ready":

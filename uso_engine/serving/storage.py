@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[a-z]+(?:/[A-Za-z0-9_-][A-Za-z0-9._-]{0,199})")
+_MARK = ".writable"
 _ABANDONED_S = 3600.0
 """After so long a file that is still being written belongs to a process that is gone."""
 
@@ -77,7 +78,7 @@ class FolderStorage:
         self._folder = folder
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_atomically(folder / ".writable", b"")
+            write_atomically(folder / _MARK, b"")
             shared = folder.stat().st_mode & stat.S_IWOTH
         except (OSError, OutputError) as error:
             raise ConfigError(f"storage {folder} cannot be written to: {error}") from error
@@ -85,12 +86,15 @@ class FolderStorage:
             logger.warning("storage %s can be changed by every user of this machine, pictures and queue too", folder)
 
     def write(self, name: str, data: bytes, content_type: str) -> None:
-        write_atomically(self._folder / checked_name(name), data)
+        path = self._folder / checked_name(name)
+        self._check_there()
+        write_atomically(path, data)
 
     def read(self, name: str) -> bytes:
         try:
             return (self._folder / checked_name(name)).read_bytes()
         except FileNotFoundError:
+            self._check_there()
             raise
         except OSError as error:
             raise OutputError(f"cannot read {name}: {error.strerror}") from error
@@ -99,6 +103,7 @@ class FolderStorage:
         try:
             entries = sorted((self._folder / folder).iterdir())
         except FileNotFoundError:
+            self._check_there()
             return []
         except OSError as error:
             raise OutputError(f"cannot list {folder}: {error.strerror}") from error
@@ -113,6 +118,11 @@ class FolderStorage:
 
     def signed_url(self, name: str, seconds: float) -> str:
         raise ConfigError("a folder has no URLs of its own; signed URLs need storage in s3://")
+
+    def _check_there(self) -> None:
+        """A folder that was unmounted would hide what is written into it, and say of everything that it never was."""
+        if not (self._folder / _MARK).exists():
+            raise OutputError(f"the storage {self._folder} was removed, or is another one than when this server started")
 
     @staticmethod
     def _remove_abandoned(parts: list[Path]) -> None:
@@ -139,7 +149,7 @@ class S3Storage:
         self._root = root
         self._files = _s3_files()
         try:
-            self._files.pipe_file(f"{root}/.writable", b"")
+            self._files.pipe_file(f"{root}/{_MARK}", b"")
         except Exception as error:
             raise ConfigError(f"storage s3://{root} cannot be written to: {error}") from error
 
