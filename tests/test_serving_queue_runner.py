@@ -10,7 +10,7 @@ import pytest
 from queue_parts import MemoryStorage, Work, ended, queue, queued, upkeep_of
 
 from uso_engine.errors import OutputError
-from uso_engine.serving import retry
+from uso_engine.serving import queue_runner, retry
 from uso_engine.serving.delivery import Delivery
 from uso_engine.serving.files import ImageFiles
 from uso_engine.serving.queue_records import QueuedRequest, QueueRecords, QueueState, new_id
@@ -221,3 +221,18 @@ def test_a_request_that_is_gone_from_the_storage_is_said(caplog: pytest.LogCaptu
             return request.id
 
     assert f"queue request {asyncio.run(scenario())} is not in the storage any more" in caplog.text
+
+
+def test_a_queue_that_ends_does_not_wait_for_an_engine_that_is_not_ready_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue_runner, "_DELIVERY_S", 3600.0)
+
+    async def scenario() -> None:
+        storage, request = MemoryStorage(), queued()
+        async with asyncio.timeout(20), queue(storage) as (runner, records, work):
+            work.state.phase = "draining"
+            await runner.submit(request)
+            while (state := records.state(request.id)) is None or state.status != "IN_PROGRESS":
+                await asyncio.sleep(0.01)
+        assert list(records.unfinished()) == [request.id] and work.times == 0
+
+    asyncio.run(scenario())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -38,6 +40,8 @@ from .request_record import record_of
 from .service import Service
 from .settings import ServerSettings
 from .storage import Storage
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,10 @@ def make_application(
             await stack.enter_async_context(state.running())
             await stack.enter_async_context(runner.running())
             await stack.enter_async_context(upkeep.running())
-            yield
+            try:
+                yield
+            except asyncio.CancelledError:
+                logger.info("ended without waiting")  # By a second signal. What was entered is left all the same.
 
     app = _routed(service, runner, keys, lifespan)
     inner: ASGIApp = app

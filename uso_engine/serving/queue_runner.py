@@ -258,6 +258,8 @@ class QueueRunner:
 
     async def _wait_until_ready(self) -> None:
         while self._service.state.phase != "ready":
+            if self._stopping:
+                raise asyncio.CancelledError  # It never will be again: the request is left to the storage.
             await asyncio.sleep(0.2)
 
     async def _finish_refused(self, waiting: WaitingRequest, refusal: Refusal) -> None:

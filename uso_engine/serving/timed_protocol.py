@@ -25,7 +25,7 @@ def timed_protocol(bounds: Transport) -> type[H11Protocol]:
                 transport.abort()
                 return
             self.transport = cast("asyncio.Transport", _EndingTransport(transport, self.loop, bounds.idle_timeout_s))
-            self.app = cast("Any", self._ending_slow_readers(cast("ASGIApp", self.app)))
+            self.app = cast("Any", self._ending(cast("ASGIApp", self.app)))
             self._watch()
 
         def data_received(self, data: bytes) -> None:
@@ -73,13 +73,14 @@ class _EndingProtocol(H11Protocol):
     def _should_upgrade(self) -> bool:
         return False  # To no other protocol: the wish is ignored, as it may be, and the request answered.
 
-    def _ending_slow_readers(self, application: ASGIApp) -> ASGIApp:
-        """The application, whose answer to a client that does not read it ends with the connection."""
+    def _ending(self, application: ASGIApp) -> ASGIApp:
+        """The application, whose answer ends with the connection where the client does not read it or the server ends now."""
 
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
             try:
                 await application(scope, receive, send)
-            except SlowReaderError:  # The request's log line says it; uvicorn would write its traceback.
+            except (SlowReaderError, asyncio.CancelledError):
+                # It does not read, or the server ends. The request's log line says so; uvicorn would add a traceback.
                 self.transport.abort()
                 while (await receive())["type"] != "http.disconnect":
                     pass
