@@ -97,7 +97,7 @@ class ServerSettings:
         signed_urls: whether answers lead to the object store itself, by URLs that it signs.
         queue_width: requests of the queue that are given to the engine at once.
         max_waiting: requests that the queue holds.
-        lease_s: seconds after which a server that says nothing has ended, and others take up what it left.
+        lease_s: seconds after which a server that says nothing has ended, by the watch of others, which take up what it left.
         drain_s: seconds that running requests get to finish when the server is told to end.
         page: whether the page at ``/`` is served.
         log_prompts: whether log lines hold prompts.
