@@ -236,3 +236,25 @@ def test_a_queue_that_ends_does_not_wait_for_an_engine_that_is_not_ready_any_mor
         assert list(records.unfinished()) == [request.id] and work.times == 0
 
     asyncio.run(scenario())
+
+
+def test_what_was_cancelled_while_it_waited_is_held_no_longer() -> None:
+    """Its places are free for the next: without an end, whoever submits and cancels in turn would fill the memory."""
+
+    async def scenario() -> None:
+        storage, first, last = MemoryStorage(), queued(), queued()
+        async with queue(storage) as (runner, records, work):
+            work.may_end.clear()
+            await runner.submit(first)
+            await work.begun.wait()
+            for _ in range(20):
+                request = queued()
+                assert await runner.submit(request) == 0
+                assert await runner.cancel(request.id, request.key, request.model) == "requested"
+            assert await runner.submit(last) == 0
+            assert (len(runner._heap), runner.waiting) == (1, 2)
+            work.may_end.set()
+            await ended(runner, last.id)
+            assert records.result(last.id) == b"answer" and work.times == 2
+
+    asyncio.run(scenario())

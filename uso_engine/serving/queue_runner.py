@@ -158,6 +158,9 @@ class QueueRunner:
     async def _cancel(self, waiting: WaitingRequest) -> None:
         waiting.cancelled = True
         if waiting.running is None:
+            if waiting in self._heap:  # Left there, those of who submits and cancels in turn would be more than any bound.
+                self._heap.remove(waiting)
+                heapq.heapify(self._heap)
             # A task of its own: whoever asks for it may be gone before it is written, and may ask twice.
             waiting.ending = waiting.ending or asyncio.create_task(self._end_unbegun(waiting))
             await asyncio.shield(waiting.ending)
