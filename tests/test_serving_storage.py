@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -197,6 +198,14 @@ def test_a_folder_that_is_removed_under_a_server_is_not_made_anew(tmp_path: Path
     (tmp_path / "elsewhere").rename(tmp_path / "mounted")
     kept.write("files/b.png", b"image", "image/png")
     assert kept.names("files") == ["a.png", "b.png"]
+    (tmp_path / "mounted" / ".writable").unlink()  # As what removes old files may.
+    kept.write("files/c.png", b"image", "image/png")
+    shutil.copytree(tmp_path / "mounted", tmp_path / "mounted anew")
+    shutil.rmtree(tmp_path / "mounted")
+    (tmp_path / "mounted anew" / ".writable").touch()
+    (tmp_path / "mounted anew").rename(tmp_path / "mounted")
+    kept.write("files/d.png", b"image", "image/png")
+    assert kept.names("files") == ["a.png", "b.png", "c.png", "d.png"]
 
 
 def test_a_folder_that_is_made_is_its_users_alone(

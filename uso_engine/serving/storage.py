@@ -79,10 +79,11 @@ class FolderStorage:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_atomically(folder / _MARK, b"")
-            shared = folder.stat().st_mode & stat.S_IWOTH
+            found = folder.stat()
         except (OSError, OutputError) as error:
             raise ConfigError(f"storage {folder} cannot be written to: {error}") from error
-        if shared:
+        self._identity = found.st_dev, found.st_ino
+        if found.st_mode & stat.S_IWOTH:
             logger.warning("storage %s can be changed by every user of this machine, pictures and queue too", folder)
 
     def write(self, name: str, data: bytes, content_type: str) -> None:
@@ -121,8 +122,16 @@ class FolderStorage:
 
     def _check_there(self) -> None:
         """A folder that was unmounted would hide what is written into it, and say of everything that it never was."""
-        if not (self._folder / _MARK).exists():
-            raise OutputError(f"the storage {self._folder} was removed, or is another one than when this server started")
+        try:
+            found = self._folder.stat()
+            # Mounted anew it may have another device, but has the mark; whoever tidies old files up may have taken that.
+            if (found.st_dev, found.st_ino) == self._identity or (self._folder / _MARK).exists():
+                return
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise OutputError(f"the storage {self._folder} cannot be used: {error.strerror}") from error
+        raise OutputError(f"the storage {self._folder} was removed, or is another one than when this server started")
 
     @staticmethod
     def _remove_abandoned(parts: list[Path]) -> None:
