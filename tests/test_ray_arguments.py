@@ -13,8 +13,14 @@ import yaml
 from uso_engine.config import list_configs, load_config
 from uso_engine.errors import ConfigError
 from uso_engine.serving.engine_opening import EngineOptions
-from uso_engine.serving.ray.arguments import ReplicaArguments, application_arguments, read_arguments, server_settings
-from uso_engine.serving.settings import RequestBounds, ServerSettings
+from uso_engine.serving.ray.arguments import (
+    ReplicaArguments,
+    application_arguments,
+    ingress_bounds,
+    read_arguments,
+    server_settings,
+)
+from uso_engine.serving.settings import RequestBounds, ServerSettings, Transport
 
 BASE: dict[str, Any] = {"config": "uso-tiny", "storage": "file:///data"}
 
@@ -57,6 +63,14 @@ def test_a_burst_at_idle_replicas_is_no_queue() -> None:
     assert arguments.most_unassigned(load_config("uso-tiny")) == 3 * 64 + 5
 
 
+def test_an_ingress_is_given_more_than_it_answers_so_that_it_refuses_in_the_servers_words() -> None:
+    settings = ServerSettings(transport=Transport(max_connections=40))
+    given, held = ingress_bounds(settings, 3)
+    assert given > 40
+    assert held >= 3 * given  # A burst that is on its way to three idle ingresses is no queue.
+    assert ingress_bounds(ServerSettings(), 1)[0] > ServerSettings().transport.max_connections
+
+
 def test_the_command_lines_options_arrive() -> None:
     settings = ServerSettings(port=9, bounds=RequestBounds(max_images=2), cors_origins=("https://a.example",))
     options = EngineOptions(device="cpu", fetch_from=("a.example",))
@@ -82,6 +96,7 @@ def test_the_configuration_files_are_valid(repository: Path) -> None:
         for one in document["applications"]:
             assert one["import_path"] == "uso_engine.serving.ray.application:build", path
             arguments = read_arguments(one["args"])
+            assert not arguments.storage.startswith("file:///tmp"), path  # Others may have made it, or read what is there.
             assert arguments.config in list_configs(), path
             has_keys = arguments.keys is not None or arguments.server.get("host", "127.0.0.1") != "127.0.0.1"
             server_settings(arguments.server, has_keys=has_keys)

@@ -25,6 +25,7 @@ from uso_engine.serving.ray.demand import Demand  # noqa: E402
 from uso_engine.serving.ray.ingress import sender  # noqa: E402
 from uso_engine.serving.ray.messages import Order, Taken  # noqa: E402
 from uso_engine.serving.ray.remote_engine import ReplicaLostError  # noqa: E402
+from uso_engine.serving.settings import ServerSettings  # noqa: E402
 
 CONFIG = load_config("uso-tiny")
 BASE: dict[str, Any] = {"config": "uso-tiny", "storage": "file:///tmp/none"}
@@ -119,6 +120,9 @@ def test_a_free_port_is_no_port_for_ray() -> None:
 def test_an_application_is_built_without_a_cluster() -> None:
     made = application(read_arguments({**BASE, "replicas": {"least": 2, "most": 5}}), CONFIG)
     assert made._bound_deployment.name == "ingress"
+    most = ServerSettings().transport.max_connections
+    bounds = made._bound_deployment._deployment_config
+    assert bounds.max_queued_requests >= bounds.max_ongoing_requests > most  # What is more is refused by the ingress itself.
 
 
 @pytest.mark.parametrize("name", ["one-machine", "cluster", "uso-tiny"])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -217,8 +219,40 @@ def test_a_second_signal_does_not_wait(tmp_path: Path) -> None:
         ticket = HTTP.post(f"{served.url}/queue/fal-ai/uso", json={"prompt": "steps:100000"}).json()
         while HTTP.get(ticket["status_url"]).json()["status"] != "IN_PROGRESS":
             pass
-        served.process.terminate()
-        while HTTP.get(f"{served.url}/readyz").status_code != 503:
-            pass
-        assert served.end() == 0
+        with HTTP.stream("GET", ticket["status_url"] + "/stream") as followed, socket.socket() as waiting:
+            body = json.dumps({**BODY, "prompt": "steps:100000"}).encode()
+            waiting.connect(("127.0.0.1", served.port))
+            headers = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+            waiting.sendall(f"POST {PATH} HTTP/1.1\r\n{headers}\r\n\r\n".encode() + body)
+            while "uso_engine_running 2.0" not in HTTP.get(f"{served.url}/metrics").text:
+                pass
+            served.process.terminate()
+            while HTTP.get(f"{served.url}/readyz").status_code != 503:
+                pass
+            assert served.end() == 0
+            with pytest.raises(httpx.TransportError):
+                followed.read()
+            with suppress(ConnectionError):
+                assert waiting.recv(1) == b""  # No answer is better than a failure that was none.
+    log = served.log.read_text()
+    assert "ended without waiting" in log and "traceback" not in log.lower()
+    assert {line["outcome"] for line in served.lines() if line.get("dialect") == "hosted"} == {"cancelled"}
     assert list((tmp_path / "storage" / "queue").glob("*.request.json"))
+
+
+def test_who_follows_a_request_does_not_keep_a_drained_server(tmp_path: Path) -> None:
+    made = application(tmp_path)
+
+    async def asked(client: httpx.AsyncClient) -> None:
+        ticket = (await client.post("/queue/fal-ai/uso", json={"prompt": "steps:100000"})).json()
+        following = asyncio.create_task(client.get(ticket["status_url"] + "/stream"))
+        engine = made.state.ready()
+        assert isinstance(engine, DoubleEngine)
+        while engine.running == 0:
+            await asyncio.sleep(0)
+        made.runner.stop()
+        await made.state.drain(0.01)
+        assert (await following).text.count("COMPLETED") == 0
+        assert (await client.put(ticket["cancel_url"])).status_code == 202  # The double goes on.
+
+    ask(made, asked)

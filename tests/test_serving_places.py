@@ -12,7 +12,7 @@ from living_application import BODY, PATH, application, ask
 from served_double import DoubleEngine
 
 from uso_engine.config import load_config
-from uso_engine.serving.settings import ServerSettings
+from uso_engine.serving.settings import ServerSettings, Transport
 
 
 def test_neither_the_queue_nor_those_who_wait_keep_the_others_out(tmp_path: Path) -> None:
@@ -102,5 +102,32 @@ def test_places_come_and_go_with_replicas(tmp_path: Path) -> None:
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
+
+    ask(made, asked)
+
+
+def test_more_requests_at_once_than_connections_are_refused(tmp_path: Path) -> None:
+    """Ray hands on what it likes: there are no connections to count."""
+    made = application(tmp_path, ServerSettings(page=False, transport=Transport(max_connections=2)))
+
+    async def asked(client: httpx.AsyncClient) -> None:
+        engine = made.state.ready()
+        assert isinstance(engine, DoubleEngine)
+        held = [asyncio.create_task(client.post(PATH, json={**BODY, "prompt": "steps:100000"})) for _ in range(2)]
+        while engine.running != 2:
+            await asyncio.sleep(0)
+        for path in ("/healthz", "/v1/models"):
+            full = await client.get(path)
+            assert (full.status_code, full.json()["message"], full.headers["retry-after"], full.headers["connection"]) == (
+                429,
+                "Too many requests at once.",
+                "2",
+                "close",
+            )
+        assert full.json()["errors"] == ["2 are being answered, which is as many as may be"]
+        for task in held:
+            task.cancel()
+        await asyncio.gather(*held, return_exceptions=True)
+        assert (await client.get("/healthz")).status_code == 200
 
     ask(made, asked)

@@ -7,7 +7,11 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
+from queue_parts import MemoryStorage, Work, ended, queue, queued, upkeep_of
 
+from uso_engine.errors import OutputError
+from uso_engine.serving import queue_runner, retry
+from uso_engine.serving.delivery import Delivery
 from uso_engine.serving.files import ImageFiles
 from uso_engine.serving.queue_records import QueuedRequest, QueueRecords, QueueState, new_id
 from uso_engine.serving.queue_runner import QueueRunner
@@ -123,3 +127,134 @@ def test_a_failure_that_nobody_foresaw_does_not_end_the_upkeep(tmp_path: Path, c
     assert asyncio.run(until_renewed()) > 0
     assert "upkeep of the queue: an odd failure" in caplog.text
     assert records.renewed("server") == 0
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["", "restarted"])
+@pytest.mark.parametrize("begun", [False, True], ids=["waits", "runs"])
+@pytest.mark.parametrize("fails", ["result", "state"])
+def test_a_cancelled_request_whose_end_cannot_be_written_is_ended_later_and_not_computed(
+    fails: str, begun: bool, restarted: bool
+) -> None:
+    async def scenario() -> None:
+        storage, request, before = MemoryStorage(), queued(), queued()
+        async with queue(storage) as (runner, records, work):
+            work.may_end.clear()
+            if not begun:
+                await runner.submit(before)
+            await runner.submit(request)
+            await work.begun.wait()
+            storage.fails, storage.times = fails, 1
+            assert await runner.cancel(request.id, request.key, request.model) == "requested"
+            await ended(runner, request.id)
+            assert len(storage.lost) == 1 and records.unfinished()[request.id]
+            work.may_end.set()
+            await ended(runner, before.id)
+            if not restarted:
+                await ends(storage, runner, work)
+        if restarted:
+            async with queue(storage) as (runner, _, work):
+                await ends(storage, runner, work)
+
+    async def ends(storage: MemoryStorage, runner: QueueRunner, work: Work) -> None:
+        records, computed = QueueRecords(storage), work.times
+        (identifier,) = records.unfinished()
+        await upkeep_of(runner, storage).once()
+        await ended(runner, identifier)
+        state = records.state(identifier)
+        assert state is not None
+        assert (state.status, state.error) == ("COMPLETED", "The request was cancelled.")
+        assert records.unfinished() == {} and work.times == computed
+
+    asyncio.run(scenario())
+
+
+def test_a_wish_to_cancel_that_cannot_be_kept_is_refused_and_changes_nothing() -> None:
+    async def scenario() -> None:
+        storage, request = MemoryStorage("cancel", 1), queued()
+        async with queue(storage) as (runner, records, work):
+            await runner.submit(request)
+            await work.begun.wait()
+            with pytest.raises(OutputError, match="cancel"):
+                await runner.cancel(request.id, request.key, request.model)
+            await ended(runner, request.id)
+            assert records.result(request.id) == b"answer"
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("fails", [2, 9])
+def test_what_cannot_be_stored_is_not_computed_again(fails: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "_RETRY_S", 0.0)
+
+    async def scenario() -> None:
+        storage, request, left = MemoryStorage(), queued(), [fails]
+        async with queue(storage) as (runner, records, work):
+            deliver = work.deliver
+
+            async def fail_first(call: object, result: str, delivery: Delivery) -> bytes:
+                if left[0]:
+                    left[0] -= 1
+                    raise OutputError("no room")
+                return await deliver(call, result, delivery)
+
+            monkeypatch.setattr(work, "deliver", fail_first)
+            await runner.submit(request)
+            await ended(runner, request.id)
+            state = records.state(request.id)
+            assert state is not None and work.times == 1
+            assert (state.status_code, state.error) == ((200, None) if fails == 2 else (503, "The storage failed."))
+
+    asyncio.run(scenario())
+
+
+def test_a_request_that_is_gone_from_the_storage_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> str:
+        storage, before, request = MemoryStorage(), queued(), queued()
+        async with queue(storage) as (runner, _, work):
+            work.may_end.clear()
+            await runner.submit(before)
+            await runner.submit(request)
+            await work.begun.wait()
+            storage.files.clear()
+            work.may_end.set()
+            await ended(runner, request.id)
+            return request.id
+
+    assert f"queue request {asyncio.run(scenario())} is not in the storage any more" in caplog.text
+
+
+def test_a_queue_that_ends_does_not_wait_for_an_engine_that_is_not_ready_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue_runner, "_DELIVERY_S", 3600.0)
+
+    async def scenario() -> None:
+        storage, request = MemoryStorage(), queued()
+        async with asyncio.timeout(20), queue(storage) as (runner, records, work):
+            work.state.phase = "draining"
+            await runner.submit(request)
+            while (state := records.state(request.id)) is None or state.status != "IN_PROGRESS":
+                await asyncio.sleep(0.01)
+        assert list(records.unfinished()) == [request.id] and work.times == 0
+
+    asyncio.run(scenario())
+
+
+def test_what_was_cancelled_while_it_waited_is_held_no_longer() -> None:
+    """Its places are free for the next: without an end, whoever submits and cancels in turn would fill the memory."""
+
+    async def scenario() -> None:
+        storage, first, last = MemoryStorage(), queued(), queued()
+        async with queue(storage) as (runner, records, work):
+            work.may_end.clear()
+            await runner.submit(first)
+            await work.begun.wait()
+            for _ in range(20):
+                request = queued()
+                assert await runner.submit(request) == 0
+                assert await runner.cancel(request.id, request.key, request.model) == "requested"
+            assert await runner.submit(last) == 0
+            assert (len(runner._heap), runner.waiting) == (1, 2)
+            work.may_end.set()
+            await ended(runner, last.id)
+            assert records.result(last.id) == b"answer" and work.times == 2
+
+    asyncio.run(scenario())

@@ -4,101 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from living_application import application
 from loop_turns import Interruption, at_every_hand_over
+from queue_parts import MemoryStorage, Work, ended, queue, queued, upkeep_of
+from served_double import DoubleEngine
 
-from uso_engine.config import load_config
 from uso_engine.errors import OutputError
 from uso_engine.serving.in_thread import in_thread
-from uso_engine.serving.queue_records import QueuedRequest, QueueRecords, new_id
+from uso_engine.serving.queue_records import QueueRecords
 from uso_engine.serving.queue_runner import QueueRunner
 from uso_engine.serving.service import Service
-from uso_engine.serving.settings import RequestBounds
-from uso_engine.serving.wire_request import wire_request
-
-CONFIG = load_config("uso-tiny")
-
-
-class MemoryStorage:
-    """Files in a dictionary; writing those of a kind fails as often as a test says."""
-
-    def __init__(self, fails: str = "", times: int = 0) -> None:
-        self.files: dict[str, bytes] = {}
-        self._fails, self.times = fails, times
-        self.lost: list[bytes] = []
-
-    def write(self, name: str, data: bytes, content_type: str) -> None:
-        if self._fails and self._fails in name and self.times:
-            self.times -= 1
-            self.lost.append(data)
-            raise OutputError(f"{name} cannot be written")
-        self.files[name] = data
-
-    def read(self, name: str) -> bytes:
-        try:
-            return self.files[name]
-        except KeyError:
-            raise FileNotFoundError(name) from None
-
-    def names(self, folder: str) -> list[str]:
-        return sorted(name.removeprefix(f"{folder}/") for name in self.files if name.startswith(f"{folder}/"))
-
-    def delete(self, name: str) -> None:
-        self.files.pop(name, None)
-
-    def signed_url(self, name: str, seconds: float) -> str:
-        raise NotImplementedError
-
-
-class Work:
-    """What a queue asks of a service: an engine that takes some turns, and delivery."""
-
-    def __init__(self) -> None:
-        self.settings = SimpleNamespace(queue_width=1, max_waiting=4, expiry_s=60.0, bounds=RequestBounds())
-        self.config, self.request_type = CONFIG, wire_request(CONFIG, RequestBounds())
-        self.state = SimpleNamespace(phase="ready", ready=lambda: self)
-        self.computing = 0
-        self.begun = asyncio.Event()
-
-    async def generate(self, request: object, *, priority: int, timeout_s: float) -> str:
-        self.computing += 1
-        self.begun.set()
-        try:
-            for _ in range(4):
-                await asyncio.sleep(0)
-            return "result"
-        finally:
-            self.computing -= 1
-
-    async def deliver(self, call: object, result: str, base_url: str) -> bytes:
-        await asyncio.to_thread(int)
-        return b"answer"
-
-
-@asynccontextmanager
-async def queue(storage: MemoryStorage) -> AsyncIterator[tuple[QueueRunner, QueueRecords, Work]]:
-    """A queue that works."""
-    records, work = QueueRecords(storage), Work()
-    runner = QueueRunner(cast("Service", work), records, "server")
-    async with runner.running():
-        yield runner, records, work
-
-
-def queued() -> QueuedRequest:
-    fields: dict[str, Any] = {"prompt": "a fish", "seed": 1, "image_urls": [], "model": "bytedance/uso"}
-    return QueuedRequest(id=new_id(), model="fal-ai/uso", fields=fields, key="anonymous", base_url="http://127.0.0.1")
-
-
-async def ended(runner: QueueRunner, identifier: str) -> None:
-    """Wait until a queue does not answer for a request any more."""
-    async with asyncio.timeout(20):
-        while runner.has(identifier):
-            await asyncio.sleep(0.001)
+from uso_engine.serving.settings import ServerSettings
+from uso_engine.serving.storage import FolderStorage
 
 
 @pytest.mark.parametrize("again", [None, 1, 2])
@@ -200,8 +121,13 @@ def test_a_request_that_is_cancelled_in_any_turn_ends_and_the_queue_goes_on(fail
                 assert records.unfinished() == {}
             else:
                 assert fails and list(records.unfinished()) == [request.id]  # It is taken up again from there,
-                if storage.lost == [b"answer"] and "requested" in answers:
-                    assert records.unfinished()[request.id]  # and cancelled then.
+                storage.times, computed = 0, work.times
+                await upkeep_of(runner, storage).once()
+                await ended(runner, request.id)
+                state = records.state(request.id)
+                assert state is not None and state.status == "COMPLETED"
+                if "requested" in answers:  # and cancelled then, without being computed once more.
+                    assert (state.error, work.times) == ("The request was cancelled.", computed)
             await goes_on(storage, runner, records, work)
 
     assert at_every_hand_over(scenario) > 10
@@ -231,3 +157,39 @@ def test_a_server_that_ends_in_any_turn_leaves_a_request_or_its_answer(again: in
         assert sum(work.computing for work in works) == 0
 
     assert at_every_hand_over(scenario, again=again) > 10
+
+
+@pytest.mark.parametrize("again", [None, 1])
+def test_a_request_that_is_cancelled_in_any_turn_leaves_no_images_but_those_of_its_answer(
+    again: int | None, tmp_path: Path
+) -> None:
+    made = application(tmp_path, ServerSettings(page=False))
+    made.state._phase = "ready"
+    service, storage = made.runner._service, FolderStorage(tmp_path)
+    answered = set[bool]()
+
+    async def scenario(interruption: Interruption) -> None:
+        made.state._engine = DoubleEngine(service.config)
+        records, request = QueueRecords(storage), queued()
+        runner = QueueRunner(service, records, "server")
+        cancelling = list[asyncio.Task[Any]]()
+
+        def cancel() -> None:
+            cancelling.append(asyncio.ensure_future(runner.cancel(request.id, request.key, request.model)))
+
+        async with runner.running():
+            await runner.submit(request)
+            await interruption.of(ended(runner, request.id), cancel)
+            await asyncio.gather(*cancelling)
+            await ended(runner, request.id)
+        answer = records.result(request.id)
+        assert answer is not None
+        names = storage.names("files")
+        answered.add(b".png" in answer)
+        assert len(names) == answer.count(b'"images":[{') and all(name.encode() in answer for name in names)
+        for name in names:
+            service.files.remove(name)
+
+    assert at_every_hand_over(scenario, again=again) > 10
+    service.close()
+    assert answered == {True, False}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
+import stat
 import subprocess
 import sys
 import urllib.request
@@ -12,7 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
+import httpx
 import pytest
+from living_application import BODY, PATH, application, ask
 from serving_process import HTTP, double_server, free_port, serving, wait_ready
 
 from uso_engine.errors import ConfigError, OutputError
@@ -100,6 +104,42 @@ def test_images_expire_by_their_names(storage: Storage) -> None:
     assert files.sweep() == 1 and storage.names("files") == []
 
 
+class StubbornStorage(FolderStorage):
+    """Keeps one file; of the next it fails, and from then on nothing can be removed if a test says so."""
+
+    removes = True
+
+    def write(self, name: str, data: bytes, content_type: str) -> None:
+        super().write(name, data, content_type)
+        if len(self.names("files")) > 1:
+            raise OutputError(f"cannot write {name}")
+
+    def delete(self, name: str) -> None:
+        if not self.removes:
+            raise OutputError(f"cannot remove {name}") from OSError(30, "Read-only file system", name)
+        super().delete(name)
+
+
+@pytest.mark.parametrize("removes", [True, False])
+def test_an_answer_that_fails_half_way_leaves_no_images(
+    removes: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody is told of the first image where the second could not be stored, nor of the second where it was after all."""
+    made, storage = application(tmp_path), StubbornStorage(tmp_path)
+    made.runner._service.files._storage = storage
+    storage.removes = removes
+
+    async def asked(client: httpx.AsyncClient) -> None:
+        answer = await client.post(PATH, json={**BODY, "num_images": 2})
+        assert answer.status_code == 503
+
+    ask(made, asked)
+    names = storage.names("files")
+    assert len(names) == (0 if removes else 2)
+    said = [record.getMessage() for record in caplog.records if "nobody was told of" in record.getMessage()]
+    assert said == ["an image that nobody was told of could not be removed and will expire: Read-only file system"] * len(names)
+
+
 def test_queue_records_come_back(storage: Storage) -> None:
     records, identifier = QueueRecords(storage), new_id()
     # The version's digit; the digits of the time before it may begin with a 7, too.
@@ -139,9 +179,60 @@ def test_a_folder_has_no_signed_urls_and_has_to_be_writable(tmp_path: Path) -> N
             read()
 
 
-@pytest.mark.parametrize("url", ["", "pictures", "http://host/x", "s3://", "file:relative", "file://host/x", "gs://bucket"])
+def test_a_folder_that_is_removed_under_a_server_is_not_made_anew(tmp_path: Path) -> None:
+    """Unmounted, it would take what is written and hide it once it is there again."""
+    kept = FolderStorage(tmp_path / "mounted")
+    kept.write("files/a.png", b"image", "image/png")
+    (tmp_path / "mounted").rename(tmp_path / "elsewhere")
+    for there in (False, True):
+        if there:
+            (tmp_path / "mounted").mkdir()
+        with pytest.raises(OutputError, match="was removed, or is another one"):
+            kept.write("files/b.png", b"image", "image/png")
+        with pytest.raises(OutputError, match="was removed, or is another one"):
+            kept.read("files/a.png")
+        with pytest.raises(OutputError, match="was removed, or is another one"):
+            kept.names("files")
+        assert (tmp_path / "mounted").exists() == there
+    (tmp_path / "mounted").rmdir()
+    (tmp_path / "elsewhere").rename(tmp_path / "mounted")
+    kept.write("files/b.png", b"image", "image/png")
+    assert kept.names("files") == ["a.png", "b.png"]
+    (tmp_path / "mounted" / ".writable").unlink()  # As what removes old files may.
+    kept.write("files/c.png", b"image", "image/png")
+    shutil.copytree(tmp_path / "mounted", tmp_path / "mounted anew")
+    shutil.rmtree(tmp_path / "mounted")
+    (tmp_path / "mounted anew" / ".writable").touch()
+    (tmp_path / "mounted anew").rename(tmp_path / "mounted")
+    kept.write("files/d.png", b"image", "image/png")
+    assert kept.names("files") == ["a.png", "b.png", "c.png", "d.png"]
+
+
+def test_a_folder_that_is_made_is_its_users_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    before = os.umask(0o022)
+    try:
+        kept = open_storage("file://~/state/kept%20here")
+        kept.write("files/a.png", b"image", "image/png")
+        assert (tmp_path / "state" / "kept here" / "files" / "a.png").read_bytes() == b"image"
+        assert stat.S_IMODE((tmp_path / "state" / "kept here").stat().st_mode) == 0o700
+        assert not caplog.records
+        (tmp_path / "everybodys").mkdir()
+        (tmp_path / "everybodys").chmod(0o777)
+        open_storage((tmp_path / "everybodys").as_uri()).write("files/a.png", b"image", "image/png")
+    finally:
+        os.umask(before)
+    (record,) = caplog.records
+    assert "everybodys can be changed by every user of this machine" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    "url", ["", "pictures", "http://host/x", "s3://", "file:relative", "file://host/x", "file://~", "gs://bucket"]
+)
 def test_other_urls_are_refused(url: str) -> None:
-    with pytest.raises(ConfigError, match="storage must be file:///folder or s3://bucket/prefix"):
+    with pytest.raises(ConfigError, match="storage must be file:///folder, file://~/folder or s3://bucket/prefix"):
         open_storage(url)
 
 

@@ -100,6 +100,27 @@ def test_bodies_that_are_too_large_are_413(served: Served) -> None:
     assert served.line_of("without-end")["status"] == 413
 
 
+def test_what_follows_a_body_of_two_lengths_is_not_answered(served: Served) -> None:
+    """A proxy that goes by the other length would have taken it for a part of the body: it was never checked."""
+    smuggled = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with connected(served) as connection:
+        connection.sendall(head(served, "Transfer-Encoding: chunked", "Content-Length: 55") + b"0\r\n\r\n" + smuggled)
+        answer = everything(connection)
+    assert status(answer) == 400 and b"both a Content-Length and a Transfer-Encoding" in answer
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+def test_junk_after_an_answer_ends_the_connection_quietly(served: Served) -> None:
+    with connected(served) as connection:
+        connection.sendall(head(served, "Transfer-Encoding: chunked", path="/nothing"))
+        assert status(connection.recv(65536)) == 404
+        connection.sendall(b"XYZ\r\n")
+        assert ended(connection)
+    assert HTTP.get(f"{served.url}/healthz", headers={"connection": "upgrade", "upgrade": "websocket"}).status_code == 200
+    told = served.lines("request") and served.log.read_text()
+    assert "Fatal error" not in told and "upgrade" not in told
+
+
 def test_bodies_that_are_held_are_bounded_together(served: Served) -> None:
     with connected(served) as first:
         first.sendall(head(served, "Content-Length: 90000") + b" ")
@@ -117,7 +138,10 @@ def test_a_client_that_reads_nothing_is_left(served: Served) -> None:
         stream = f"{PATH}?stream=true&previews=true"
         connection.sendall(head(served, f"Content-Length: {len(body)}", "X-Request-ID: reads-nothing", path=stream) + body)
         line = served.line_of("reads-nothing")
-    assert line["outcome"] in ("broken_off", "cancelled")
+    assert (line["outcome"], line["waited_s"], line["client"]) == ("unread", 0.4, "127.0.0.1")
+    assert isinstance(line["sent_bytes"], int) and line["sent_bytes"] > 0
+    assert HTTP.get(f"{served.url}/healthz").status_code == 200
+    assert "traceback" not in served.log.read_text() and "ASGI" not in served.log.read_text()
 
 
 def test_connections_are_bounded(served: Served) -> None:

@@ -18,6 +18,7 @@ from starlette.types import Message, Scope
 from uso_engine.config import load_config
 from uso_engine.serving import service as serving
 from uso_engine.serving.app import Application
+from uso_engine.serving.request_limit import RequestLimit
 from uso_engine.serving.settings import ServerSettings
 
 PATHS = {
@@ -40,6 +41,7 @@ class Client:
     body: dict[str, object]
     left: asyncio.Event = field(default_factory=asyncio.Event)
     sent: list[Message] = field(default_factory=list)
+    begun: list[Message] = field(default_factory=list)
     asked: bool = False
 
     @property
@@ -60,8 +62,13 @@ class Client:
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
+        self.begun.append(message)
         await asyncio.sleep(0)
         self.sent.append(message)
+
+    @property
+    def may_know_an_image(self) -> bool:
+        return b".png" in b"".join(message.get("body", b"") for message in self.begun)
 
     @property
     def said(self) -> bytes:
@@ -94,7 +101,15 @@ def held(made: Application) -> dict[str, float]:
     """What requests hold: places, requests of a caller, bytes of bodies."""
     service = made.runner._service
     lines = [line for line in service.metrics.text().decode().splitlines() if line.startswith("uso_body_bytes ")]
-    return {"places": service._places._taken, "running": service.limits._running.total(), "bytes": float(lines[0].split()[1])}
+    asgi: Any = made.asgi
+    limit = asgi._app._app
+    assert isinstance(limit, RequestLimit)
+    return {
+        "requests": limit.running,
+        "places": service._places._taken,
+        "running": service.limits._running.total(),
+        "bytes": float(lines[0].split()[1]),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -120,9 +135,14 @@ def test_a_request_that_is_broken_off_holds_nothing_any_more(
         client = Client(*PATHS[way])
         work = made.asgi(client.scope, client.receive, client.send)
         task = await interruption.of(work, client.left.set if leaves else None)
-        assert held(made) == {"places": 0, "running": 0, "bytes": 0}
+        assert held(made) == {"requests": 0, "places": 0, "running": 0, "bytes": 0}
         assert engine.running == 0
         assert spans.begun == spans.ended
+        files = made.runner._service.files
+        stored = files._storage.names("files")
+        assert len(stored) == client.may_know_an_image
+        for name in stored:
+            files.remove(name)
         if not interruption.happened:
             task.result()
             answers.append(client.said)

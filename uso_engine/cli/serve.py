@@ -43,7 +43,10 @@ def serve(
     ] = False,
     storage: Annotated[
         str | None,
-        typer.Option(help="Where images and the queue are kept: file:///folder or s3://bucket/prefix.", rich_help_panel=_HTTP),
+        typer.Option(
+            help="Where images and the queue are kept: file:///folder, file://~/folder or s3://bucket/prefix.",
+            rich_help_panel=_HTTP,
+        ),
     ] = None,
     signed_urls: Annotated[
         bool, typer.Option("--signed-urls", help="Answer with URLs that the object store signs.", rich_help_panel=_HTTP)

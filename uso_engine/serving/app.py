@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -32,11 +34,14 @@ from .queue_records import QueueRecords, owner_name
 from .queue_runner import QueueRunner
 from .queue_upkeep import QueueUpkeep
 from .refusal import Refusal, bad_request
+from .request_limit import RequestLimit
 from .request_log import RefusalAnswers, RequestLog
 from .request_record import record_of
 from .service import Service
 from .settings import ServerSettings
 from .storage import Storage
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,10 @@ def make_application(
             await stack.enter_async_context(state.running())
             await stack.enter_async_context(runner.running())
             await stack.enter_async_context(upkeep.running())
-            yield
+            try:
+                yield
+            except asyncio.CancelledError:
+                logger.info("ended without waiting")  # By a second signal. What was entered is left all the same.
 
     app = _routed(service, runner, keys, lifespan)
     inner: ASGIApp = app
@@ -108,7 +116,8 @@ def make_application(
             expose_headers=["X-Request-ID", "Retry-After"],
         )
     limited = BodyLimit(HostCheck(inner, settings), settings.transport)
-    return Application(RequestLog(limited, metrics.observe_request), state, runner, app.openapi)
+    bounded = RequestLimit(limited, settings.transport.max_connections)
+    return Application(RequestLog(bounded, metrics.observe_request), state, runner, app.openapi)
 
 
 def _routed(

@@ -16,6 +16,19 @@ _CHUNK = 256 * 1024
 _CLOSE = {"Connection": "close"}
 
 
+class SlowReaderError(Exception):
+    """A client took nothing of an answer for so long that it is not waited for.
+
+    Args:
+        waited_s: seconds that it had.
+        sent_bytes: of the answer's body that had been written before.
+    """
+
+    def __init__(self, waited_s: float, sent_bytes: int) -> None:
+        super().__init__(f"the client took nothing for {waited_s:g} s, after {sent_bytes} bytes")
+        self.waited_s, self.sent_bytes = waited_s, sent_bytes
+
+
 class BodyLimit:
     """Counts every request's body as it comes in, and lets no client hold an answer for ever.
 
@@ -33,6 +46,7 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        _check_framing(scope)
         body = _Body(self, receive, self._announced(scope))
         try:
             await self._app(scope, body.receive, self._slow_reader_bound(send))
@@ -71,9 +85,19 @@ class BodyLimit:
         return Refusal(413, "The body is too large.", errors=[f"at most {most} bytes are taken, got {count}"], headers=_CLOSE)
 
     def _slow_reader_bound(self, send: Send) -> Send:
+        sent_bytes = 0
+
         async def sent(message: Message) -> None:
-            async with asyncio.timeout(self._bounds.idle_timeout_s):
-                await send(message)
+            nonlocal sent_bytes
+            waiting = asyncio.timeout(self._bounds.idle_timeout_s)
+            try:
+                async with waiting:
+                    await send(message)
+            except TimeoutError:
+                if not waiting.expired():
+                    raise
+                raise SlowReaderError(self._bounds.idle_timeout_s, sent_bytes) from None
+            sent_bytes += len(message.get("body", b""))
 
         async def bounded(message: Message) -> None:
             body = message.get("body", b"") if message["type"] == "http.response.body" else b""
@@ -126,6 +150,13 @@ class _Body:
         if self._seen > self.counted:
             self._limit.hold(self._seen - self.counted)
             self.counted = self._seen
+
+
+def _check_framing(scope: Scope) -> None:
+    """A proxy may go by the other one of two lengths: what follows would be smuggled past it."""
+    names = {name for name, _ in scope["headers"]}
+    if {b"content-length", b"transfer-encoding"} <= names:
+        raise Refusal(400, "The request has both a Content-Length and a Transfer-Encoding.", headers=_CLOSE)
 
 
 def _late() -> Refusal:

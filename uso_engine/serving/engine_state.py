@@ -34,6 +34,12 @@ class EngineState:
         self.on_failure: Callable[[BaseException], None] | None = None
         self._engine: ServedEngine | None = None
         self._phase: Phase = "loading"
+        self._drained = False
+
+    @property
+    def drained(self) -> bool:
+        """Whether the server is ending, and has finished or cut off all that ran."""
+        return self._drained
 
     @property
     def phase(self) -> Phase:
@@ -94,9 +100,10 @@ class EngineState:
 
     async def drain(self, deadline_s: float) -> None:
         """Take no more requests and let the running ones finish."""
-        if self._phase == "failed":
-            return
-        was, self._phase = self._phase, "draining"
+        was = self._phase
+        if was != "failed":
+            self._phase = "draining"
         if was == "ready" and self._engine is not None:
             cut = await self._engine.drain(deadline_s)
             logger.info("drained; %d requests were cut off", cut)
+        self._drained = True

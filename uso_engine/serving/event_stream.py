@@ -6,7 +6,7 @@ import asyncio
 import base64
 import io
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from typing import TYPE_CHECKING
 
@@ -34,12 +34,18 @@ class EventResponse(Response):
         events: encoded ones.
         held: what the request holds; closed when the answer has ended, whether or not the first event was ever asked for. The
             events' own ``finally`` is no place for that: closing a generator that has not begun runs none of it.
+        telling: called before each event is sent.
     """
 
-    def __init__(self, events: AsyncGenerator[bytes, None], held: AsyncExitStack | None = None) -> None:
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        held: AsyncExitStack | None = None,
+        telling: Callable[[], None] | None = None,
+    ) -> None:
         super().__init__(headers=_HEADERS, media_type=MEDIA_TYPE)
         del self.headers["content-length"]
-        self._events, self._held = events, held or AsyncExitStack()
+        self._events, self._held, self._telling = events, held or AsyncExitStack(), telling
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._held, aclosing(self._events):
@@ -61,6 +67,8 @@ class EventResponse(Response):
 
     async def _send(self, send: Send) -> None:
         async for event in self._events:
+            if self._telling is not None:
+                self._telling()
             await send({"type": "http.response.body", "body": event, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

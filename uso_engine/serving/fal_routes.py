@@ -94,7 +94,7 @@ def _add_following(router: APIRouter, service: Service, runner: QueueRunner) -> 
                 if event != last:
                     yield event
                 last = event
-                if told.status == "COMPLETED":
+                if told.status == "COMPLETED" or service.state.drained:  # Then no more is told here.
                     return
                 await asyncio.sleep(_FOLLOW_EVERY_S)
                 now = await _view(runner, model, identifier, key.name)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from uso_engine.errors import OutputError
 
 from .storage import Storage
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "files"
 # 1. until when, seconds since 1970 in hexadecimal; 2. 128 random bits; 3. the format.
@@ -51,11 +56,22 @@ class ImageFiles:
         if signed_urls:
             storage.signed_url(f"{FOLDER}/probe", 1)
 
-    def keep(self, name: str, data: bytes, content_type: str, base_url: str) -> str:
-        """Store an image.
+    def name_of(self, name: str) -> str:
+        """The name under which an image that is stored now is kept.
 
         Args:
             name: 32 random hexadecimal digits and the format, as `GenerationResult.to_response` makes them.
+        """
+        stored = f"{int(self._clock() + self._expiry_s):x}-{name}"
+        if not _NAME.fullmatch(stored):
+            raise ValueError(f"expected 32 hexadecimal digits and .png or .jpeg, got {name!r}")
+        return stored
+
+    def keep(self, stored: str, data: bytes, content_type: str, base_url: str) -> str:
+        """Store an image.
+
+        Args:
+            stored: from `name_of`.
             data: the file.
             content_type: its media type.
             base_url: of this server.
@@ -66,9 +82,6 @@ class ImageFiles:
         Raises:
             OutputError: it cannot be stored.
         """
-        stored = f"{int(self._clock() + self._expiry_s):x}-{name}"
-        if not _NAME.fullmatch(stored):
-            raise ValueError(f"expected 32 hexadecimal digits and .png or .jpeg, got {name!r}")
         self._storage.write(f"{FOLDER}/{stored}", data, content_type)
         if self._signed:
             return self._storage.signed_url(f"{FOLDER}/{stored}", self._expiry_s)
@@ -88,11 +101,19 @@ class ImageFiles:
             return None
         return StoredFile(data, _TYPES[match[3]], left)
 
+    def remove(self, stored: str) -> None:
+        """Remove an image; one that is not there is no error.
+
+        Raises:
+            OutputError: the storage failed.
+        """
+        self._storage.delete(f"{FOLDER}/{stored}")
+
     def sweep(self) -> int:
         """Remove what has expired; how many."""
         names = [name for name in self._storage.names(FOLDER) if (match := _NAME.fullmatch(name)) and self._is_over(match)]
         for name in names:
-            self._storage.delete(f"{FOLDER}/{name}")
+            self.remove(name)
         return len(names)
 
     def _is_over(self, match: re.Match[str]) -> bool:
@@ -106,11 +127,27 @@ class RequestStore:
     Args:
         files: where images are kept.
         base_url: of this server, as the client reaches it.
+        kept: names of images that were stored, or that may have been.
     """
 
     files: ImageFiles
     base_url: str
+    kept: list[str] = field(default_factory=list)
 
     def put(self, name: str, data: bytes, content_type: str) -> str:
         """Keep an image; its URL."""
-        return self.files.keep(name, data, content_type, self.base_url)
+        stored = self.files.name_of(name)
+        self.kept.append(
+            stored
+        )  # Before it is written: of a write that fails the storage may have kept something all the same.
+        return self.files.keep(stored, data, content_type, self.base_url)
+
+    def discard(self) -> None:
+        """Remove every image of this request, of which nobody was told; what cannot be removed is left to expire."""
+        for stored in self.kept:
+            try:
+                self.files.remove(stored)
+            except OutputError as error:
+                cause = error.__cause__  # Its message alone has the name, which is in no log.
+                reason = (cause.strerror if isinstance(cause, OSError) else None) or type(cause).__name__
+                logger.warning("an image that nobody was told of could not be removed and will expire: %s", reason)

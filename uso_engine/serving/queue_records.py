@@ -122,7 +122,7 @@ class QueueRecords:
             return None
 
     def ask_to_cancel(self, identifier: str) -> None:
-        """Tell the request's owner, another server, that it is to be cancelled."""
+        """Say that a request is to be cancelled: its owner may be another server, or end before it has written the end."""
         self._write(identifier, "cancel", b"{}")
 
     def unfinished(self) -> dict[str, bool]:

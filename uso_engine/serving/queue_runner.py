@@ -11,13 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Literal, ParamSpec, TypeVar
 
+from uso_engine.api.result import GenerationResult
 from uso_engine.errors import OutputError, QueueFullError
 
+from .delivery import Delivery
 from .fal_answer import fal_call
+from .image_call import ImageCall
 from .in_thread import in_thread
 from .queue_records import QueuedRequest, QueueRecords, QueueState
 from .queue_waiting import QueueView, WaitingRequest
 from .refusal import Refusal, refusal_of
+from .retry import tried
 from .service import Service
 from .wire_request import engine_request
 
@@ -25,7 +29,6 @@ logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
-_MOST_TRIES = 5
 _RETRY_S = 2.0
 _DELIVERY_S = 10.0
 
@@ -135,22 +138,29 @@ class QueueRunner:
         return await self._call(self._records.result, identifier)
 
     async def cancel(self, identifier: str, key: str, model: str) -> Literal["requested", "completed"] | None:
-        """Cancel a request of this caller; None where there is none of that name."""
+        """Cancel a request of this caller; None where there is none of that name.
+
+        Raises:
+            OutputError: the wish cannot be kept; the request goes on.
+        """
         view = await self.view(identifier, key, model)
         if view is None:
             return None
         if view.state.status == "COMPLETED":
             return "completed"
+        # Kept before it is told: whoever takes the request up, where its end could not be written, ends it.
+        await self._call(self._records.ask_to_cancel, identifier)
         mine = self._mine.get(identifier)
-        if mine is None:
-            await self._call(self._records.ask_to_cancel, identifier)
-        else:
+        if mine is not None:
             await self._cancel(mine)
         return "requested"
 
     async def _cancel(self, waiting: WaitingRequest) -> None:
         waiting.cancelled = True
         if waiting.running is None:
+            if waiting in self._heap:  # Left there, those of who submits and cancels in turn would be more than any bound.
+                self._heap.remove(waiting)
+                heapq.heapify(self._heap)
             # A task of its own: whoever asks for it may be gone before it is written, and may ask twice.
             waiting.ending = waiting.ending or asyncio.create_task(self._end_unbegun(waiting))
             await asyncio.shield(waiting.ending)
@@ -160,9 +170,8 @@ class QueueRunner:
     async def _end_unbegun(self, waiting: WaitingRequest) -> None:
         try:
             await self._finish_refused(waiting, _cancelled())
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  logged there; the wish is kept, and the upkeep ends it
             self._put_back(waiting, error)
-            raise
 
     def _put_back(self, waiting: WaitingRequest, error: Exception) -> None:
         """Leave a request to the storage: it is taken up again when that, or the server, is back."""
@@ -170,7 +179,7 @@ class QueueRunner:
         self._mine.pop(waiting.id, None)
 
     def take_up(self, request: QueuedRequest) -> None:
-        """Answer for a request that is in the storage already."""
+        """Answer for a request that is in the storage already; it is begun in a later turn of the loop."""
         waiting = WaitingRequest(-request.priority, request.id, request.key, request.model)
         self._mine[request.id] = waiting
         self._enqueue(waiting)
@@ -220,43 +229,40 @@ class QueueRunner:
     async def _answer(self, waiting: WaitingRequest) -> None:
         request = await self._call(self._records.request, waiting.id)
         if request is None:
+            logger.error("queue request %s is not in the storage any more; nobody will answer it", waiting.id)
             self._mine.pop(waiting.id, None)
             return
         began = QueueState(key=request.key, model=request.model, owner=self._owner, status="IN_PROGRESS")
         await self._call(self._records.put_state, waiting.id, began)
-        for attempt in range(_MOST_TRIES):
-            try:
-                body, seconds = await self._generate(request)
-            except Exception as error:  # noqa: BLE001  refusal_of logs what nobody foresaw
-                refusal = refusal_of(error)
-                if refusal.status != 503 or attempt == _MOST_TRIES - 1:
-                    await self._finish_refused(waiting, refusal)
-                    return
-                await asyncio.sleep(_RETRY_S)
-            else:
-                await self._finish(waiting, 200, body, None, seconds)
-                return
+        service, since = self._service, time.perf_counter()
+        try:
+            call = fal_call(request.fields, service.request_type)
+            result = await tried(lambda: self._generate(call, request))
+            body = await tried(lambda: service.deliver(call, result, Delivery(service.files, request.base_url)))
+        except Exception as error:  # noqa: BLE001  refusal_of logs what nobody foresaw
+            await self._finish_refused(waiting, refusal_of(error))
+        else:
+            await self._finish(waiting, 200, body, None, time.perf_counter() - since)
 
-    async def _generate(self, request: QueuedRequest) -> tuple[bytes, float]:
-        """The answer to a request, and the seconds that it took."""
-        service, began = self._service, time.perf_counter()
-        call = fal_call(request.fields, service.request_type)
+    async def _generate(self, call: ImageCall, request: QueuedRequest) -> GenerationResult:
+        """The images of a request, when the engine is ready and has room."""
+        service = self._service
         wanted = engine_request(call.request, service.config)
         while True:
             await self._wait_until_ready()
             if request.start_by is not None and self._clock() > request.start_by:
                 raise Refusal(504, "The request was not begun in the time that it was given.")
             try:
-                result = await service.state.ready().generate(
+                return await service.state.ready().generate(
                     wanted, priority=request.priority, timeout_s=service.settings.bounds.deadline_s
                 )
-                break
             except QueueFullError as error:
                 await asyncio.sleep(max(0.1, error.retry_after_s))
-        return await service.deliver(call, result, request.base_url), time.perf_counter() - began
 
     async def _wait_until_ready(self) -> None:
         while self._service.state.phase != "ready":
+            if self._stopping:
+                raise asyncio.CancelledError  # It never will be again: the request is left to the storage.
             await asyncio.sleep(0.2)
 
     async def _finish_refused(self, waiting: WaitingRequest, refusal: Refusal) -> None:

@@ -113,7 +113,7 @@ def refusal_of(error: BaseException) -> Refusal:
         return Refusal(503, "The request was cancelled.", retry_after_s=RETRY_AFTER_S)
     if isinstance(error, OutputError):
         logger.error("storage: %s", error)
-        return Refusal(503, "The images could not be stored.", retry_after_s=RETRY_AFTER_S)
+        return Refusal(503, "The storage failed.", retry_after_s=RETRY_AFTER_S)
     if isinstance(error, SafetyError):
         logger.error("safety checker: %s", error)
         return Refusal(500, "The safety checker could not run; the images are withheld.")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .body_limit import SlowReaderError
 from .refusal import CLIENT_GONE, Refusal, refusal_of
 from .request_record import RequestRecord, begin_record, record_of
 
@@ -49,6 +50,10 @@ class RequestLog:
             await self._app(scope, receive, send_marked)
         except asyncio.CancelledError:
             record.outcome = "cancelled"
+            raise
+        except SlowReaderError as slow:
+            record.outcome = "unread"
+            record.details |= {"waited_s": slow.waited_s, "sent_bytes": slow.sent_bytes}
             raise
         finally:
             self._note(scope, record)

@@ -19,9 +19,11 @@ from uso_engine.imaging.encode import Encoder
 
 from . import event_stream
 from .auth import Key
+from .delivery import Delivery, ImageAnswer
 from .engine_state import EngineState
-from .files import ImageFiles, RequestStore
+from .files import ImageFiles
 from .image_call import ImageCall
+from .in_thread import in_thread
 from .metrics import Metrics
 from .places import Places
 from .rate_limit import CallerLimits
@@ -83,13 +85,14 @@ class Service:
         self.note(request, key, call)
         wanted = engine_request(call.request, self.config)
         engine = self.state.ready()
+        delivery = Delivery(self.files, self.base_url(request))
         with self._places.taken(engine.places), self.limits.running(key), self._span(request, call) as span:
             work = engine.generate(wanted, timeout_s=self.settings.bounds.deadline_s)
             result = await while_connected(request, work)
             span.done(result)
-            body = await self.deliver(call, result, self.base_url(request))
+            body = await self.deliver(call, result, delivery)
         self._note_result(request, result)
-        return Response(body, call.status, media_type="application/json")
+        return ImageAnswer(body, call.status, delivery)
 
     async def stream(self, request: Request, key: Key, call: ImageCall, *, previews: bool) -> Response:
         """What happens to a call, as server-sent events; a call that is refused at once is an answer of its own.
@@ -109,18 +112,23 @@ class Service:
             # Whatever refuses it at once does so here, while the answer may still have another status.
             first = await while_connected(request, _first(events))
             held = stack.pop_all()
-        told = self._told(request, call, first, events, span)
-        return event_stream.EventResponse(event_stream.with_beats(told), held)
+        delivery = Delivery(self.files, self.base_url(request))
+        held.push_async_callback(delivery.withdraw)
+        told = self._told(request, call, first, events, span, delivery)
+        return event_stream.EventResponse(event_stream.with_beats(told), held, delivery.tell)
 
-    async def deliver(self, call: ImageCall, result: GenerationResult, base_url: str) -> bytes:
-        """Encode and store the images and write the answer, in a thread.
+    async def deliver(self, call: ImageCall, result: GenerationResult, delivery: Delivery) -> bytes:
+        """Encode and store the images and write the answer, in a thread. Without an answer no image stays stored.
 
         Raises:
             OutputError: an image could not be stored.
         """
-        store = RequestStore(self.files, base_url)
-        loop = asyncio.get_running_loop()
-        body = await loop.run_in_executor(self._threads, call.rendered, result, store, self._encoder)
+        try:
+            body = await in_thread(self._threads, call.rendered, result, delivery.store, self._encoder)
+        except BaseException:  # Cancelled, too: whoever would be told of them is gone.
+            await delivery.withdraw()
+            raise
+        delivery.complete()
         self.metrics.observe_result(result)
         return body
 
@@ -136,6 +144,7 @@ class Service:
         first: Event,
         events: AsyncIterator[Event],
         span: GenerationSpan,
+        delivery: Delivery,
     ) -> AsyncGenerator[bytes, None]:
         record = record_of(request.scope)
         try:
@@ -143,7 +152,7 @@ class Service:
             while event is not None:
                 if isinstance(event, Done):
                     span.done(event.result)
-                    body = await self.deliver(call, event.result, self.base_url(request))
+                    body = await self.deliver(call, event.result, delivery)
                     self._note_result(request, event.result)
                     yield event_stream.encoded("done", body.decode())
                     return

@@ -54,7 +54,7 @@ class Transport:
         body_timeout_s: seconds for its body.
         idle_timeout_s: seconds between two chunks of a body, and for a client to take a chunk of an answer.
         keep_alive_s: seconds that a connection is kept without a request.
-        max_connections: connections at once.
+        max_connections: connections at once, and so requests at once; on Ray requests at once of each ingress.
 
     Raises:
         ValueError: a bound that is not positive, or no room for one whole body.
@@ -97,7 +97,7 @@ class ServerSettings:
         signed_urls: whether answers lead to the object store itself, by URLs that it signs.
         queue_width: requests of the queue that are given to the engine at once.
         max_waiting: requests that the queue holds.
-        lease_s: seconds after which a server that says nothing has ended, and others take up what it left.
+        lease_s: seconds after which a server that says nothing has ended, by the watch of others, which take up what it left.
         drain_s: seconds that running requests get to finish when the server is told to end.
         page: whether the page at ``/`` is served.
         log_prompts: whether log lines hold prompts.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import stat
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -14,7 +16,10 @@ from uso_engine.imaging.atomic import write_atomically
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
+logger = logging.getLogger(__name__)
+
 _NAME = re.compile(r"[a-z]+(?:/[A-Za-z0-9_-][A-Za-z0-9._-]{0,199})")
+_MARK = ".writable"
 _ABANDONED_S = 3600.0
 """After so long a file that is still being written belongs to a process that is gone."""
 
@@ -42,8 +47,9 @@ def open_storage(url: str) -> Storage:
     """The storage behind a URL.
 
     Args:
-        url: ``file:///folder`` or ``s3://bucket/prefix``. Credentials, region and end point of S3 come from boto's environment
-            variables (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_ENDPOINT_URL`` …).
+        url: ``file:///folder``, ``file://~/folder`` of the user whose process this is, or ``s3://bucket/prefix``. Credentials,
+            region and end point of S3 come from boto's environment variables (``AWS_ACCESS_KEY_ID``,
+            ``AWS_SECRET_ACCESS_KEY``, ``AWS_ENDPOINT_URL`` …).
 
     Raises:
         ConfigError: another URL, a folder that cannot be written to, or no package for it.
@@ -51,16 +57,18 @@ def open_storage(url: str) -> Storage:
     parts = urlsplit(url)
     if parts.scheme == "file" and parts.netloc in ("", "localhost") and parts.path.startswith("/"):
         return FolderStorage(Path(unquote(parts.path)))
+    if parts.scheme == "file" and parts.netloc == "~" and parts.path.strip("/"):
+        return FolderStorage(Path.home() / unquote(parts.path).lstrip("/"))
     if parts.scheme == "s3" and parts.netloc:
         return S3Storage(f"{parts.netloc}{parts.path}".rstrip("/"))
-    raise ConfigError(f"storage must be file:///folder or s3://bucket/prefix, got {url!r}")
+    raise ConfigError(f"storage must be file:///folder, file://~/folder or s3://bucket/prefix, got {url!r}")
 
 
 class FolderStorage:
     """Files in a folder of this machine, or of a network file system that renames atomically.
 
     Args:
-        folder: where to; made if it is not there.
+        folder: where to; made if it is not there, for this user alone: pictures, prompts and names that are secrets are in it.
 
     Raises:
         ConfigError: it cannot be written to.
@@ -69,18 +77,25 @@ class FolderStorage:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / ".writable", b"")
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_atomically(folder / _MARK, b"")
+            found = folder.stat()
         except (OSError, OutputError) as error:
             raise ConfigError(f"storage {folder} cannot be written to: {error}") from error
+        self._identity = found.st_dev, found.st_ino
+        if found.st_mode & stat.S_IWOTH:
+            logger.warning("storage %s can be changed by every user of this machine, pictures and queue too", folder)
 
     def write(self, name: str, data: bytes, content_type: str) -> None:
-        write_atomically(self._folder / checked_name(name), data)
+        path = self._folder / checked_name(name)
+        self._check_there()
+        write_atomically(path, data)
 
     def read(self, name: str) -> bytes:
         try:
             return (self._folder / checked_name(name)).read_bytes()
         except FileNotFoundError:
+            self._check_there()
             raise
         except OSError as error:
             raise OutputError(f"cannot read {name}: {error.strerror}") from error
@@ -89,6 +104,7 @@ class FolderStorage:
         try:
             entries = sorted((self._folder / folder).iterdir())
         except FileNotFoundError:
+            self._check_there()
             return []
         except OSError as error:
             raise OutputError(f"cannot list {folder}: {error.strerror}") from error
@@ -103,6 +119,19 @@ class FolderStorage:
 
     def signed_url(self, name: str, seconds: float) -> str:
         raise ConfigError("a folder has no URLs of its own; signed URLs need storage in s3://")
+
+    def _check_there(self) -> None:
+        """A folder that was unmounted would hide what is written into it, and say of everything that it never was."""
+        try:
+            found = self._folder.stat()
+            # Mounted anew it may have another device, but has the mark; whoever tidies old files up may have taken that.
+            if (found.st_dev, found.st_ino) == self._identity or (self._folder / _MARK).exists():
+                return
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise OutputError(f"the storage {self._folder} cannot be used: {error.strerror}") from error
+        raise OutputError(f"the storage {self._folder} was removed, or is another one than when this server started")
 
     @staticmethod
     def _remove_abandoned(parts: list[Path]) -> None:
@@ -129,7 +158,7 @@ class S3Storage:
         self._root = root
         self._files = _s3_files()
         try:
-            self._files.pipe_file(f"{root}/.writable", b"")
+            self._files.pipe_file(f"{root}/{_MARK}", b"")
         except Exception as error:
             raise ConfigError(f"storage s3://{root} cannot be written to: {error}") from error
 

@@ -6,15 +6,17 @@ import asyncio
 from typing import Any, cast
 
 import h11
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from .body_limit import SlowReaderError
 from .settings import Transport
 
 
 def timed_protocol(bounds: Transport) -> type[H11Protocol]:
     """The protocol class under these bounds."""
 
-    class TimedProtocol(H11Protocol):
+    class TimedProtocol(_EndingProtocol):
         _header_timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -23,6 +25,7 @@ def timed_protocol(bounds: Transport) -> type[H11Protocol]:
                 transport.abort()
                 return
             self.transport = cast("asyncio.Transport", _EndingTransport(transport, self.loop, bounds.idle_timeout_s))
+            self.app = cast("Any", self._ending(cast("ASGIApp", self.app)))
             self._watch()
 
         def data_received(self, data: bytes) -> None:
@@ -32,11 +35,6 @@ def timed_protocol(bounds: Transport) -> type[H11Protocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             self._unwatch()
             super().connection_lost(exc)
-
-        def timeout_keep_alive_handler(self) -> None:
-            # Not close: what a client does not read would keep the connection for ever.
-            if not self.transport.is_closing():
-                self.transport.abort()
 
         def _watch(self) -> None:
             """While headers are awaited the clock runs, however little at a time they come."""
@@ -56,6 +54,38 @@ def timed_protocol(bounds: Transport) -> type[H11Protocol]:
                 self.transport.abort()
 
     return TimedProtocol
+
+
+class _EndingProtocol(H11Protocol):
+    """uvicorn's, which leaves clients that do not read, and says nothing of what it cannot understand but once."""
+
+    def timeout_keep_alive_handler(self) -> None:
+        # Not close: what a client does not read would keep the connection for ever.
+        if not self.transport.is_closing():
+            self.transport.abort()
+
+    def send_400_response(self, msg: str) -> None:
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:  # What cannot be understood is the rest of a request that has been answered, or is being answered.
+            self.transport.close()
+
+    def _should_upgrade(self) -> bool:
+        return False  # To no other protocol: the wish is ignored, as it may be, and the request answered.
+
+    def _ending(self, application: ASGIApp) -> ASGIApp:
+        """The application, whose answer ends with the connection where the client does not read it or the server ends now."""
+
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                await application(scope, receive, send)
+            except (SlowReaderError, asyncio.CancelledError):
+                # It does not read, or the server ends. The request's log line says so; uvicorn would add a traceback.
+                self.transport.abort()
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+
+        return answer
 
 
 class _EndingTransport:

@@ -10,7 +10,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 
 from uso_engine.config import EngineConfig, load_config
 
-from .arguments import ApplicationArguments, ReplicaArguments, read_arguments, server_settings
+from .arguments import ApplicationArguments, ReplicaArguments, ingress_bounds, read_arguments, server_settings
 from .autoscaling import WorkScaling
 from .ingress import Ingress
 from .replica import EngineReplica
@@ -44,13 +44,16 @@ def application(arguments: ApplicationArguments, config: EngineConfig) -> serve.
         ConfigError: settings that contradict each other.
     """
     has_keys = arguments.keys is not None or bool(os.environ.get("USO_API_KEYS"))
-    deadline_s = server_settings(arguments.server, has_keys=has_keys).bounds.deadline_s
+    settings = server_settings(arguments.server, has_keys=has_keys)
+    deadline_s = settings.bounds.deadline_s
     engines = engine_deployment(arguments.replicas, config, deadline_s)
+    most_ongoing, most_held = ingress_bounds(settings, arguments.ingresses)
     ingress = serve.deployment(
         Ingress,
         name="ingress",
         num_replicas=arguments.ingresses,
-        max_ongoing_requests=1000,
+        max_ongoing_requests=most_ongoing,
+        max_queued_requests=most_held,
         # It takes no GPU, so the new one is there before the old one goes.
         max_surge_percent=100,
         graceful_shutdown_timeout_s=deadline_s + _MARGIN_S,

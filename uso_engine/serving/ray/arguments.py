@@ -15,6 +15,9 @@ from uso_engine.serving.settings import ServerSettings
 from .policy import RoutingSettings
 from .scaling import ScalingSettings
 
+_REFUSED_AT_ONCE = 250
+"""Requests beyond its bound that an ingress is given: it answers each at once."""
+
 
 class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -107,6 +110,21 @@ def server_settings(fields: dict[str, object], *, has_keys: bool) -> ServerSetti
         return TypeAdapter(ServerSettings).validate_python({**fields, "has_keys": has_keys})
     except ValidationError as error:
         raise ConfigError(f"application on Ray: server.{_listed(error)}") from error
+
+
+def ingress_bounds(settings: ServerSettings, ingresses: int) -> tuple[int, int]:
+    """Requests that Ray gives to an ingress at once, and that one of its proxies holds meanwhile.
+
+    An ingress itself refuses more than `Transport.max_connections`, in the server's words; it is given more, so that it can.
+    Only beyond that a proxy holds requests, and refuses, with Ray's words, what is more than all ingresses may have. Ray counts
+    a request that is only on its way to an ingress with room as one that is held.
+
+    Args:
+        settings: of the server.
+        ingresses: how many of them there are.
+    """
+    most = settings.transport.max_connections + _REFUSED_AT_ONCE
+    return most, ingresses * most
 
 
 def application_arguments(
