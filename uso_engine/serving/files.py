@@ -137,9 +137,8 @@ class RequestStore:
     def put(self, name: str, data: bytes, content_type: str) -> str:
         """Keep an image; its URL."""
         stored = self.files.name_of(name)
-        self.kept.append(
-            stored
-        )  # Before it is written: of a write that fails the storage may have kept something all the same.
+        # Before it is written: of a write that fails the storage may have kept something all the same.
+        self.kept.append(stored)
         return self.files.keep(stored, data, content_type, self.base_url)
 
     def discard(self) -> None:
