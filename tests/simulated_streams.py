@@ -66,6 +66,9 @@ class SimulatedStreams:
     def current(self) -> SimulatedStream:
         return self._current[-1]
 
+    def is_capturing(self) -> bool:
+        return False
+
     @contextmanager
     def entered(self, stream: SimulatedStream) -> Iterator[None]:
         self._current.append(stream)

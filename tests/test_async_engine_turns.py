@@ -15,6 +15,7 @@ from loop_turns import Interruption, at_every_hand_over
 from uso_engine import USOEngine
 from uso_engine.api.events import Done
 from uso_engine.async_engine import AsyncUSOEngine
+from uso_engine.loading.awaited_load import AwaitedLoad
 from uso_engine.sampling.step import Step
 
 REQUEST: dict[str, Any] = {
@@ -93,7 +94,7 @@ class Loaded:
 
 def unloaded(load: Any) -> AsyncUSOEngine:
     made = AsyncUSOEngine.from_config("uso-tiny", device="cpu", dtype=torch.float32)
-    made._load = load
+    made._load = AwaitedLoad("uso-tiny", load, made._opening)
     return made
 
 

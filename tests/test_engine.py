@@ -225,6 +225,8 @@ def test_closed_engine_says_so() -> None:
     engine.close()
     with pytest.raises(EngineClosedError, match="uso-tiny was closed"):
         engine.generate(prompt="x", seed=1, **SMALL)
+    with pytest.raises(EngineClosedError, match=r"uso-tiny was closed; make a new one with USOEngine\.from_config"), engine:
+        pytest.fail("the statement of a closed engine has begun")
 
 
 def changed(**sections: object) -> EngineConfig:

@@ -12,6 +12,7 @@ import torch
 from random_models import small_transformer
 from test_batching import check_mixture
 from test_denoiser import check_company
+from test_uso_kernels_company import THREADS, check_rows
 
 from uso_engine.model.modulation import sinusoidal_embedding
 from uso_engine.model.rope import content_positions, grid_positions, rope_tables
@@ -31,7 +32,7 @@ INSTRUCTION_SETS = {
 LIMITS = {name for limits in INSTRUCTION_SETS.values() for name in limits}
 CHECK = """
 import test_instruction_sets as t
-t.check_products(); t.check_int8(); t.check_companies(); t.check_mixture()
+t.check_products(); t.check_int8(); t.check_passes(); t.check_companies(); t.check_mixture()
 print(t.constants())
 """
 # Widths at which oneDNN's products on AMX, or MKL's under AVX2, were seen to change a row's bits with the number of rows.
@@ -45,6 +46,7 @@ def test_bits_and_constants_under(name: str, repository: Path) -> None:
     if name == "as it is" and not LIMITS & set(os.environ):
         check_products()
         check_int8()
+        check_passes()
         check_companies()
         check_mixture()
         assert json.loads(constants()) == CONSTANTS
@@ -78,6 +80,13 @@ def check_products() -> None:
                 for rows in layout.row_slices:
                     alone = linear(x[rows].to(dtype), weight.to(dtype))
                     assert torch.equal(packed[rows], alone), f"{dtype}, width {width}, {rows} of {lengths}"
+
+
+def check_passes() -> None:
+    """What is computed number by number has a row's bits, whatever is beside it and however many threads there are."""
+    for threads in THREADS:
+        for dtype in (torch.float32, torch.bfloat16):
+            check_rows(threads, dtype)
 
 
 def check_companies() -> None:

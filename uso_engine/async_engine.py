@@ -24,6 +24,7 @@ from .engine import USOEngine
 from .errors import EngineClosedError
 from .generation import Generation
 from .imaging.open import ImageLimits
+from .loading.awaited_load import AwaitedLoad
 from .loading.transformer import LoadProgress
 from .preparation import prepare
 from .queue_limits import QueueLimits
@@ -50,7 +51,8 @@ class AsyncUSOEngine:
 
     def __init__(self, engine: USOEngine) -> None:
         self._engine: USOEngine | None = engine
-        self._load: Callable[[], USOEngine] | None = None
+        self._load: AwaitedLoad[USOEngine] | None = None
+        self._is_closed = False
         self.config = engine.config
         self.request_type = engine.request_type
         self._opening = concurrent.futures.ThreadPoolExecutor(OPENING_THREADS, thread_name_prefix="uso-engine opening")
@@ -69,6 +71,9 @@ class AsyncUSOEngine:
         queue: QueueLimits | None = None,
     ) -> AsyncUSOEngine:
         """An engine that is loaded, in a thread, when its ``async with`` statement begins.
+
+        Where loading fails or is cancelled, nothing is left of it, and another ``async with`` statement loads again. Once
+        closed, as at such a statement's end, it stays closed: another statement is refused with `EngineClosedError`.
 
         Args:
             config: as for `USOEngine.from_config`, and so are the others;
@@ -89,8 +94,8 @@ class AsyncUSOEngine:
             loaded = loaded.model_copy(update={"queue": queue})
         made = cls.__new__(cls)
         made.config, made.request_type = loaded, request_type_of(loaded)
-        made._engine = None
-        made._load = partial(
+        made._engine, made._is_closed = None, False
+        load = partial(
             USOEngine.from_config,
             loaded,
             device=device,
@@ -101,17 +106,16 @@ class AsyncUSOEngine:
             progress=progress,
         )
         made._opening = concurrent.futures.ThreadPoolExecutor(OPENING_THREADS, thread_name_prefix="uso-engine opening")
+        made._load = AwaitedLoad(loaded.name, load, made._opening)
         return made
 
     async def __aenter__(self) -> Self:
-        if self._load is not None:
-            load, self._load = self._load, None
-            loading = self._opening.submit(load)
-            try:
-                self._engine = await asyncio.wrap_future(loading)
-            except asyncio.CancelledError:
-                loading.add_done_callback(_close_loaded)
-                raise
+        if self._engine is None and not self._is_closed and self._load is not None:
+            self._engine = await self._load.loaded()
+            if self._is_closed:  # By another task meanwhile.
+                await self.aclose()
+        if self._is_closed:
+            raise self._missing()
         return self
 
     async def __aexit__(
@@ -124,10 +128,10 @@ class AsyncUSOEngine:
         """The same loaded model for threads that wait.
 
         Raises:
-            EngineClosedError: it was closed, or not loaded yet.
+            EngineClosedError: it was closed, or is not loaded; says why and what to do.
         """
         if self._engine is None:
-            raise EngineClosedError(f"engine {self.config.name} is not loaded; use it in an `async with` statement")
+            raise self._missing()
         return self._engine
 
     @property
@@ -235,7 +239,7 @@ class AsyncUSOEngine:
 
         Cancelled, it waits no longer, and the engine is closed all the same.
         """
-        engine, self._engine = self._engine, None
+        engine, self._engine, self._is_closed = self._engine, None, True
         try:
             if engine is not None:
                 # Shielded, because a call that still waits for a thread would be forgotten.
@@ -276,11 +280,10 @@ class AsyncUSOEngine:
         finally:
             handle.cancel()
 
+    def _missing(self) -> EngineClosedError:
+        if self._load is None or self._is_closed:
+            return EngineClosedError(f"engine {self.config.name} was closed; make a new one with AsyncUSOEngine.from_config")
+        return self._load.missing
+
     async def _in_thread(self, work: Callable[..., Result], *arguments: object) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._opening, partial(work, *arguments))
-
-
-def _close_loaded(loading: concurrent.futures.Future[USOEngine]) -> None:
-    """Close an engine that nobody waits for any more when it is loaded; in the thread that loads it."""
-    if not loading.cancelled() and loading.exception() is None:
-        loading.result().close()

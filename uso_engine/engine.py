@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 
 class USOEngine(DiffusersFace):
-    """A loaded model. Made with `from_config`; usable in a ``with`` statement.
+    """A loaded model. Made with `from_config`; usable in a ``with`` statement, which closes it: another is refused then.
 
     Any thread may call it: requests that are there at once take their denoising steps in turn or together, by the policy of
     `uso_engine.scheduling.scheduler`, and each gets the images that it would get alone. Threads of the engine's own compute.
@@ -100,7 +100,7 @@ class USOEngine(DiffusersFace):
         image_limits: ImageLimits | None = None,
         progress: LoadProgress | None = None,
     ) -> USOEngine:
-        """Load an engine.
+        """Load an engine. Where that fails nothing is left of it, and it may be tried again.
 
         Args:
             config: a name from `uso_engine.config.list_configs`, a path to a TOML file, or a configuration.
@@ -120,8 +120,7 @@ class USOEngine(DiffusersFace):
             ValueError: another dtype, a budget that is not positive, or an argument of another type.
         """
         call_arguments.check_loading(config, device, dtype, attention, image_limits, progress)
-        if not isinstance(config, EngineConfig):
-            config = load_config(config)
+        config = config if isinstance(config, EngineConfig) else load_config(config)
         request_type_of(config)  # Like what is looked for below, it may refuse: before minutes of loading.
         runs_on = check_device(default_device() if device is None else device)
         tier = None if dtype is None else TIER_OF_DTYPE[dtype]
@@ -291,6 +290,7 @@ class USOEngine(DiffusersFace):
             release_cached_memory()
 
     def __enter__(self) -> Self:
+        _ = self.parts  # An error where the engine was closed.
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

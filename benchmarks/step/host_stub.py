@@ -121,15 +121,19 @@ class StubbedStreams:
     """
 
     def __init__(self, launches: Launches) -> None:
-        self._launches = launches
+        self._launches, self._streams = launches, (_Stream(0), _Stream(1))
 
     def make(self) -> _Stream:
         """The second."""
-        return _Stream(1)
+        return self._streams[1]
 
     def current(self) -> _Stream:
         """The one that is current."""
-        return _Stream(self._launches.stream)
+        return self._streams[self._launches.stream]
+
+    def is_capturing(self) -> bool:
+        """Nothing is recorded."""
+        return False
 
     @contextmanager
     def entered(self, stream: _Stream) -> Iterator[None]:

@@ -18,9 +18,9 @@ BLOCK_NUMBERS = 128 * 1024
 def row_blocks(x: Tensor, width: int) -> Sequence[slice]:
     """The rows of a tensor in blocks that a reference of several passes computes one after another, from the cache.
 
-    On a GPU, and where autograd records, it is all rows at once. Rows must not depend on each other. Every block begins with a
-    tile, which is of one sequence. It also has whole vectors of 64 where rows have a multiple of four numbers: PyTorch computes
-    GELU of what is left of a vector otherwise, by the last bit.
+    On a GPU, and where autograd records, it is all rows at once. Rows must not depend on each other, nor a number's bits on its
+    place: of PyTorch's passes over numbers one by one, GELU, SiLU, the sigmoid and products of complex numbers do not keep to
+    that (`gelu`), sums, products and roots of real ones do. Every block begins with a tile, which is of one sequence.
 
     Args:
         x: [R, .], for its device and rows.
@@ -31,6 +31,49 @@ def row_blocks(x: Tensor, width: int) -> Sequence[slice]:
         return [slice(0, rows)]
     step = max(1, BLOCK_NUMBERS * torch.get_num_threads() // max(1, width) // TILE_ROWS) * TILE_ROWS
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+_VECTORS = 64
+"""Numbers that PyTorch computes at a time, or a multiple of that, in every type and with every instruction set."""
+_ONE_THREADS = 16384
+"""Up to so many numbers one thread computes GELU; more are divided evenly among all threads."""
+
+
+def gelu(x: Tensor, out: Tensor | None = None) -> Tensor:
+    """GELU in its tanh form, with bits that depend on each number alone.
+
+    On a CPU, PyTorch computes whole vectors by one formula and, by another, what is left of one at the end of each thread's
+    part; the two differ by the last bit. Which numbers are left depends on how many there are and on the threads. So it is
+    given parts of which each thread computes whole vectors; what is left of the last one is filled up.
+
+    Args:
+        x: of any shape.
+        out: of x's shape and type, where the result goes; it may be x.
+    """
+    if not x.is_cpu or torch.compiler.is_compiling() or (torch.is_grad_enabled() and x.requires_grad):
+        return F.gelu(x, approximate="tanh") if out is None else torch.ops.aten.gelu.out(x, approximate="tanh", out=out)
+    source = x.reshape(-1)
+    result = out if out is not None and out.is_contiguous() else torch.empty_like(x, memory_format=torch.contiguous_format)
+    target, start = result.view(-1), 0
+    while (whole := _whole_vectors(source.shape[0] - start)) > 0:
+        part = slice(start, start + whole)
+        torch.ops.aten.gelu.out(source[part], approximate="tanh", out=target[part])
+        start += whole
+    left = source.shape[0] - start
+    if left:
+        vector = source.new_zeros(_VECTORS)
+        vector[:left] = source[start:]
+        target[start:] = F.gelu(vector, approximate="tanh")[:left]
+    return result if out is None or out is result else out.copy_(result)
+
+
+def _whole_vectors(numbers: int) -> int:
+    """How many of so many numbers to compute at once, so that each thread has whole vectors."""
+    threads = torch.get_num_threads()
+    if threads == 1 or numbers <= _ONE_THREADS:
+        return numbers - numbers % _VECTORS
+    shared = numbers - numbers % (threads * _VECTORS)
+    return shared or _ONE_THREADS
 
 
 @lru_cache

@@ -13,9 +13,8 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from .cpu import row_blocks
+from .cpu import gelu, row_blocks
 from .example import Example, Size
 from .launch import Generation, Launch, jit, needs_gradient, strided, tl
 from .operands import check_matrix, result_like
@@ -25,7 +24,7 @@ from .rows import Rows, check_row_width, new_rows, parts, row_config, store_limi
 
 def joined(attended: Tensor | None, hidden: Tensor) -> Tensor:
     """The formula, in hidden's dtype."""
-    activated = F.gelu(hidden, approximate="tanh")
+    activated = gelu(hidden)
     return activated if attended is None else torch.cat((attended, activated), dim=-1)
 
 
@@ -83,7 +82,8 @@ def gelu_concat_into(attended: Tensor | None, hidden: Tensor, out: Tensor, row_s
     start = out.shape[1] - hidden.shape[1]
     if attended is not None:
         out[:, :start].copy_(attended)
-    torch.ops.aten.gelu.out(hidden, approximate="tanh", out=out[:, start:])
+    for block in row_blocks(hidden, hidden.shape[1]):
+        gelu(hidden[block], out[block, start:])
 
 
 def gelu_concat(

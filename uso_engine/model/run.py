@@ -6,7 +6,7 @@ and gives back a function of what does change; a `Run` keeps these functions as 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -157,6 +157,10 @@ class Run:
             found = self._prepared[block] = Layers(block), prepare(self)
         made: Made = found[1]  # type: ignore[assignment]
         return made
+
+    def has_prepared(self, blocks: Iterable[nn.Module]) -> bool:
+        """Whether it has a function of each block, so that `begin` looks at the layers of all of them."""
+        return all(block in self._prepared for block in blocks)
 
     def pair(self, first: First, second: Second, layers: Sequence[nn.Module]) -> tuple[First, Second]:
         """Two functions that need nothing of each other, called in this order with nothing between.

@@ -15,7 +15,11 @@ whatever other streams have yet to do with it. So these rules hold, and `tests/t
    first stream has read of it, it has read before that fork, no matter who kept it for how long. Between the two the first
    stream reads none of it.
    That holds of one thread. Where two evaluate, one lets go of such memory after the other's fork, which waits for nothing that
-   was read of it since, and is then handed it: so the stream is of one evaluation at a time (`used`).
+   was read of it since, and is then handed it: so the stream is of one evaluation at a time (`used`). PyTorch has 32 streams of
+   a priority for a device and gives them out in turn, so that two transformers may be given the same: one that no other
+   transformer has is looked for, and where there is none, they take turns. And that holds of one first stream: where the
+   evaluation before had another, the second stream waits for that one, too. Who else in the process was given the stream, and
+   lets it hand out memory, cannot be known.
 4. The first stream waits at the join, where work failed too. Outside of pairs there is therefore one order, and observers,
    hooks of blocks, layers that come from the host, exchanges between processes and graphs need to know nothing of this.
 
@@ -31,6 +35,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, TypeVar, cast
+from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
@@ -69,6 +74,9 @@ class Streams(Protocol):
     def entered(self, stream: Any) -> AbstractContextManager[object]:
         """Within it, work is given to that stream."""
 
+    def is_capturing(self) -> bool:
+        """Whether work is recorded for a CUDA graph now, which has memory of its own."""
+
 
 class CudaStreams:
     """Streams of a GPU."""
@@ -87,6 +95,40 @@ class CudaStreams:
     def entered(self, stream: Stream) -> AbstractContextManager[object]:
         """Within it, they use that stream."""
         return cast("AbstractContextManager[object]", torch.cuda.stream(cast("torch.cuda.Stream", stream)))
+
+    def is_capturing(self) -> bool:
+        """Whether this thread's stream is being captured."""
+        return torch.cuda.is_current_stream_capturing()
+
+
+class _Turns:
+    """Whose a stream is at the moment, for the transformers that have it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.holder: SideStream | None = None
+        self.last_first: Stream | None = None
+        """The first stream of the evaluation before."""
+
+
+POOL_STREAMS = 32
+"""Streams of a priority that PyTorch has for a device."""
+_TURNS: WeakValueDictionary[Stream, _Turns] = WeakValueDictionary()
+"""Of each second stream that a transformer has; two objects for one stream of a device are equal."""
+_TAKING = threading.Lock()
+
+
+def _taken(streams: Streams) -> tuple[Stream, _Turns]:
+    """A stream, one that no transformer has where there is such a one, and its turns."""
+    with _TAKING:
+        for _ in range(POOL_STREAMS):
+            stream = streams.make()
+            if stream not in _TURNS:
+                break
+        turns = _TURNS.get(stream)
+        if turns is None:
+            turns = _TURNS[stream] = _Turns()
+        return stream, turns
 
 
 def why_no_side_stream(device: torch.device) -> str | None:
@@ -112,24 +154,36 @@ class SideStream:
             if reason is not None:
                 raise BackendError(f"no work beside other work here: {reason}")
             streams = CudaStreams(device)
-        self.device, self._streams, self._stream = device, streams, streams.make()
-        self._in_use = threading.RLock()
+        self.device, self._streams = device, streams
+        self._stream, self._turns = _taken(streams)
 
     @contextmanager
     def used(self) -> Iterator[None]:
         """Around an evaluation, from its first pair to the last thing that reads what the second stream made.
 
+        It waits while another transformer that has been given the same stream is evaluated.
+
         Raises:
             ValueError: another thread is within it.
         """
-        if not self._in_use.acquire(blocking=False):
-            raise ValueError(
-                "one thread at a time evaluates a transformer with a second stream, and another does (Transformer.beside)"
-            )
+        turns = self._turns
+        if not turns.lock.acquire(blocking=False):
+            if turns.holder is self:
+                raise ValueError(
+                    "one thread at a time evaluates a transformer with a second stream, and another does (Transformer.beside)"
+                )
+            turns.lock.acquire()
+        before, turns.holder = turns.holder, self
         try:
+            if not self._streams.is_capturing():
+                first = self._streams.current()
+                if turns.last_first is not None and turns.last_first != first:
+                    self._stream.wait_stream(turns.last_first)
+                turns.last_first = first
             yield
         finally:
-            self._in_use.release()
+            turns.holder = before
+            turns.lock.release()
 
     def pair(self, first: First, second: Second, layers: Sequence[nn.Module], device: torch.device) -> tuple[First, Second]:
         """Two functions that need nothing of each other, made so that the second is computed beside the first.

@@ -147,6 +147,12 @@ class Transformer(nn.Module):
         """
         return Run(batch, self.attention_backend, self.fusion, exchange, beside=self.beside)
 
+    def current(self, run: Run) -> Run:
+        """The run, or one of the same batch where the ways to compute were chosen otherwise after it was formed."""
+        if (run.attention, run.fusion, run.beside) == (self.attention_backend, self.fusion, self.beside):
+            return run
+        return self.run_of(run.batch, run.exchange)
+
     def forward(
         self, batch: PackedBatch | Run, latents: Tensor, modulation: Tensor, observer: Observer | None = None
     ) -> Tensor:
@@ -164,8 +170,7 @@ class Transformer(nn.Module):
         run = batch if isinstance(batch, Run) else self.run_of(batch)
         if run.repeat is not None:
             return run.repeat(latents, modulation)
-        if (run.attention, run.fusion, run.beside) != (self.attention_backend, self.fusion, self.beside):
-            run = self.run_of(run.batch, run.exchange)
+        run = self.current(run)
         if self.together is not None and run.exchange is None:
             return self.together.evaluate(self, run.batch, latents, modulation, observer)
         run.begin(latents, modulation)

@@ -103,7 +103,9 @@ class StepGraph:
             raise CaptureError(f"capturing a step failed: {error}") from error
         if not torch.equal(*(velocity.view(torch.uint8) for velocity in (self._velocity, self.first_velocity))):
             raise CaptureError("a repetition of the captured step has other bits than the step")
-        if not self.is_current:
+        blocks = (*transformer.double_blocks, *transformer.single_blocks)
+        # A block whose hook may change its weights before each call is not prepared, so that nobody would look at it.
+        if not (self.is_current and self._run.has_prepared(blocks)):
             raise CaptureError("somebody hooks into the layers, or watches their operations")
         own = (self._latents, self._modulation, *(getattr(copied, name) for name in _CONTENTS))
         self.size_bytes = self._captured.size_bytes + sum(tensor.nbytes for tensor in own)

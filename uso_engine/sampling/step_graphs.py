@@ -108,6 +108,7 @@ class StepGraphs:
         Raises:
             CaptureError: mode "on", and the step cannot be captured.
         """
+        run = self._transformer.current(run)
         key = signature(run, latents)
         graph = self._current(key)
         if graph is not None:
