@@ -12,7 +12,7 @@ from uso_kernels.gated_residual import (
     gated_residual_into,
     summed,
 )
-from uso_kernels.layer_norm_modulate import layer_norm_modulate, layer_norm_modulate_into, normalized
+from uso_kernels.layer_norm_modulate import layer_norm_modulate, layer_norm_modulate_into
 from uso_kernels.ragged import Ragged
 from uso_kernels.rows import QuantizedRows, new_quantized, parts, quantize_rows_reference
 
@@ -153,7 +153,7 @@ def test_public_functions_agree_in_floats_and_in_eight_bits(dtype: torch.dtype) 
     assert torch.equal(gated_residual(x, y, gate, tiles)[0], total)
     again, rows = gated_residual(x, y, gate, tiles, (shift, scale), dtype)
     assert torch.equal(again, total)
-    norm = normalized(x, shift, scale, tiles)
+    norm = layer_norm_modulate(x, shift, scale, tiles)
     for result, floats in ((rows, expected), (layer_norm_modulate(x, shift, scale, tiles, dtype), norm)):
         assert isinstance(result, QuantizedRows) and isinstance(floats, Tensor)
         values, scales = quantize_rows_reference(floats, dtype)

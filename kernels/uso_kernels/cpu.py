@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -31,6 +32,34 @@ def row_blocks(x: Tensor, width: int) -> Sequence[slice]:
         return [slice(0, rows)]
     step = max(1, BLOCK_NUMBERS * torch.get_num_threads() // max(1, width) // TILE_ROWS) * TILE_ROWS
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+_COMPLEX_VECTORS = 16
+"""Complex numbers that PyTorch multiplies at a time, or a multiple of that, in every type and with every instruction set."""
+_ONE_THREADS_PRODUCTS = 32768
+"""Up to so many numbers one thread multiplies; more are divided evenly among as many threads as have so many each."""
+
+
+def whole_vectors(x: Tensor) -> Iterator[slice]:
+    """Rows of complex numbers to be multiplied at once, so that a product's bits depend on its factors alone.
+
+    What is left of a vector at the end of a thread's part PyTorch multiplies by another formula, which differs by the last bit.
+    So no part ends inside of a vector; where a head ends in one, each row is a part and has the same columns left.
+
+    Args:
+        x: [R, H, N]; the other factor is [R, 1, N].
+    """
+    rows, numbers, threads = x.shape[0], x[:1].numel(), torch.get_num_threads()
+    start, step = 0, max(1, _ONE_THREADS_PRODUCTS // max(1, numbers))
+    if not x.is_cpu or torch.is_grad_enabled():
+        start = rows
+    elif x.shape[2] % _COMPLEX_VECTORS:
+        step = 1
+    elif rows // threads * numbers >= _ONE_THREADS_PRODUCTS:
+        start = rows - rows % threads
+    yield slice(0, start)
+    for first in range(start, rows, step):
+        yield slice(first, min(first + step, rows))
 
 
 _VECTORS = 64
@@ -74,6 +103,19 @@ def _whole_vectors(numbers: int) -> int:
         return numbers - numbers % _VECTORS
     shared = numbers - numbers % (threads * _VECTORS)
     return shared or _ONE_THREADS
+
+
+def sequence_rows(tile_sequence: Tensor) -> Iterator[tuple[int, slice]]:
+    """Each sequence and its rows, in the order of the tiles.
+
+    Args:
+        tile_sequence: int32 [R / TILE_ROWS], the sequence of each tile of rows, on the CPU.
+    """
+    start = 0
+    for sequence, tiles in groupby(tile_sequence.tolist()):
+        stop = start + TILE_ROWS * len(list(tiles))
+        yield sequence, slice(start, stop)
+        start = stop
 
 
 @lru_cache

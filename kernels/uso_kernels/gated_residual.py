@@ -13,22 +13,31 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .cpu import row_blocks
+from .cpu import row_blocks, sequence_rows
 from .example import Example, Size
 from .launch import Generation, Launch, jit, needs_gradient, strided, tl
-from .layer_norm_modulate import CONFIGS, EPS, check_norm_operands, norm_config, normalized, normalized_row
+from .layer_norm_modulate import CONFIGS, EPS, check_norm_operands, norm_config, normalize, normalized, normalized_row
 from .operands import check_matrix, check_tiles
 from .operation import Fill, operation
 from .ragged import TILE_ROWS, Ragged
-from .rows import Rows, check_row_width, new_rows, parts, store_limit, store_row, write_rows
+from .rows import Rows, check_row_width, new_rows, parts, store_limit, store_row
 
 
 def summed(x: Tensor, y: Tensor, gate: Tensor, tile_sequence: Tensor) -> Tensor:
-    """The formula of x', in float32 or wider."""
+    """The formula of x', in float32 or wider, as autograd records it."""
     wide = torch.promote_types(x.dtype, torch.float32)
     tile_gate = gate.index_select(0, tile_sequence).to(wide)[:, None]
-    tiles = y.reshape(-1, TILE_ROWS, x.shape[1]).to(wide) * tile_gate
-    return tiles.add_(x.reshape(-1, TILE_ROWS, x.shape[1])).view_as(x)
+    tile_x, tile_y = (rows.reshape(-1, TILE_ROWS, x.shape[1]).to(wide) for rows in (x, y))
+    return torch.addcmul(tile_x, tile_gate, tile_y).view_as(x)
+
+
+def add_gated(x: Tensor, y: Tensor, gate: Tensor, tile_sequence: Tensor, total: Tensor) -> None:
+    """Fill `total`, in plain PyTorch; on a CPU in one pass, which computes in float32 or wider and rounds once."""
+    if not x.is_cpu:
+        total.copy_(summed(x, y, gate, tile_sequence))
+        return
+    for sequence, rows in sequence_rows(tile_sequence):
+        torch.addcmul(x[rows], y[rows], gate[sequence], out=total[rows])
 
 
 @jit
@@ -138,11 +147,9 @@ def gated_residual_into(
     """Fill `total`, and `out` where there is one, quantised where there are row scales."""
     for block in row_blocks(x, x.shape[1]):
         tiles = tile_sequence[block.start // TILE_ROWS : block.stop // TILE_ROWS]
-        block_total = total[block]
-        block_total.copy_(summed(x[block], y[block], gate, tiles))
+        add_gated(x[block], y[block], gate, tiles, total[block])
         if out is not None and shift is not None and scale is not None:
-            values = normalized(block_total, shift, scale, tiles)
-            write_rows(values, out[block], None if row_scales is None else row_scales[block])
+            normalize(total[block], shift, scale, tiles, out[block], None if row_scales is None else row_scales[block])
 
 
 def gated_residual(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .cpu import row_blocks
+from .cpu import row_blocks, sequence_rows
 from .example import Example, Size
 from .launch import Config, Generation, Launch, jit, needs_gradient, power_of_two, strided, tl
 from .operands import check_matrix, check_tiles
@@ -27,11 +27,28 @@ EPS = 1e-6
 
 
 def normalized(x: Tensor, shift: Tensor, scale: Tensor, tile_sequence: Tensor) -> Tensor:
-    """The formula, in float32 or wider."""
+    """The formula, in float32 or wider, as autograd records it."""
     wide = torch.promote_types(x.dtype, torch.float32)
     normed = F.layer_norm(x.to(wide), x.shape[1:], eps=EPS).view(-1, TILE_ROWS, x.shape[1])
     tile_shift, tile_scale = (table.index_select(0, tile_sequence).to(wide)[:, None] for table in (shift, scale))
     return torch.addcmul(tile_shift, normed, 1 + tile_scale).view_as(x)
+
+
+def normalize(x: Tensor, shift: Tensor, scale: Tensor, tile_sequence: Tensor, out: Tensor, row_scales: Tensor | None) -> None:
+    """What the kernel does, in plain PyTorch.
+
+    On a CPU a sequence's factor and shift are weight and bias of PyTorch's LayerNorm: one pass, which reads x's type, computes
+    in float32 or wider and rounds once.
+    """
+    if not x.is_cpu:
+        write_rows(normalized(x, shift, scale, tile_sequence), out, row_scales)
+        return
+    wide = torch.promote_types(x.dtype, torch.float32)
+    for sequence, rows in sequence_rows(tile_sequence):
+        factor, added = 1 + scale[sequence].to(wide), shift[sequence].to(wide)
+        source = x[rows] if row_scales is None else x[rows].to(wide)
+        values = F.layer_norm(source, x.shape[1:], factor, added, EPS)
+        write_rows(values, out[rows], None if row_scales is None else row_scales[rows])
 
 
 @jit
@@ -116,8 +133,7 @@ def layer_norm_modulate_into(
     """Fill `out`, quantised where there are row scales."""
     for block in row_blocks(x, x.shape[1]):
         tiles = tile_sequence[block.start // TILE_ROWS : block.stop // TILE_ROWS]
-        values = normalized(x[block], shift, scale, tiles)
-        write_rows(values, out[block], None if row_scales is None else row_scales[block])
+        normalize(x[block], shift, scale, tiles, out[block], None if row_scales is None else row_scales[block])
 
 
 def layer_norm_modulate(
