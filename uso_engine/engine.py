@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 
 from . import call_arguments, generation
+from .api.fields import checked_switch
 from .api.request import GenerationRequest
 from .api.research import ResearchOptions
 from .api.result import GenerationResult
@@ -198,8 +199,8 @@ class USOEngine(DiffusersFace):
         refuse_inside_on_step()
         generation = prepare(self.parts, self.request_type, request, fields, research, quality)
         on_step = call_arguments.checked_on_step(on_step)
-        call_arguments.check_scheduling(priority, timeout_s)
-        bar = StepProgress() if call_arguments.checked_switch("progress", progress) else None
+        priority, timeout_s = call_arguments.checked_scheduling(priority, timeout_s)
+        bar = StepProgress() if checked_switch("progress", progress) else None
         with nullcontext() if bar is None else bar:
             shown = on_step if bar is None else bar.beside(on_step)
             return wait_for(self.loop, generation, on_step=shown, priority=priority, timeout_s=timeout_s)
@@ -233,8 +234,7 @@ class USOEngine(DiffusersFace):
         Returns:
             A small picture.
         """
-        call_arguments.check_step(step, image)
-        latent = step.estimated_clean(image)
+        latent = call_arguments.shown_latent(step, image)
         return self.loop.call(self.loop.decoding, partial(generation.preview, self.pipeline, latent))
 
     def set_loras(self, loras: Sequence[LoRAChoice], *, keep_configured: bool = True) -> None:
@@ -251,7 +251,7 @@ class USOEngine(DiffusersFace):
             MissingFileError: a file is not there.
             LoRAError: a file that does not fit; the weights stay as they were.
         """
-        keep = call_arguments.checked_switch("keep_configured", keep_configured)
+        keep = checked_switch("keep_configured", keep_configured)
         refuse_inside_on_step()
         self.loop.change_loras(choose_loras(loras, self.config, keep_configured=keep))
 
@@ -270,7 +270,7 @@ class USOEngine(DiffusersFace):
             path: a .json file for chrome://tracing or Perfetto. On a GPU stretches end when the work is handed over.
 
         Raises:
-            OutputError: it cannot be written.
+            ValueError, OutputError: no path, or it cannot be written.
         """
         return self.loop.traced(path)
 
