@@ -28,6 +28,7 @@ from .generation import Generation
 from .imaging.open import ImageLimits
 from .loading.transformer import LoadProgress
 from .preparation import prepare
+from .process_bound import ProcessBound
 from .queue_limits import QueueLimits
 from .request_type import request_type_of
 from .sampling.step import OnStep
@@ -41,7 +42,7 @@ OPENING_THREADS = 8
 """Requests whose inputs are fetched and decoded at once."""
 
 
-class AsyncUSOEngine:
+class AsyncUSOEngine(ProcessBound):
     """An engine whose requests are awaited; usable in an ``async with`` statement.
 
     It may be used from any number of event loops, and its `USOEngine` from any thread beside it.

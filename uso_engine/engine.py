@@ -37,6 +37,7 @@ from .offload.placement import release_cached_memory
 from .pipeline import Pipeline
 from .precision.transformer import TIER_OF_DTYPE
 from .preparation import prepare
+from .process_bound import ProcessBound
 from .process_state import clean_process_state
 from .progress import StepProgress
 from .provenance import log_warnings
@@ -49,13 +50,12 @@ from .scheduling.waiting import refuse_inside_on_step, wait_for
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import Tensor
 
     from .offload.plan import MemoryPlan
     from .safety.checker import SafetyChecker
 
 
-class USOEngine(DiffusersFace):
+class USOEngine(ProcessBound, DiffusersFace):
     """A loaded model. Made with `from_config`; usable in a ``with`` statement.
 
     Any thread may call it: requests that are there at once take their denoising steps in turn or together, by the policy of
@@ -218,7 +218,7 @@ class USOEngine(DiffusersFace):
         pixels = self.pipeline.style.preprocess(self._opened(image, "style image", alpha))
         return self.loop.call(self.loop.conditioning, partial(self.pipeline.encode_style, pixels))
 
-    def encode_content(self, image: ImageSource, *, alpha: Alpha = "white") -> Tensor:
+    def encode_content(self, image: ImageSource, *, alpha: Alpha = "white") -> torch.Tensor:
         """Turn a content image into its latent [16, h / 8, w / 8]; ``alpha`` as in `ResearchOptions`."""
         picture = self._opened(image, "content image", alpha)
         pixels = to_pixels(resize_content(picture, long_side=self.config.content.long_side))
