@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -57,7 +58,7 @@ def test_what_the_end_of_the_process_waits_for_is_said(caplog: pytest.LogCapture
     end = threading.Event()
 
     def interrupt() -> None:
-        signal.raise_signal(signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)  # To the main thread, which waits, and not to this one.
         end.wait()
 
     with pytest.raises(KeyboardInterrupt):
