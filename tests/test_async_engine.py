@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -180,3 +181,33 @@ def test_loras_of_a_request_are_in_the_weights_for_it_alone(engine: USOEngine) -
     assert pictures(engine.generate(**REQUESTS[0])) == plain
     with pytest.raises(FileNotFoundError):
         engine.generate(**REQUESTS[0], research=ResearchOptions(loras=["nowhere.safetensors"]))
+
+
+@pytest.mark.parametrize("queue", [3, "x", {"max_requests": 1}])
+def test_limits_of_another_type_are_refused_before_loading(queue: object) -> None:
+    with pytest.raises(ValueError, match="queue must be QueueLimits, got "):
+        AsyncUSOEngine.from_config("uso-tiny", queue=queue)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("deadline_s", [-1, float("nan"), "x", None, True])
+def test_a_deadline_that_is_none_drains_nothing(engine: USOEngine, deadline_s: object) -> None:
+    async def drain() -> None:
+        with pytest.raises(ValueError, match="deadline_s must be a number of seconds from 0, got "):
+            await AsyncUSOEngine(engine).drain(deadline_s)  # type: ignore[arg-type]
+
+    asyncio.run(drain())
+    assert not engine.loop.queue.acceptance.draining
+
+
+@pytest.mark.parametrize("deadline_s", [np.float32(5), 1e300, 10**400])
+def test_a_deadline_longer_than_a_thread_can_wait_is_none(deadline_s: float) -> None:
+    async def drain() -> int:
+        async with AsyncUSOEngine.from_config("uso-tiny", device="cpu") as own:
+            request = asyncio.create_task(own.generate("a fish", seed=1, image_size={"width": 64, "height": 64}))
+            while not own.statistics().steps:
+                await asyncio.sleep(0)
+            left = await own.drain(deadline_s)
+            assert len((await request).images) == 1
+            return left
+
+    assert asyncio.run(drain()) == 0

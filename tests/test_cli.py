@@ -105,6 +105,7 @@ def test_batch_keeps_what_was_finished(pictures: tuple[str, str], tmp_path: Path
         (("--prompt", "x", "-o", "picture.gif"), 2, "ends in .png, .jpg, .jpeg or .webp"),
         (("--prompt", "x", "-o", "no-such-folder/a.png"), 1, "there is no folder no-such-folder"),
         (("--prompt", "x", "--image", "no-such.png"), 1, "no-such.png"),
+        (("--prompt", "x", "--image", ""), 2, "--image is empty; give a path or URL, or 'none'"),
         (("--prompt", "x", "--size", "64x100000"), 2, "image_size.height must be from 64 to 1024, got 100000"),
         (("--prompt", "x", "--size", "hugge"), 2, "image_size"),
         (("--prompt", "x", "--steps", "0"), 2, "num_inference_steps"),
@@ -141,11 +142,14 @@ def test_broken_batch_files_name_the_line(tmp_path: Path) -> None:
         ('{"prompt": "a"}\n' + "[" * 100_000, "line 2: cannot be read: maximum recursion depth"),
         ('{"prompt": "a", "seed": ' + "9" * 5000 + "}", "line 1: cannot be read: Exceeds the limit"),
         ('{"prompt": "a", "seed": 1, "seed": 2}', "line 1: cannot be read: 'seed' is given more than once"),
+        (b"{}\xff", f"{path.name} is not UTF-8 text: invalid start byte at byte 2"),
     ):
-        path.write_text(content, encoding="utf-8")
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
         code, printed = run("generate", "--batch", str(path))
         assert code == 2
         assert message in " ".join(printed.split())
+    code, printed = run("generate", "--batch", str(tmp_path))
+    assert (code, f"{tmp_path.name} cannot be read: Is a directory" in printed) == (2, True), printed
 
 
 def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:

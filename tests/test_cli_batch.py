@@ -210,6 +210,16 @@ def test_requests_are_checked_before_anything_is_loaded(folder: Path, monkeypatc
     assert (code, "num_inference_steps must be" in printed) == (2, True), printed
     code, printed = run("--prompt", "x", "--size", "64x64", "--keep-size")
     assert (code, "--size or --keep-size" in printed) == (2, True), printed
+    Path("broken.png").write_bytes(Path("content.png").read_bytes()[:-40])
+    for command in ("generate", "profile"):
+        for images, says in (
+            (["none", "no-such.png"], "image_urls[1] ('no-such.png'): no such file"),
+            (["broken.png"], "image_urls[0] ('broken.png')"),
+        ):
+            code, printed = command_line.run(command, "--prompt", "x", *(part for name in images for part in ("--image", name)))
+            assert (code, says in printed) == (1, True), printed
+    code, printed = run("--prompt", "x", "--lora", "no-such.safetensors")
+    assert (code, "no-such.safetensors was not found" in printed) == (1, True), printed
     Path("folder.json").mkdir()
     code, printed = run("--prompt", "x", "-o", "folder.png", "--response")
     assert (code, "it is a folder" in printed) == (1, True), printed

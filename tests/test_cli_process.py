@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from uso_engine.cli.console import interrupts
@@ -115,3 +116,35 @@ def test_verbose_tells_what_ran_and_a_warning_comes_once(repository: Path, tmp_p
     for part in ("uso-tiny in bf16 on cpu", "kernels reference", "attention ", "1 steps", "everything stays", " tokens in "):
         assert part in ran
     assert done.stderr.count("T5 takes 20 tokens") == 1
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "20"])
+def test_what_is_sent_with_a_report_is_whole_at_any_width(
+    columns: str, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    done = run(repository, ["info"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    facts = dict(line.split("  ", 1) for line in done.stdout.splitlines())
+    assert facts["torch"].strip() == torch.__version__
+    assert facts["memory plans"].strip() == "uso-engine info CONFIG"
+    assert facts["FLUX.1-dev in bf16"].strip().endswith("without modulation linears")
+
+
+def test_no_width_is_an_unknown_one(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers and editors say 0; help and errors are printed all the same."""
+    monkeypatch.setenv("COLUMNS", "0")
+    done = run(repository, ["config", "show", "nobodys"], tmp_path)
+    assert (done.returncode, "error: no configuration named 'nobodys'" in done.stderr) == (1, True)
+    assert "Make images from a prompt" in run(repository, ["generate", "--help"], tmp_path).stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there a folder that is in use stays")
+def test_a_working_directory_that_is_gone_is_named(repository: Path, tmp_path: Path) -> None:
+    """PyTorch's own library ends the process otherwise, with a word about a file of its own."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    before = f"import os; os.chdir({str(gone)!r}); os.rmdir({str(gone)!r}); "
+    done = run(repository, [*FAST, "-o", str(tmp_path / "out.png")], tmp_path, before=before)
+    assert done.returncode == 1
+    assert done.stderr == "error: the working directory is not there any more; change to another one\n"

@@ -19,7 +19,7 @@ from import_graph import imported_files, imports, module_files, parse, python_fi
 # From the bottom up. A module may import what lies below it and, where that makes no circle, its neighbours.
 DIFFUSERS = ("diffusers_callback", "diffusers_results")
 LAYERS = (
-    {"errors", "interrupt_lock", "process_state", "local_names", "version"},
+    {"errors", "interrupt_lock", "process_bound", "process_state", "local_names", "version"},
     {"model", "precision"},
     {"imaging", "conditioning", "sampling", "weights", "safety"},
     {"parallel"},

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import gc
+import os
+import pickle
 import random
 import subprocess
 import sys
@@ -17,7 +20,7 @@ import torch
 from random_models import small_transformer
 from small_requests import CPU, HandTurnedLoop, SmallWork, image_jobs
 
-from uso_engine import USOEngine
+from uso_engine import AsyncUSOEngine, USOEngine
 from uso_engine.api.events import Done
 from uso_engine.process_state import _process
 from uso_engine.sampling.job import Job
@@ -85,6 +88,47 @@ threading.Thread(target=work).start()
 )
 
 
+FORKED = (
+    BEGIN
+    + """
+import multiprocessing
+fields["num_inference_steps"] = 2
+unused = USOEngine.from_config("uso-tiny", device="cpu")
+torch.set_default_dtype(torch.float64)
+expected = engine.generate(**fields, seed=1).images[0].tobytes()
+def work(queue):
+    said = [str(torch.get_default_dtype())]
+    for call in (
+        lambda: engine.generate(**fields),
+        lambda: engine.encode_prompt("a fish"),
+        lambda: engine.set_loras([]),
+    ):
+        try:
+            call()
+        except EngineClosedError as error:
+            said.append(str(error)[:80])
+    engine.close()
+    with unused, USOEngine.from_config("uso-tiny", device="cpu") as own:
+        said += [each.generate(**fields, seed=1).images[0].tobytes() == expected for each in (unused, own)]
+    queue.put(said)
+# In the middle of a request of another thread, whose settings the process has then, and which holds locks now and then.
+busy = threading.Thread(target=engine.generate, kwargs={**fields, "num_inference_steps": 50, "num_images": 4})
+busy.start()
+while not engine.statistics().running:
+    pass
+context = multiprocessing.get_context("fork")
+answers = context.SimpleQueue()
+child = context.Process(target=work, args=(answers,))
+with engine.loop.queue.lock:
+    child.start()
+child.join(120)
+print(child.exitcode, *(answers.get() if child.exitcode == 0 else [child.kill()]), sep="\\n")
+busy.join()
+print(engine.generate(**fields, seed=1).images[0].tobytes() == expected)
+"""
+)
+
+
 def run(script: str, repository: Path) -> str:
     paths = ":".join(str(repository / folder) for folder in (".", "kernels"))
     done = subprocess.run(
@@ -117,6 +161,22 @@ def test_a_first_request_after_the_main_thread_has_ended(repository: Path) -> No
     """Its image, or from Python 3.12 on, which starts no more threads then, an error that says so."""
     expected = "1 image" if sys.version_info < (3, 12) else "Python has ended its main thread and starts no others any more"
     assert expected in run(TOO_LATE, repository)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_forked_process_is_refused_what_its_parents_threads_would_do(repository: Path) -> None:
+    """An engine that has begun is refused instead of waited for without end; what has no threads yet works in the child."""
+    begun = "engine uso-tiny computes in threads of the process that this one was forked from; load an"[:80]
+    assert run(FORKED, repository).splitlines() == ["0", "torch.float64", begun, begun, begun, "True", "True", "True"]
+
+
+def test_an_engine_is_neither_pickled_nor_copied() -> None:
+    with USOEngine.from_config("uso-tiny", device="cpu") as engine:
+        for whole in (engine, AsyncUSOEngine(engine)):
+            for take in (pickle.dumps, copy.copy, copy.deepcopy):
+                with pytest.raises(TypeError, match=f"{type(whole).__name__} stays in its process.* send its .config"):
+                    take(whole)
+        assert pickle.loads(pickle.dumps(engine.config)) == engine.config  # noqa: S301  # its own bytes
 
 
 def test_an_engine_that_nobody_has_ends_its_threads() -> None:

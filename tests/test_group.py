@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -49,6 +51,31 @@ def test_what_takes_longer_than_is_said_is_given_up() -> None:
     assert within(timedelta(minutes=1), lambda: 7) == 7
     with pytest.raises(ZeroDivisionError):
         within(timedelta(minutes=1), lambda: 1 // 0)
+
+
+def test_what_the_end_of_the_process_waits_for_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever presses Ctrl-C sees why the process is still there; nothing is said where nothing is waited for."""
+    end = threading.Event()
+
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)  # To the main thread, which waits, and not to this one.
+        end.wait()
+
+    with pytest.raises(KeyboardInterrupt):
+        within(timedelta(minutes=1), interrupt)
+    end.set()
+    told = "still connecting, which nothing can interrupt: this process ends when it has given up, about 0:01:00 after it began"
+    assert told in caplog.text
+    caplog.clear()
+    end.clear()
+    with pytest.raises(TimeoutError):
+        within(timedelta(seconds=0.1), end.wait)
+    end.set()
+    assert "about 0:00:00.100000 after it began" in caplog.text
+    caplog.clear()
+    with pytest.raises(ZeroDivisionError):
+        within(timedelta(minutes=1), lambda: 1 // 0)
+    assert not caplog.records
 
 
 def test_a_store_that_nobody_serves_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

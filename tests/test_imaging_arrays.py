@@ -45,6 +45,16 @@ def test_arrays_and_tensors_give_the_same_pixels(source: np.ndarray | torch.Tens
     assert np.array_equal(np.asarray(opened), BYTES)
 
 
+def test_an_array_that_could_be_masked_and_is_not() -> None:
+    assert np.array_equal(np.asarray(open_image(np.ma.masked_array(BYTES))), BYTES)
+
+
+def test_numpys_own_error_state_does_not_matter() -> None:
+    """Values too small for float32 are zeros."""
+    with np.errstate(all="raise"):
+        assert np.asarray(open_image(np.full((2, 2), 1e-300))).max() == 0
+
+
 def test_grey() -> None:
     grey = BYTES[:, :, 0]
     expected = np.repeat(grey[:, :, None], 3, -1)
@@ -98,12 +108,22 @@ def test_the_callers_array_is_not_shared() -> None:
         (torch.zeros(3, 8, 8, dtype=torch.complex64), r"got complex64"),
         (torch.zeros(3, 8, 8) - 1, r"got values from -1 to -1"),
         (torch.zeros(3, 8, 8, device="meta"), r"its values cannot be read; expected a dense tensor"),
+        (np.full((8, 8, 3), np.float32(1.0000001)), r"expected floats from 0 to 1, got values from 1.00000012 to 1.00000012"),
+        (np.full((8, 8), 1e300), r"got values from inf to inf"),
+        (np.ma.masked_array(BYTES, mask=BYTES > 100), r"some of its values are masked; .*\.filled\(…\) first"),
         (torch.zeros(8, 8).to_sparse(), r"its values cannot be read; expected a dense tensor"),
     ],
 )
 def test_other_arrays_are_refused_by_name(source: np.ndarray | torch.Tensor, says: str) -> None:
     with pytest.raises(ImageError, match=rf"^image_urls\[0\] \(.*{says}"):
         open_image(source, name="image_urls[0]")
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_nested_tensor_has_no_shape_to_be_named_by() -> None:
+    nested = torch.nested.nested_tensor([torch.zeros(3, 4), torch.zeros(2, 4)])
+    with pytest.raises(ImageError, match=r"\(nested tensor float32\): its values cannot be read; expected a dense tensor"):
+        open_image(nested, name="image_urls[0]")
 
 
 @pytest.mark.parametrize("source", [42, None, [BYTES], {"image": BYTES}, object(), np.uint8(3)])

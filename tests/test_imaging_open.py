@@ -160,6 +160,19 @@ def test_files_that_give_less_than_they_are_asked_for() -> None:
         open_image(Trickle(data), limits=ImageLimits(max_bytes=70))  # type: ignore[arg-type]
 
 
+def test_a_file_that_stands_at_its_end_is_told_from_an_empty_one() -> None:
+    written = io.BytesIO()
+    flag().save(written, "PNG")
+    with pytest.raises(ImageError, match=r"nothing is left after where it stands; .*\.seek\(0\)"):
+        open_image(written)
+    written.seek(0)
+    assert np.array_equal(array_of(open_image(written)), array_of(flag()))
+    with pytest.raises(ImageError, match=r"empty \(0 bytes\)"):
+        open_image(io.BytesIO())
+    with pytest.raises(ImageError, match=r"empty \(0 bytes\)"):
+        open_image(Trickle(b""))  # type: ignore[arg-type]
+
+
 def test_files_that_cannot_be_read() -> None:
     closed = io.BytesIO(b"x")
     closed.close()

@@ -15,6 +15,8 @@ import torch
 
 from . import call_arguments
 from .api.events import Done, Event
+from .api.fields import checked_switch
+from .api.messages import shown
 from .api.request import GenerationRequest
 from .api.research import ResearchOptions
 from .api.result import GenerationResult
@@ -27,6 +29,7 @@ from .imaging.open import ImageLimits
 from .loading.awaited_load import AwaitedLoad
 from .loading.transformer import LoadProgress
 from .preparation import prepare
+from .process_bound import ProcessBound
 from .queue_limits import QueueLimits
 from .request_type import request_type_of
 from .sampling.step import OnStep
@@ -40,7 +43,7 @@ OPENING_THREADS = 8
 """Requests whose inputs are fetched and decoded at once."""
 
 
-class AsyncUSOEngine:
+class AsyncUSOEngine(ProcessBound):
     """An engine whose requests are awaited; usable in an ``async with`` statement.
 
     It may be used from any number of event loops, and its `USOEngine` from any thread beside it.
@@ -89,6 +92,8 @@ class AsyncUSOEngine:
             MissingFileError, ConfigError, ValueError: a configuration that cannot be used; loading may raise more.
         """
         call_arguments.check_loading(config, device, dtype, attention, image_limits, progress)
+        if not isinstance(queue, QueueLimits | None):
+            raise ValueError(f"queue must be QueueLimits, got {shown(queue)}")
         loaded = config if isinstance(config, EngineConfig) else load_config(config)
         if queue is not None:
             loaded = loaded.model_copy(update={"queue": queue})
@@ -211,7 +216,7 @@ class AsyncUSOEngine:
         Raises:
             ValueError and others: as for `USOEngine.generate`.
         """
-        previews = call_arguments.checked_switch("previews", previews)
+        previews = checked_switch("previews", previews)
         ways = research, quality
         async with self._messages(request, fields, ways, priority, timeout_s, previews=previews) as (messages, _):
             while True:
@@ -231,8 +236,11 @@ class AsyncUSOEngine:
 
         Returns:
             How many were cut off.
+
+        Raises:
+            ValueError: no number of seconds.
         """
-        return await asyncio.to_thread(self.engine.loop.drain, deadline_s)
+        return await asyncio.to_thread(self.engine.loop.drain, call_arguments.checked_deadline(deadline_s))
 
     async def aclose(self) -> None:
         """Close the engine; waits for requests that have begun, fails the others. A second call does nothing.
@@ -260,7 +268,7 @@ class AsyncUSOEngine:
         watched: WatchedSteps | None = None,
     ) -> AsyncIterator[tuple[asyncio.Queue[Message], RequestHandle]]:
         """The messages of a request, which is cancelled if it has not ended by the end."""
-        call_arguments.check_scheduling(priority, timeout_s)
+        priority, timeout_s = call_arguments.checked_scheduling(priority, timeout_s)
         engine, event_loop = self.engine, asyncio.get_running_loop()
         messages: asyncio.Queue[Message] = asyncio.Queue()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
+from threading import TIMEOUT_MAX
 from types import NoneType
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,8 @@ from .errors import SafetyError
 from .imaging.source import ImageSource
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .config import SafetyConfig
     from .sampling.step import OnStep
 
@@ -62,21 +66,26 @@ def checked_on_step(on_step: OnStep | None) -> OnStep | None:
     return on_step
 
 
-def checked_switch(name: str, value: object) -> bool:
-    """True or False; ValueError for anything else."""
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False, got {shown(value)}")
-    return value
-
-
-def check_scheduling(priority: object, timeout_s: object) -> None:
-    """Priority and time limit of a request; ValueError for what they cannot be."""
+def checked_scheduling(priority: object, timeout_s: object) -> tuple[int, float | None]:
+    """Priority and time limit of a request, as numbers of Python's own types; ValueError for what they cannot be."""
     level = plain_whole(priority)
     if not isinstance(level, int) or isinstance(level, bool) or not -10 <= level <= 10:
         raise ValueError(f"priority must be a whole number from -10 to 10, got {shown(priority)}")
-    seconds = None if timeout_s is None else plain_real(timeout_s)
-    if timeout_s is not None and (not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds > 0):
+    if timeout_s is None:
+        return level, None
+    seconds = plain_real(timeout_s)
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds > 0:
         raise ValueError(f"timeout_s must be a number of seconds over 0, or None, got {shown(timeout_s)}")
+    return level, seconds
+
+
+def checked_deadline(deadline_s: object) -> float:
+    """Seconds until something is cut off; ValueError for what they cannot be."""
+    seconds = plain_real(deadline_s)
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds >= 0:
+        raise ValueError(f"deadline_s must be a number of seconds from 0, got {shown(deadline_s)}")
+    # Longer than a thread can wait is no bound.
+    return inf if seconds > TIMEOUT_MAX else float(seconds)
 
 
 def checked_prompt(prompt: object) -> str:
@@ -114,8 +123,8 @@ def check_safety(request: GenerationRequest, settings: SafetyConfig | None, *, h
         raise ValueError("enable_safety_checker must be true: this engine's configuration forbids switching it off")
 
 
-def check_step(step: object, image: object) -> None:
-    """What `preview` is given; ValueError unless it is a step and one of its images."""
+def shown_latent(step: object, image: object) -> Tensor:
+    """The latent that `preview` shows, [16, h / 8, w / 8]; ValueError unless it is given a step and one of its images."""
     from .sampling.step import Step
 
     if not isinstance(step, Step):
@@ -124,6 +133,7 @@ def check_step(step: object, image: object) -> None:
     number = plain_whole(image)
     if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < count:
         raise ValueError(f"image must be a whole number from 0 to {count - 1}, got {shown(image)}")
+    return step.estimated_clean(number)
 
 
 def check_loading(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 
 from . import call_arguments, generation
+from .api.fields import checked_switch
 from .api.request import GenerationRequest
 from .api.research import ResearchOptions
 from .api.result import GenerationResult
@@ -36,6 +37,7 @@ from .offload.placement import release_cached_memory
 from .pipeline import Pipeline
 from .precision.transformer import TIER_OF_DTYPE
 from .preparation import prepare
+from .process_bound import ProcessBound
 from .process_state import clean_process_state
 from .progress import StepProgress
 from .provenance import log_warnings
@@ -48,13 +50,12 @@ from .scheduling.waiting import refuse_inside_on_step, wait_for
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import Tensor
 
     from .offload.plan import MemoryPlan
     from .safety.checker import SafetyChecker
 
 
-class USOEngine(DiffusersFace):
+class USOEngine(ProcessBound, DiffusersFace):
     """A loaded model. Made with `from_config`; usable in a ``with`` statement, which closes it: another is refused then.
 
     Any thread may call it: requests that are there at once take their denoising steps in turn or together, by the policy of
@@ -197,8 +198,8 @@ class USOEngine(DiffusersFace):
         refuse_inside_on_step()
         generation = prepare(self.parts, self.request_type, request, fields, research, quality)
         on_step = call_arguments.checked_on_step(on_step)
-        call_arguments.check_scheduling(priority, timeout_s)
-        bar = StepProgress() if call_arguments.checked_switch("progress", progress) else None
+        priority, timeout_s = call_arguments.checked_scheduling(priority, timeout_s)
+        bar = StepProgress() if checked_switch("progress", progress) else None
         with nullcontext() if bar is None else bar:
             shown = on_step if bar is None else bar.beside(on_step)
             return wait_for(self.loop, generation, on_step=shown, priority=priority, timeout_s=timeout_s)
@@ -216,7 +217,7 @@ class USOEngine(DiffusersFace):
         pixels = self.pipeline.style.preprocess(self._opened(image, "style image", alpha))
         return self.loop.call(self.loop.conditioning, partial(self.pipeline.encode_style, pixels))
 
-    def encode_content(self, image: ImageSource, *, alpha: Alpha = "white") -> Tensor:
+    def encode_content(self, image: ImageSource, *, alpha: Alpha = "white") -> torch.Tensor:
         """Turn a content image into its latent [16, h / 8, w / 8]; ``alpha`` as in `ResearchOptions`."""
         picture = self._opened(image, "content image", alpha)
         pixels = to_pixels(resize_content(picture, long_side=self.config.content.long_side))
@@ -232,8 +233,7 @@ class USOEngine(DiffusersFace):
         Returns:
             A small picture.
         """
-        call_arguments.check_step(step, image)
-        latent = step.estimated_clean(image)
+        latent = call_arguments.shown_latent(step, image)
         return self.loop.call(self.loop.decoding, partial(generation.preview, self.pipeline, latent))
 
     def set_loras(self, loras: Sequence[LoRAChoice], *, keep_configured: bool = True) -> None:
@@ -250,7 +250,7 @@ class USOEngine(DiffusersFace):
             MissingFileError: a file is not there.
             LoRAError: a file that does not fit; the weights stay as they were.
         """
-        keep = call_arguments.checked_switch("keep_configured", keep_configured)
+        keep = checked_switch("keep_configured", keep_configured)
         refuse_inside_on_step()
         self.loop.change_loras(choose_loras(loras, self.config, keep_configured=keep))
 
@@ -269,7 +269,7 @@ class USOEngine(DiffusersFace):
             path: a .json file for chrome://tracing or Perfetto. On a GPU stretches end when the work is handed over.
 
         Raises:
-            OutputError: it cannot be written.
+            ValueError, OutputError: no path, or it cannot be written.
         """
         return self.loop.traced(path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from os import PathLike, fspath
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -35,6 +36,24 @@ def local_name(text: str) -> Path:
         if (match["host"] or "localhost").lower() != "localhost":
             raise ValueError(f"a file on the machine {match['host'][:80]!r}; expected file:///PATH")
         text = unquote(text[match.end() :], errors="surrogateescape")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"the home folder in {text!r:.100} is not known") from error
+
+
+def written_path(name: str, path: object) -> Path:
+    """Where a caller wants something written; ``~`` is their home, as it is for what is read.
+
+    Args:
+        name: what messages call it.
+        path: as given.
+
+    Raises:
+        ValueError: no path, or the home folder of somebody who is not known.
+    """
+    if not isinstance(path, (str, PathLike)) or not isinstance(text := fspath(path), str):
+        raise ValueError(f"{name} must be a path, got {type(path).__name__}")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:

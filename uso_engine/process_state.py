@@ -12,6 +12,7 @@ sets meanwhile holds for the engine, too, until it is replaced by what was there
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -145,6 +146,12 @@ class _ProcessSettings:
         """Let go for one of them, from any thread; the last one gives the caller's values back."""
         self._lock.run(lambda: self._leave(worker))
 
+    def leave_behind(self) -> None:
+        """In a forked child: those who asked stayed in the parent, and so did whoever holds the lock."""
+        self._lock = InterruptSafeLock()
+        self._workers.clear()
+        self._leave(self)
+
     def _enter(self, worker: object) -> None:
         self._workers.add(worker)
         for setting in self._settings[len(self._before) :]:
@@ -160,6 +167,8 @@ class _ProcessSettings:
 
 
 _process = _ProcessSettings()
+if hasattr(os, "register_at_fork"):  # Windows forks nothing.
+    os.register_at_fork(after_in_child=_process.leave_behind)
 
 
 class ProcessHold:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from .diffusers_callback import step_callback
 from .diffusers_results import ConvertedResults, PromptResults, checked_output_type, converted
-from .fields import image_seeds, plain_whole
+from .fields import checked_switch, image_seeds, plain_whole
 from .messages import shown, suggested
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def call_like_diffusers(
     """
     _refuse_unknown(arguments)
     output_type = checked_output_type(arguments.get("output_type", "pil"))
-    returns_dict = _switch(arguments, "return_dict", default=True)
+    returns_dict = checked_switch("return_dict", arguments.get("return_dict", True))
     _check_sequence_length(arguments.get("max_sequence_length"), text_length)
     progress = arguments.get("progress", False)
     several = isinstance(prompt, (list, tuple))
@@ -200,13 +200,6 @@ def _check_sequence_length(value: object, text_length: int) -> None:
         f"max_sequence_length must be a whole number from {text_length}, the length that this configuration pads prompts to, "
         f"to {most}, got {shown(value)}"
     )
-
-
-def _switch(arguments: Mapping[str, object], name: str, *, default: bool) -> bool:
-    value = arguments.get(name, default)
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False, got {shown(value)}")
-    return value
 
 
 def _refuse_unknown(arguments: Mapping[str, object]) -> None:

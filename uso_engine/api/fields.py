@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,22 +62,41 @@ def image_seeds(seed: int, count: int) -> tuple[int, ...]:
 
 
 def plain_whole(value: object) -> object:
-    """2.0 is 2 (JSON has one kind of number), and numpy's integers are integers; everything else is judged as it is."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
+    """2.0 is 2 (JSON has one kind of number), and numpy's numbers are numbers; everything else is judged as it is."""
     if isinstance(value, numbers.Integral) and not isinstance(value, bool):
         return int(value)
-    return value
+    number = plain_real(value)
+    return int(number) if isinstance(number, float) and number.is_integer() else value
 
 
 def plain_real(value: object) -> object:
-    """Numpy's floats are floats; everything else is judged as it is."""
-    return float(value) if isinstance(value, numbers.Real) and not isinstance(value, (bool, int, float)) else value
+    """Numpy's numbers are numbers, of Python's own types; everything else is judged as it is."""
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    try:
+        return float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else value
+    except OverflowError:  # a fraction beyond every float
+        return value
+
+
+def plain_switch(value: object) -> object:
+    """Numpy's True and False are Python's; everything else is judged as it is."""
+    numpy = sys.modules.get("numpy")
+    return bool(value) if numpy is not None and isinstance(value, numpy.bool_) else value
+
+
+def checked_switch(name: str, value: object) -> bool:
+    """True or False; ValueError for anything else: "no" would be a yes."""
+    switch = plain_switch(value)
+    if not isinstance(switch, bool):
+        raise ValueError(f"{name} must be True or False, got {shown(value)}")
+    return switch
 
 
 # Last in each type, so that the bounds before it are checked on the number and shown in the JSON schema.
 WHOLE = BeforeValidator(plain_whole)
 REAL = BeforeValidator(plain_real)
+SWITCH = BeforeValidator(plain_switch)
 
 
 def images_as_json(images: Sequence[ImageSource | None]) -> list[str | None]:
@@ -148,6 +168,7 @@ HostedSeed: TypeAlias = Annotated[
     WHOLE,
     WithJsonSchema({"type": "integer", "minimum": 1, "maximum": MAX_SEED}),
 ]
+Switch: TypeAlias = Annotated[bool, SWITCH]
 ContentLongSide: TypeAlias = Annotated[
     int, Field(ge=64, le=1024, description="Extension: long side that the content image is resized to, in pixels."), WHOLE
 ]

@@ -45,6 +45,7 @@ from .fields import (
     Size,
     Steps,
     StyleScale,
+    Switch,
     TrueCfgScale,
     checked_images,
     checked_size,
@@ -80,13 +81,13 @@ class GenerationRequest(BaseModel):
     )
     num_inference_steps: Steps = 28
     guidance_scale: Guidance = 4.0
-    keep_size: bool = Field(
+    keep_size: Switch = Field(
         False, description="Keep the content image's shape: its size at the content long side, times 2; image_size is not used."
     )
     num_images: Count = 1
     seed: Seed = None
-    sync_mode: bool = Field(False, description="Return the images themselves instead of URLs.")
-    enable_safety_checker: bool = Field(True, description="Replace unsafe images by black ones.")
+    sync_mode: Switch = Field(False, description="Return the images themselves instead of URLs.")
+    enable_safety_checker: Switch = Field(True, description="Replace unsafe images by black ones.")
     output_format: Literal["png", "jpeg"] = Field("png", description="How images are encoded.")
 
     true_cfg_scale: TrueCfgScale = 2.0

@@ -13,7 +13,7 @@ from uso_engine.imaging.rgb import Alpha
 from uso_engine.sampling.sampler import LARGEST_SHIFT, SAMPLERS, SamplerName
 from uso_engine.sampling_settings import TextPadding
 
-from .fields import checked_image, image_problem, plain_real, plain_whole
+from .fields import checked_image, checked_switch, image_problem, plain_real, plain_whole
 from .messages import shown
 
 if TYPE_CHECKING:
@@ -88,8 +88,7 @@ class ResearchOptions:
         set_field(self, "posterior_seed", _checked_seed(self.posterior_seed))
         if not isinstance(self.alpha, str) or self.alpha not in ("white", "drop"):
             raise _refusal("alpha", "'white' or 'drop'", self.alpha)
-        if not isinstance(self.reference_numerics, bool):
-            raise _refusal("reference_numerics", "True or False", self.reference_numerics)
+        set_field(self, "reference_numerics", checked_switch("research.reference_numerics", self.reference_numerics))
         set_field(self, "sampler", _checked_sampler(self.sampler))
         set_field(self, "shift", _checked_shift(self.shift))
         set_field(self, "cosine", _checked_cosine(self.cosine, self.shift))

@@ -14,7 +14,10 @@ from PIL import Image
 
 from uso_engine.imaging.encode import CONTENT_TYPES, Encoder, ImageMetadata, OutputFormat, output_format_of
 from uso_engine.imaging.store import ImageStore
+from uso_engine.local_names import written_path
 
+from .fields import checked_switch
+from .messages import shown
 from .response import DataObject, GenerationResponse, ImageObject, Meta, Timings, Usage
 
 if TYPE_CHECKING:
@@ -77,8 +80,8 @@ class GenerationResult:
         """Write the images, each whole or not at all; one that cannot be written does not cost the others.
 
         Args:
-            path: where to; its ending (.png, .jpg, .jpeg, .webp) decides the format. Several images get ``-0``, ``-1`` …
-                before it.
+            path: where to, also with ``~``; its ending (.png, .jpg, .jpeg, .webp) decides the format. Several images get
+                ``-0``, ``-1`` … before it.
             parameters: whether the files say what made them (prompt, seed …); that they are generated they always say.
             encoder: threads to encode in; some of its own by default.
 
@@ -86,10 +89,10 @@ class GenerationResult:
             The paths, in the order of the images.
 
         Raises:
-            ValueError: another ending.
+            ValueError: another ending, or something that is no path.
             OutputError: an image could not be written; the others were.
         """
-        path = Path(path)
+        path, parameters = written_path("path", path), checked_switch("parameters", parameters)
         output_format_of(path)
         if encoder is None:
             with Encoder() as own:
@@ -125,10 +128,13 @@ class GenerationResult:
             The response.
 
         Raises:
-            ValueError: no store, and not in sync mode.
+            ValueError: no store, and not in sync mode; or a value of another type.
             OutputError: the store could not keep an image.
         """
-        sync_mode = self.sync_mode if sync_mode is None else sync_mode
+        sync_mode = self.sync_mode if sync_mode is None else checked_switch("sync_mode", sync_mode)
+        parameters = checked_switch("parameters", parameters)
+        if store is not None and not callable(getattr(store, "put", None)):
+            raise ValueError(f"store must have a method put, as FileStore has, got {shown(store)}")
         if store is None and not sync_mode:
             raise ValueError("URLs need a store to put the images in; give one, or set sync_mode")
         if encoder is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from .exit_codes import EXIT_INTERRUPTED
@@ -9,6 +10,9 @@ from .exit_codes import EXIT_INTERRUPTED
 
 def main() -> None:
     """Entry point of ``uso-engine``; Ctrl-C ends it with one line, also while it is still importing itself."""
+    if os.environ.get("COLUMNS", "").strip() == "0":
+        # What containers and editors say where they know no width; taken as a width, nothing would be printed, not even errors.
+        del os.environ["COLUMNS"]
     try:
         from .process import run
 

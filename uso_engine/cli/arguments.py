@@ -20,7 +20,13 @@ def parse_size(text: str) -> str | dict[str, int]:
 
 
 def parse_images(names: Sequence[str]) -> list[str | None]:
-    """Pictures in order; the word none in the first place stands for no content image."""
+    """Pictures in order; the word none in the first place stands for no content image.
+
+    Raises:
+        ValueError: a name that is empty, as an unset variable of the shell is.
+    """
+    if "" in names:
+        raise ValueError("--image is empty; give a path or URL, or 'none' in the first place for style alone")
     return [None if place == 0 and name.lower() == "none" else name for place, name in enumerate(names)]
 
 
@@ -62,8 +68,10 @@ def read_batch(path: Path) -> list[dict[str, object]]:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         raise MissingFileError(f"no file of requests at {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as UTF-8 text: {error}") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     requests = []
     for number, line in enumerate(lines, 1):
         if not line.strip():

@@ -95,7 +95,7 @@ def sentence(error: Exception) -> str:
     for item in error.errors():
         field = ".".join(str(part) for part in item["loc"])
         message = str(item["msg"]).removeprefix("Value error, ")
-        problems.append(message if not field or message.startswith(field) else f"{field}: {message}")
+        problems.append(message if not field or message.startswith((field, repr(field))) else f"{field}: {message}")
     return "; ".join(problems)
 
 

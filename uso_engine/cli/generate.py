@@ -12,6 +12,7 @@ import typer
 from .arguments import merged_line, parse_images, parse_lora, parse_size, read_batch
 from .console import be_verbose, errors, fail, is_verbose, reports_errors, say, sentence, warn
 from .outputs import Outputs, check_outputs, hosted_format, named_output
+from .pictures import check_pictures
 from .progress import GenerationProgress, LoadingProgress
 from .torchrun import follows
 
@@ -126,31 +127,35 @@ def generate(
         requests = [(outputs.of_line(i, line.get("output_format")), line) for i, line in enumerate(lines)]
     check_outputs(outputs, requests, read=batch)
     from uso_engine.config import load_config
-    from uso_engine.request_type import request_type_of
 
     loras = [parse_lora(text) for text in lora or []]
     settings = load_config(config if config is not None else DEMONSTRATION)
     from uso_engine.api.research import ResearchOptions
+    from uso_engine.loading.lora_choice import choose_loras
 
     # Which checks the names.
     research = ResearchOptions(sampler=sampler, shift=shift, cosine=cosine, text_padding=text_padding)  # type: ignore[arg-type]
-    if batch is None:
-        # Before minutes of loading; in a batch one wrong line does not keep the others from being made.
-        _check(settings, request_type_of(settings).model_validate(given), research, quality)
+    # Before minutes of loading. What is read here is not read again while it is held.
+    chosen = choose_loras(loras, settings) if loras else None
+    if batch is None:  # In a batch one wrong line does not keep the others from being made.
+        _check(settings, given, research, quality)
     with load_engine(settings, device, attention, memory_budget) as engine:
-        if loras:
+        if chosen is not None:
             engine.set_loras(loras)
         failed = _run_all(engine, requests, research, quality, is_batch=batch is not None)
     if failed:
         raise fail(f"{failed} of {len(requests)} requests failed; the images of the others were written")
 
 
-def _check(settings: EngineConfig, request: GenerationRequest, research: ResearchOptions, quality: str | None) -> None:
+def _check(settings: EngineConfig, given: Mapping[str, object], research: ResearchOptions, quality: str | None) -> None:
     """Refuse what the engine would refuse once it is loaded."""
     from uso_engine.loading.sampling_choice import choose_sampling, with_quality
+    from uso_engine.request_type import request_type_of
 
+    request = request_type_of(settings).model_validate(given)
     _, point = with_quality(settings, request, research, quality)
     choose_sampling(settings, research, point)
+    check_pictures(request)
 
 
 def load_engine(settings: EngineConfig, device: str | None, attention: str, memory_budget: float | None) -> USOEngine:

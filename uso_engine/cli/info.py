@@ -8,9 +8,8 @@ from dataclasses import replace
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from .console import console, reports_errors, say
+from .console import reports_errors, say
 
 _PACKAGES = ("uso-engine", "torch", "diffusers", "transformers")
 _OPTIONAL = {
@@ -39,22 +38,21 @@ def info(
 
     from uso_kernels.attention import available_backends
 
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_row("python", platform.python_version())
-    for name in _PACKAGES:
-        table.add_row(name, _version(name) or "not installed")
-    for name, module in _OPTIONAL.items():
-        table.add_row(name, _optional(name, module))
-    table.add_row("device", _device(torch.cuda.is_available()))
-    table.add_row("CPU", f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
-    table.add_row("kernels", _kernels(torch.cuda.is_available()))
+    facts = {"python": platform.python_version()}
+    facts |= {name: _version(name) or "not installed" for name in _PACKAGES}
+    facts |= {name: _optional(name, module) for name, module in _OPTIONAL.items()}
+    facts["device"] = _device(torch.cuda.is_available())
+    facts["CPU"] = f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    facts["kernels"] = _kernels(torch.cuda.is_available())
     for name, missing in available_backends("cuda" if torch.cuda.is_available() else "cpu").items():
-        table.add_row(f"attention {name}", "can run" if missing is None else missing)
-    table.add_row("CUDA graphs", _graphs())
-    for tier, need in _tier_needs().items():
-        table.add_row(f"FLUX.1-dev in {tier}", need)
-    table.add_row("memory plans", "uso-engine info CONFIG")
-    console.print(table)
+        facts[f"attention {name}"] = "can run" if missing is None else missing
+    facts["CUDA graphs"] = _graphs()
+    facts |= {f"FLUX.1-dev in {tier}": need for tier, need in _tier_needs().items()}
+    facts["memory plans"] = "uso-engine info CONFIG"
+    # Not a table of the console's: at the width of a narrow terminal or of none it would cut what people send with a report.
+    width = max(map(len, facts))
+    for name, fact in facts.items():
+        say(f"{name:<{width}}  {fact}")
 
 
 def _graphs() -> str:

@@ -6,6 +6,7 @@ import io
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 
 from .console import fail, interrupts, said_by_the_system
@@ -25,6 +26,10 @@ def run() -> None:
 
 def _exit_code() -> int:
     """What the command ends with; every way of ending it is a number here."""
+    try:
+        Path.cwd()
+    except OSError:  # Relative paths mean nothing then, and a library of PyTorch's ends the process with a word about itself.
+        return fail("the working directory is not there any more; change to another one").exit_code
     try:
         from .app import app
 

@@ -11,6 +11,7 @@ from .arguments import parse_images, parse_size
 from .console import errors, reports_errors, say
 from .generate import DEMONSTRATION, load_engine
 from .outputs import check_writable
+from .pictures import check_pictures
 from .progress import GenerationProgress
 from .torchrun import follows
 
@@ -53,6 +54,7 @@ def profile(
     fields |= {} if image is None else {"images": parse_images(image)}
     fields |= {} if size is None else {"image_size": parse_size(size)}
     request = request_type_of(settings).model_validate(fields)
+    check_pictures(request)
     with load_engine(settings, device, attention, memory_budget) as engine:
         from uso_engine.imaging.atomic import write_atomically
         from uso_engine.profiling.request_profile import profile_request

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _CHANNELS = (1, 3, 4)
 _ARRAY_SHAPES = "[height, width], or with 1, 3 or 4 channels last"
 _TENSOR_SHAPES = "[height, width], or with 1, 3 or 4 channels first"
+_UNREADABLE = "its values cannot be read; expected a dense tensor of uint8 or floats"
 
 
 def array_to_image(array: NDArray[np.generic], *, max_pixels: int, label: str) -> Image.Image:
@@ -32,8 +33,10 @@ def array_to_image(array: NDArray[np.generic], *, max_pixels: int, label: str) -
         A new image of mode L, RGB or RGBA.
 
     Raises:
-        ImageError: another shape or dtype, values outside 0 to 1, or too many pixels.
+        ImageError: another shape or dtype, values outside 0 to 1, masked ones, or too many pixels.
     """
+    if np.ma.is_masked(array):
+        raise ImageError(f"{label}: some of its values are masked; give them a colour with .filled(…) first")
     plain = np.asarray(array)
     _check_shape(plain.shape, channels_at=-1, expected=_ARRAY_SHAPES, label=label)
     return _image(plain, max_pixels=max_pixels, label=label)
@@ -54,6 +57,8 @@ def tensor_to_image(tensor: Tensor, *, max_pixels: int, label: str) -> Image.Ima
     Raises:
         ImageError: another shape, dtype or layout, values outside 0 to 1, or too many pixels.
     """
+    if tensor.is_nested:  # which has no shape to check
+        raise ImageError(f"{label}: {_UNREADABLE}")
     _check_shape(tuple(tensor.shape), channels_at=0, expected=_TENSOR_SHAPES, label=label)
     check_size((tensor.shape[-1], tensor.shape[-2]), max_pixels=max_pixels, label=label)
     try:
@@ -61,7 +66,7 @@ def tensor_to_image(tensor: Tensor, *, max_pixels: int, label: str) -> Image.Ima
         held = held.float() if held.is_floating_point() else held
         plain = held.numpy()
     except (RuntimeError, TypeError, NotImplementedError) as error:  # a meta, sparse or quantised tensor
-        raise ImageError(f"{label}: its values cannot be read; expected a dense tensor of uint8 or floats") from error
+        raise ImageError(f"{label}: {_UNREADABLE}") from error
     return _image(plain if plain.ndim == 2 else np.moveaxis(plain, 0, -1), max_pixels=max_pixels, label=label)
 
 
@@ -85,8 +90,9 @@ def _image(array: NDArray[np.generic], *, max_pixels: int, label: str) -> Image.
 def _to_bytes(array: NDArray[np.generic], label: str) -> NDArray[np.uint8]:
     if not np.issubdtype(array.dtype, np.floating):
         raise ImageError(f"{label}: expected values of uint8, or floats from 0 to 1, got {array.dtype}")
-    floats = array.astype(np.float32)
+    with np.errstate(all="ignore"):  # What is too large for float32 is refused below.
+        floats = array.astype(np.float32)
     low, high = float(floats.min()), float(floats.max())
     if not (low >= 0 and high <= 1):  # not a number fails both
-        raise ImageError(f"{label}: expected floats from 0 to 1, got values from {low:g} to {high:g}")
+        raise ImageError(f"{label}: expected floats from 0 to 1, got values from {low:.9g} to {high:.9g}")
     return (floats * 255).round().astype(np.uint8)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
+from threading import TIMEOUT_MAX
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from PIL import Image
@@ -55,7 +58,7 @@ class ImageLimits:
             costs is bounded by the picture's size, and a decoder that does not end cannot be ended.
 
     Raises:
-        ValueError: a limit that is not positive, or an entry that is no host.
+        ValueError: a limit that is no positive number, a switch that is neither True nor False, or an entry that is no host.
     """
 
     max_bytes: int = 50 * 2**20
@@ -70,10 +73,19 @@ class ImageLimits:
     decode_pool: DecodePool | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_bytes", "max_pixels", "deadline_s", "decode_deadline_s"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        HostList((*self.private_hosts, *(self.allowed_hosts or ())))
+        set_field = object.__setattr__  # Frozen for everyone else.
+        for name in ("max_bytes", "max_pixels"):
+            set_field(self, name, _whole(name, getattr(self, name)))
+        for name in ("deadline_s", "decode_deadline_s"):
+            set_field(self, name, _seconds(name, getattr(self, name)))
+        for name in ("allow_http", "allow_private_addresses", "allow_paths"):
+            if not isinstance(getattr(self, name), bool):  # "no" would be a yes.
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r:.60}")
+        set_field(self, "private_hosts", _hosts("private_hosts", self.private_hosts))
+        if self.allowed_hosts is not None:
+            set_field(self, "allowed_hosts", _hosts("allowed_hosts", self.allowed_hosts))
+        if self.decode_pool is not None and not callable(getattr(self.decode_pool, "decode", None)):
+            raise ValueError(f"decode_pool must be a DecodePool, got {type(self.decode_pool).__name__}")
 
 
 def open_image(
@@ -136,6 +148,29 @@ def open_image(
     return to_rgb(image, label=label, orientation=orientation, alpha=alpha)
 
 
+def _whole(name: str, value: object) -> int:
+    number = cast("float", value)  # Numpy's too, which is what the check says.
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 < number < 2**63 or number != int(number):
+        raise ValueError(f"{name} must be positive and a whole number, got {value!r:.60}")
+    return int(number)
+
+
+def _seconds(name: str, value: object) -> float:
+    number = cast("float", value)
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 < number <= TIMEOUT_MAX:
+        raise ValueError(f"{name} must be positive and a number of seconds, got {value!r:.60}")
+    return float(number)
+
+
+def _hosts(name: str, entries: object) -> tuple[str, ...]:
+    # A name alone would be taken for a list of its letters.
+    listed = tuple(entries) if isinstance(entries, Iterable) and not isinstance(entries, (str, bytes)) else (entries,)
+    if isinstance(entries, str) or not all(isinstance(entry, str) for entry in listed):
+        raise ValueError(f"{name} must be a list of hosts, got {entries!r:.100}")
+    HostList(listed)
+    return listed
+
+
 def _read(source: ImageSource, limits: ImageLimits, label: str) -> bytes:
     if isinstance(source, (bytes, bytearray, memoryview)):
         _check_length(memoryview(source).nbytes, limits, label)
@@ -160,8 +195,17 @@ def _read_file(file: BinaryIO, limits: ImageLimits, label: str) -> bytes:
         if not block:
             break
         data += block
+    if not data and _has_passed_something(file):
+        raise ImageError(f"{label}: nothing is left after where it stands; go back to its beginning first: .seek(0)")
     _check_length(len(data), limits, label)
     return bytes(data)
+
+
+def _has_passed_something(file: BinaryIO) -> bool:
+    try:
+        return file.tell() > 0
+    except (AttributeError, OSError, TypeError, ValueError):  # a pipe, or an object that can only be read
+        return False
 
 
 def _read_text(text: str, limits: ImageLimits, label: str) -> bytes:

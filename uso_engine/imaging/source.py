@@ -93,8 +93,11 @@ def describe_source(source: ImageSource) -> str:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return f"{memoryview(source).nbytes:,} bytes"
     if is_array(source) or is_tensor(source):
-        kind = "numpy array" if is_array(source) else "tensor"
-        return f"{kind} {list(source.shape)} {str(source.dtype).removeprefix('torch.')[:40]}"
+        kind, dtype = "numpy array" if is_array(source) else "tensor", str(source.dtype).removeprefix("torch.")[:40]
+        try:
+            return f"{kind} {list(source.shape)} {dtype}"
+        except RuntimeError:  # a nested tensor has no shape
+            return f"nested {kind} {dtype}"
     if isinstance(source, str) and source[:5].lower() == "data:":
         return f"data URI of {len(source):,} characters"
     if isinstance(source, str) and SCHEME.match(source):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from numbers import Real
+from typing import cast
 
 import torch
 
@@ -48,9 +50,10 @@ def budget_bytes(gib: object, name: str) -> int:
     Raises:
         ValueError: not a number of GiB that a machine could have; says under which name it was given.
     """
-    if isinstance(gib, bool) or not isinstance(gib, int | float) or not SMALLEST_BUDGET_GIB <= gib <= LARGEST_BUDGET_GIB:
+    number = cast("float", gib)  # Numpy's too, which is what the check says.
+    if isinstance(gib, bool) or not isinstance(gib, Real) or not SMALLEST_BUDGET_GIB <= number <= LARGEST_BUDGET_GIB:
         raise ValueError(f"{name} must be a number of GiB from {SMALLEST_BUDGET_GIB:g} to {LARGEST_BUDGET_GIB:g}, got {gib!r}")
-    return int(gib * GIB)
+    return int(float(number) * GIB)
 
 
 BUDGET_OF_SEVERAL = "a memory budget and [parallel] ulysses exclude each other: every process holds all weights"

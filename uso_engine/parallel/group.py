@@ -7,6 +7,7 @@ is made: a service that the engine is embedded in may have its own.
 
 from __future__ import annotations
 
+import logging
 import pickle
 import threading
 from collections.abc import Callable, Sequence
@@ -21,6 +22,8 @@ from torch import Tensor
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]  # documented there, not declared
 
 from uso_engine.errors import ParallelError
+
+logger = logging.getLogger(__name__)
 
 Kind = TypeVar("Kind")
 WITHOUT_END = timedelta(days=400)
@@ -74,8 +77,9 @@ def within(limit: timedelta, connect: Callable[[], Kind]) -> Kind:
     gives up at about the same time.
 
     Args:
-        limit: how long; the call goes on in a thread of its own until PyTorch gives it up. The process's end waits for that: an
-            interpreter that ends beneath a call into PyTorch aborts.
+        limit: how long; the call goes on in a thread of its own until PyTorch gives it up. Nothing can interrupt it, and the
+            process's end waits for that: an interpreter that ends beneath a call into PyTorch aborts. A warning says so, also
+            where whoever waits is interrupted.
         connect: the call.
 
     Raises:
@@ -90,11 +94,20 @@ def within(limit: timedelta, connect: Callable[[], Kind]) -> Kind:
         except Exception as error:  # noqa: BLE001 - raised in the caller's thread
             outcome.put((None, error))
 
-    threading.Thread(target=run, name="connecting", daemon=False).start()
+    thread = threading.Thread(target=run, name="connecting", daemon=False)
     try:
+        thread.start()
         value, error = outcome.get(timeout=limit.total_seconds())
-    except Empty:
-        raise TimeoutError(f"no answer within {limit}") from None
+    except BaseException as error:
+        if thread.is_alive():
+            logger.warning(
+                "PyTorch is still connecting, which nothing can interrupt: this process ends when it has given up, about %s "
+                "after it began (SIGKILL ends it at once)",
+                limit,
+            )
+        if isinstance(error, Empty):
+            raise TimeoutError(f"no answer within {limit}") from None
+        raise
     if error is not None:
         raise error
     return cast("Kind", value)

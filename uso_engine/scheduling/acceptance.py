@@ -27,10 +27,16 @@ class Acceptance:
         self.closed = False
         self.draining = False
         self.python_ends = False
+        self.forked = False
         self.failure: BaseException | None = None
 
     def refusal(self) -> USOError | None:
         """Why nothing is accepted any more; None while something is."""
+        if self.forked:
+            return EngineClosedError(
+                f"engine {self._name} computes in threads of the process that this one was forked from; "
+                "load an engine in this process, or start it with multiprocessing's 'spawn'"
+            )
         if self.failure is not None:
             dead = EngineDeadError(
                 f"engine {self._name} can compute no more, its thread failed: {type(self.failure).__name__}: {self.failure}"

@@ -116,12 +116,12 @@ class RequestLoop:
     @contextmanager
     def traced(self, path: str | Path) -> Iterator[None]:
         """Write what the threads do meanwhile to a file; see `uso_engine.scheduling.trace`."""
-        self.trace = trace = Trace()
+        self.trace = trace = Trace(path)
         try:
             yield
         finally:
             self.trace = None
-            trace.write(path)
+            trace.write()
 
     def drain(self, deadline_s: float) -> int:
         """Accept nothing more and finish what is there.

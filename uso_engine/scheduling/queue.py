@@ -21,6 +21,7 @@ from uso_engine.queue_limits import QueueLimits
 from .acceptance import Acceptance
 from .active import ActiveRequest, Work
 from .counters import Counters
+from .forking import tell_after_fork
 from .handle import Failed, Message, RequestHandle
 from .scheduler import Scheduler
 
@@ -52,6 +53,8 @@ class RequestQueue:
         self._watchers: list[SimpleQueue[None]] = []
         self._accepted = 0
         self._requests: dict[ActiveRequest, None] = {}
+        self._begun = False
+        tell_after_fork(self)
 
     @property
     def requests(self) -> tuple[ActiveRequest, ...]:
@@ -233,7 +236,14 @@ class RequestQueue:
 
     def notify(self) -> None:
         """Something has happened; takes no lock, so from any thread at any time."""
+        self._begun = True
         self._wakeups.put(None)
+
+    def leave_behind(self) -> None:
+        """In a forked child: threads, locks and requests are the parent's; where no thread has begun, its own may still."""
+        self.lock = threading.RLock()
+        self._requests.clear()
+        self.acceptance.forked = self.acceptance.forked or self._begun
 
 
 def _outcome(message: Done | Failed) -> str:

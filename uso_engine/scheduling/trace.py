@@ -7,14 +7,23 @@ import threading
 from pathlib import Path
 
 from uso_engine.imaging.atomic import write_atomically
+from uso_engine.local_names import written_path
 
 MOST_EVENTS = 1_000_000
 
 
 class Trace:
-    """Stretches of work by lane, one lane for each thread; the last `MOST_EVENTS` of them."""
+    """Stretches of work by lane, one lane for each thread; the first `MOST_EVENTS` of them.
 
-    def __init__(self) -> None:
+    Args:
+        path: where they are written to.
+
+    Raises:
+        ValueError: no path.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = written_path("path", path)
         self._events: list[dict[str, object]] = []
         self._lanes: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -36,7 +45,7 @@ class Trace:
             times = {"ts": 1e6 * start_s, "dur": 1e6 * (end_s - start_s)}
             self._events.append({"name": name, "ph": "X", "pid": 0, "tid": number, **times, "args": details})
 
-    def write(self, path: str | Path) -> None:
+    def write(self) -> None:
         """Write what is there.
 
         Raises:
@@ -48,4 +57,4 @@ class Trace:
                 for lane, number in self._lanes.items()
             ]
             text = json.dumps({"traceEvents": [*names, *self._events], "displayTimeUnit": "ms"})
-        write_atomically(Path(path), text.encode())
+        write_atomically(self._path, text.encode())
