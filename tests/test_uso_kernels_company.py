@@ -213,3 +213,24 @@ def test_gelu_is_pytorchs_of_whole_vectors(count: int, dtype: torch.dtype, monke
     # So many threads that not each of them gets a vector: it is one thread's then.
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1000)
     assert torch.equal(gelu(x[:20000]), expected[:20000])
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_the_rotations_bits_are_the_same_where_autograd_could_record(count: int) -> None:
+    """Gradients that nobody asks for change nothing; one that is asked for is there."""
+    heads, head_dim, rows = 7, 128, 329
+    qkv, scales = drawn(rows, 3 * heads * head_dim, dtype=torch.float32), drawn(2, head_dim, dtype=torch.float32, seed=2)
+    angles = drawn(rows, head_dim // 2, dtype=torch.float32, seed=1) * 6
+
+    def turned(given: Tensor) -> Tensor:
+        q, k, v = (given.new_empty(rows, heads, head_dim) for _ in range(3))
+        qk_norm_rope(given, scales[0], scales[1], angles.cos(), angles.sin(), None, q, k, v)
+        return torch.stack((q, k, v))
+
+    with threads(count):
+        with torch.no_grad():
+            expected = turned(qkv)
+        assert torch.equal(turned(qkv), expected)
+        leaf = qkv.clone().requires_grad_()
+        turned(leaf).square().sum().backward()
+    assert leaf.grad is not None and leaf.grad.abs().sum(1).min() > 0

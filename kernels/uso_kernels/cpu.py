@@ -44,14 +44,15 @@ def whole_vectors(x: Tensor) -> Iterator[slice]:
     """Rows of complex numbers to be multiplied at once, so that a product's bits depend on its factors alone.
 
     What is left of a vector at the end of a thread's part PyTorch multiplies by another formula, which differs by the last bit.
-    So no part ends inside of a vector; where a head ends in one, each row is a part and has the same columns left.
+    So no part ends inside of a vector; where a head ends in one, each row is a part and has the same columns left. On a
+    GPU, and where a gradient is recorded, it is all rows at once.
 
     Args:
         x: [R, H, N]; the other factor is [R, 1, N].
     """
     rows, numbers, threads = x.shape[0], x[:1].numel(), torch.get_num_threads()
     start, step = 0, max(1, _ONE_THREADS_PRODUCTS // max(1, numbers))
-    if not x.is_cpu or torch.is_grad_enabled():
+    if not x.is_cpu or x.requires_grad:
         start = rows
     elif x.shape[2] % _COMPLEX_VECTORS:
         step = 1
