@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from uso_engine.errors import DeviceMemoryError
+from uso_engine.errors import DeviceMemoryError, ParallelError
 from uso_engine.loading.device import out_of_memory
 from uso_engine.scheduling.stepping import take_step
 
@@ -82,3 +82,61 @@ def test_each_ones_own_step_finds_the_memory_of_the_failed_one_free() -> None:
     outcome = take_step(short, members(2))
     assert [str(error) for _, error in outcome.failed] == ["no such length"] * 2
     assert (outcome.taken, short.alive_before, short.alive) == ([], [0, 0, 0], 0)
+
+
+class Wrapping(Short):
+    """Its errors come from others, as those of a capture do."""
+
+    def __init__(self) -> None:
+        super().__init__(most=0, error=RuntimeError("not permitted"))
+
+    def step(self, jobs: Sequence[object]) -> list[Tensor]:
+        try:
+            return super().step(jobs)
+        except RuntimeError as error:
+            try:
+                raise KeyError("a step of its own") from error
+            except KeyError:
+                raise ValueError("capturing failed")  # noqa: B904 - said without a cause, as code of others may
+
+
+def test_an_error_that_came_from_another_holds_nothing_of_the_step_either() -> None:
+    short = Wrapping()
+    outcome = take_step(short, members(2))
+    assert [str(error) for _, error in outcome.failed] == ["capturing failed"] * 2
+    assert (short.alive_before, short.alive) == ([0, 0, 0], 0)
+
+
+class Faulty(Short):
+    """Its memory does for two; one of them asks for what cannot be computed."""
+
+    def __init__(self, faulty: object) -> None:
+        super().__init__(most=2)
+        self.faulty = faulty
+
+    def step(self, jobs: Sequence[object]) -> list[Tensor]:
+        taken = super().step(jobs)
+        if self.faulty in jobs:
+            raise ValueError("no such length")
+        return taken
+
+
+def test_an_error_of_the_smaller_step_is_one_requests_own() -> None:
+    """The engine took it for the end of its device, and every request for lost."""
+    company = members(4)
+    outcome = take_step(Faulty(company[1].jobs[0]), company)
+    assert [member for member, _ in outcome.taken] == [company[0]]
+    assert [(member, str(error)) for member, error in outcome.failed] == [(company[1], "no such length")]
+    assert outcome.too_large == 40
+
+
+def test_a_device_that_is_lost_in_the_smaller_step_is_nobodys_fault() -> None:
+    with pytest.raises(ParallelError, match="gone"):
+        take_step(Lost(), members(4))
+
+
+class Lost:
+    """Memory does not do, and then another process is gone."""
+
+    def step(self, jobs: Sequence[object]) -> list[Tensor]:
+        raise torch.OutOfMemoryError("CUDA out of memory") if len(jobs) > 2 else ParallelError("process 1 is gone")

@@ -109,5 +109,16 @@ def out_of_memory(error: BaseException, where: str, device: torch.device, advice
 
 
 def let_go(error: BaseException) -> None:
-    """Let the functions that an error came through forget what they hold: their tensors otherwise live as long as it does."""
-    traceback.clear_frames(error.__traceback__)
+    """Let the functions that an error came through forget what they hold: their tensors otherwise live as long as it does.
+
+    So do those of the errors that it was raised from or during, which have functions of their own.
+    """
+    seen: set[int] = set()
+    left: list[BaseException | None] = [error]
+    while left:
+        one = left.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        traceback.clear_frames(one.__traceback__)
+        left += (one.__cause__, one.__context__)

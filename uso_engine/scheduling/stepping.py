@@ -66,14 +66,7 @@ def take_step(stepper: Stepper, members: Sequence[ActiveRequest]) -> StepOutcome
         outcome.too_large = sum(member.tokens for member in members)
         _retry_smaller(stepper, sorted(members, key=lambda member: member.arrival_s), outcome)
     except Exception as error:  # noqa: BLE001 - of any type: it is handed to the request whose fault it is
-        let_go(error)
-        if len(members) == 1 or _is_fatal(error):
-            _fail(members[0], error, outcome)
-        else:
-            for member in members:
-                alone = take_step(stepper, [member])
-                outcome.taken += alone.taken
-                outcome.failed += alone.failed
+        _find_whose(stepper, members, error, outcome)
     return outcome
 
 
@@ -89,6 +82,20 @@ def _retry_smaller(stepper: Stepper, oldest_first: Sequence[ActiveRequest], outc
     except torch.OutOfMemoryError as error:
         release_memory(error)
         _fail(fewer[-1], error, outcome)
+    except Exception as error:  # noqa: BLE001 - likewise
+        _find_whose(stepper, fewer, error, outcome)
+
+
+def _find_whose(stepper: Stepper, members: Sequence[ActiveRequest], error: Exception, outcome: StepOutcome) -> None:
+    """Let each take its step alone, so that an error of their step together is one's own."""
+    let_go(error)
+    if len(members) == 1 or _is_fatal(error):
+        _fail(members[0], error, outcome)
+        return
+    for member in members:
+        alone = take_step(stepper, [member])
+        outcome.taken += alone.taken
+        outcome.failed += alone.failed
 
 
 def _fail(member: ActiveRequest, error: Exception, outcome: StepOutcome) -> None:
