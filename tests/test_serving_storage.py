@@ -266,6 +266,15 @@ open_storage(sys.argv[1]).write("files/a.png", b"half of it", "image/png")
     assert storage.names("files") == [] and not part.exists()
 
 
+def test_a_home_that_is_not_known_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", unknown)
+    with pytest.raises(ConfigError, match=r"file://~/state is in this user's home, which is not known; set HOME"):
+        open_storage("file://~/state")
+
+
 def test_images_of_a_server_with_a_bucket(s3: dict[str, str], tmp_path: Path) -> None:
     size = {"width": 64, "height": 64}
     body = {"model": "bytedance/uso", "prompt": "", "image_urls": [], "image_size": size}

@@ -58,10 +58,17 @@ def open_storage(url: str) -> Storage:
     if parts.scheme == "file" and parts.netloc in ("", "localhost") and parts.path.startswith("/"):
         return FolderStorage(Path(unquote(parts.path)))
     if parts.scheme == "file" and parts.netloc == "~" and parts.path.strip("/"):
-        return FolderStorage(Path.home() / unquote(parts.path).lstrip("/"))
+        return FolderStorage(_home(url) / unquote(parts.path).lstrip("/"))
     if parts.scheme == "s3" and parts.netloc:
         return S3Storage(f"{parts.netloc}{parts.path}".rstrip("/"))
     raise ConfigError(f"storage must be file:///folder, file://~/folder or s3://bucket/prefix, got {url!r}")
+
+
+def _home(url: str) -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:  # A user without an entry, as a container may have, and no HOME.
+        raise ConfigError(f"storage {url} is in this user's home, which is not known; set HOME, or name the folder") from None
 
 
 class FolderStorage:
