@@ -97,8 +97,9 @@ class Turns(Generic[T]):
         self._patience_s = 0.0
 
     def take(self, rounds: int) -> Timings[T]:
-        """Run each until so many of its turns count, or until `MOST_ROUNDS` times as many were made: then all of them count,
-        and `product_ms` says that the machine did not keep its rate.
+        """Run each until so many of its turns count, or until `MOST_ROUNDS` times as many were made: then all of them count.
+
+        By `product_ms` it is then seen (`is_steady`) whether the machine changed its rate, or one fast turn was the exception.
 
         Every second round is backwards (A B B A), so that a clock that falls disturbs all of them. Between runs it is waited
         for the machine's rate, no longer in all than the runs took.
