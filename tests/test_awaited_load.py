@@ -191,3 +191,24 @@ def test_what_is_closed_while_it_loads_is_closed_when_it_is_there(loads: Loads) 
 
     asyncio.run(use())
     assert (loads.begun, loads.closed, loads.open) == (1, 1, 0)
+
+
+def test_what_is_closed_while_it_waits_for_a_load_that_was_given_up_is_not_loaded(loads: Loads) -> None:
+    loads.may_end.clear()
+
+    async def use() -> None:
+        made = unloaded(loads)
+        first = asyncio.create_task(made.__aenter__())
+        await asyncio.to_thread(loads.has_begun.wait, 20)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        second = asyncio.create_task(made.__aenter__())
+        await asyncio.sleep(0.01)
+        await made.aclose()
+        loads.may_end.set()
+        with pytest.raises(EngineClosedError, match=CLOSED):
+            await second
+
+    asyncio.run(use())
+    assert (loads.begun, loads.closed, loads.open) == (1, 1, 0)

@@ -248,6 +248,8 @@ class AsyncUSOEngine(ProcessBound):
         Cancelled, it waits no longer, and the engine is closed all the same.
         """
         engine, self._engine, self._is_closed = self._engine, None, True
+        if self._load is not None:
+            self._load.close()
         try:
             if engine is not None:
                 # Shielded, because a call that still waits for a thread would be forgotten.

@@ -32,7 +32,7 @@ class AwaitedLoad(Generic[Loaded]):
 
     def __init__(self, name: str, load: Callable[[], Loaded], threads: concurrent.futures.Executor) -> None:
         self._name, self._load, self._threads = name, load, threads
-        self._is_under_way = False
+        self._is_under_way = self._is_closed = False
         self._given_up: concurrent.futures.Future[None] | None = None
         self._outcome = ""
 
@@ -45,10 +45,17 @@ class AwaitedLoad(Generic[Loaded]):
         again = ", which tries again" if self._outcome else ""
         return EngineClosedError(f"engine {self._name} is not loaded{cause}; use it in an `async with` statement{again}")
 
-    async def loaded(self) -> Loaded:
+    def close(self) -> None:
+        """Begin no other load."""
+        self._is_closed = True
+
+    async def loaded(self) -> Loaded | None:
         """Load, after a load that nobody waits for any more has ended: there is never room for two.
 
         Cancelled, it waits no longer; what is being loaded is closed when it is there.
+
+        Returns:
+            What was loaded; None where `close` was called before that began.
 
         Raises:
             EngineClosedError: somebody else is waiting for the same already.
@@ -60,7 +67,7 @@ class AwaitedLoad(Generic[Loaded]):
         try:
             if self._given_up is not None:
                 await asyncio.wait([asyncio.wrap_future(self._given_up)])
-            made = await self._in_thread()
+            made = None if self._is_closed else await self._in_thread()
         except asyncio.CancelledError:
             self._outcome = "loading was cancelled"
             raise
