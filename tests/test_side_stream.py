@@ -283,8 +283,13 @@ def test_autograd_and_devices_without_streams_are_refused(monkeypatch: pytest.Mo
     transformer.beside = SideStream(CPU, SimulatedStreams())
     with pytest.raises(ValueError, match="no_grad"):
         transformer(batch, latents, modulation)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for device in ("cuda", "cuda:0"):
+        with pytest.raises(BackendError, match="PyTorch sees no GPU"):
+            SideStream(torch.device(device))
     with pytest.raises(BackendError, match="a CPU has no streams"):
         SideStream(CPU)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert why_no_side_stream(torch.device("cuda")) is None
     # Tensors say which GPU they are on, so a stream of "cuda" alone would be nobody's.
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)

@@ -133,7 +133,9 @@ def _taken(streams: Streams) -> tuple[Stream, _Turns]:
 
 def why_no_side_stream(device: torch.device) -> str | None:
     """Why a device has no second stream, or None."""
-    return None if device.type == "cuda" else f"a {device.type.upper()} has no streams"
+    if device.type != "cuda":
+        return f"a {device.type.upper()} has no streams"
+    return None if torch.cuda.is_available() else "PyTorch sees no GPU"
 
 
 class SideStream:
@@ -148,13 +150,12 @@ class SideStream:
     """
 
     def __init__(self, device: torch.device, streams: Streams | None = None) -> None:
-        device = numbered(device)
         if streams is None:
             reason = why_no_side_stream(device)
             if reason is not None:
                 raise BackendError(f"no work beside other work here: {reason}")
-            streams = CudaStreams(device)
-        self.device, self._streams = device, streams
+            streams = CudaStreams(numbered(device))
+        self.device, self._streams = numbered(device), streams
         self._stream, self._turns = _taken(streams)
 
     @contextmanager
