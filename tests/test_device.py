@@ -121,7 +121,7 @@ def test_a_gpu_that_has_no_kernels(gpu: Callable[..., None], monkeypatch: pytest
     [
         (RuntimeError("Failed to find C compiler. Please specify via CC environment variable"), "Failed to find C compiler"),
         (CalledProcessError(1, ["gcc", "main.c"]), r"'main\.c'\]' returned non-zero exit status 1"),
-        (PermissionError(13, "Permission denied", "/root/.triton"), "Permission denied: '/root/.triton'"),
+        (PermissionError(13, "Permission denied", "/srv/.triton"), "Permission denied: '/srv/.triton'"),
         (AssertionError("libcuda.so cannot found!"), "libcuda.so cannot found"),
     ],
     ids=["no compiler", "no headers", "no cache", "no driver"],

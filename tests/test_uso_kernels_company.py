@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from uso_kernels.attention.quantize_heads import quantize_heads
-from uso_kernels.cpu import gelu
 from uso_kernels.euler_update import euler_update
 from uso_kernels.gated_residual import gated_residual
 from uso_kernels.gelu_concat import gelu_concat
@@ -20,6 +19,7 @@ from uso_kernels.quantize_rows import quantize_rows
 from uso_kernels.ragged import Ragged
 from uso_kernels.rows import QuantizedRows
 from uso_kernels.split_streams import split_streams
+from uso_kernels.whole_vectors import gelu
 
 # Together they are enough for several threads; the last tile is what a block of rows leaves over.
 LENGTHS = (48, 320, 16, 32)

@@ -12,7 +12,8 @@ from .steadiness import left_out
 
 LEAST_CLAIM = 0.015
 """A difference of less is none: so much two runs of the same thing differ."""
-TARGETS = (("authors' way", 2.5, ("bfloat16",)), ("diffusers", 1.0, ("bfloat16", "float32")))
+_AUTHORS = ("authors' way", "authors' code")
+TARGETS = (*((way, 2.5, ("bfloat16",)) for way in _AUTHORS), ("diffusers", 1.0, ("bfloat16", "float32")))
 """How many times ours each is to take, and in which types that is aimed at."""
 NO_GPU = "GPU numbers are pending: no record of a GPU is here yet."
 

@@ -14,12 +14,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .cpu import gelu, row_blocks
+from .cpu import row_blocks
 from .example import Example, Size
 from .launch import Generation, Launch, jit, needs_gradient, strided, tl
 from .operands import check_matrix, result_like
 from .operation import operation
 from .rows import Rows, check_row_width, new_rows, parts, row_config, store_limit, store_row, write_rows
+from .whole_vectors import gelu
 
 
 def joined(attended: Tensor | None, hidden: Tensor) -> Tensor:

@@ -14,11 +14,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .cpu import row_blocks, whole_vectors
+from .cpu import row_blocks
 from .example import Example, Size
 from .launch import Config, Generation, Launch, head_strided, jit, needs_gradient, strided, tl
 from .operands import check_matrix, check_row_index
 from .operation import Fill, operation
+from .whole_vectors import whole_vectors
 
 
 def _norm_rope(x: Tensor, scale: Tensor, turn: Tensor, eps: float) -> Tensor:
