@@ -2,9 +2,11 @@
 
 One sequence as a batch of one, every operation on its own, LoRA added beside each matrix, and everything that depends on the
 request alone (text and content projections, rotary tables, modulation) computed again in every step. Two of these can be
-switched off to see what each costs. Written from what the authors' modules compute, and held to our transformer by
-`tests/test_ladder.py`. Their code also runs the SigLIP encoder in every step: the ladder leaves it out in their favour, and
-`benchmarks.compare` takes it in.
+switched off to see what each costs. Work that their modules do twice or in vain is done here, too: a single block with a LoRA
+computes GELU and its concatenation once for the matrix and once for the LoRA, and every LoRA's result is multiplied by a
+weight of one. Written from what the authors' modules compute; held to our transformer by `tests/test_ladder.py`, to their
+operations by `tests/test_benchmark_authors.py`. Their code also runs the SigLIP encoder in every step: the ladder leaves it
+out in their favour, and `benchmarks.compare` takes it in.
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ from uso_engine.model.linear import Linear
 from uso_engine.model.modulation import sinusoidal_embedding
 from uso_engine.model.rope import content_positions, grid_positions
 from uso_engine.model.transformer import Transformer
+
+LORA_WEIGHT = 1
+"""Their default, by which they multiply."""
 
 
 class AuthorsWay:
@@ -77,13 +82,14 @@ class AuthorsWay:
         positions = [torch.zeros(text.shape[1], 3), grid_positions(inputs.grid)]
         positions += content_positions(inputs.grid, inputs.content_grids)
         ids = torch.cat(positions).to(text.device, torch.float64)
-        angles = []
+        rotations = []
         for axis, columns in enumerate(self._params.axes_dim):
             exponents = torch.arange(0, columns, 2, dtype=torch.float64, device=text.device) / columns
-            angles.append(ids[:, axis, None] / self._params.theta**exponents)
-        angle = torch.cat(angles, dim=-1)
-        rotation = torch.stack((angle.cos(), -angle.sin(), angle.sin(), angle.cos()), dim=-1)
-        return text, content, rotation.unflatten(-1, (2, 2)).float()
+            angle = ids[:, axis, None] / self._params.theta**exponents
+            matrices = torch.stack((angle.cos(), -angle.sin(), angle.sin(), angle.cos()), dim=-1)
+            rotations.append(matrices.unflatten(-1, (2, 2)).float())
+        rotation = torch.cat(rotations, dim=-3)
+        return text, content, rotation
 
     def _modulate(self, time: float) -> dict[str, Tensor]:
         """Every block's modulation vectors, [1, 1, n C]."""
@@ -103,15 +109,16 @@ class AuthorsWay:
     def _linear(self, name: str, x: Tensor) -> Tensor:
         layer = self._model.get_submodule(name)
         assert isinstance(layer, Linear)
-        y = F.linear(x, layer.weight, layer.bias)  # PyTorch's own, whatever the engine's layers make of their product.
-        if name not in self._lora:
-            return y
+        return F.linear(x, layer.weight, layer.bias)  # PyTorch's own, whatever the engine's layers make of their product.
+
+    def _update(self, name: str, x: Tensor) -> Tensor:
+        """What the LoRA of a matrix adds to its result."""
         down, up = self._lora[name]
-        update = F.linear(F.linear(x, down), up)
-        if update.shape[-1] == y.shape[-1]:
-            return y + update
-        first, rest = y.split((update.shape[-1], y.shape[-1] - update.shape[-1]), dim=-1)
-        return torch.cat((first + update, rest), dim=-1)
+        return F.linear(F.linear(x, down), up) * LORA_WEIGHT
+
+    def _adapted(self, name: str, x: Tensor) -> Tensor:
+        y = self._linear(name, x)
+        return y + self._update(name, x) if name in self._lora else y
 
     @staticmethod
     def _norm(x: Tensor) -> Tensor:
@@ -123,7 +130,7 @@ class AuthorsWay:
         scaled = []
         for x, which in ((q, "query_norm"), (k, "key_norm")):
             wide = x.float()
-            wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)
+            wide = wide * torch.rsqrt((wide**2).mean(-1, keepdim=True) + 1e-6)
             weight = self._model.get_parameter(f"{norms}.{which}.scale")
             scaled.append((wide * weight.float()).to(x.dtype))
         return scaled[0], scaled[1], v
@@ -143,21 +150,27 @@ class AuthorsWay:
         for stream, x in streams.items():
             shift, scale, *_ = vectors[f"{name}.{stream}_mod"].chunk(6, dim=-1)
             normed = (1 + scale) * self._norm(x) + shift
-            parts.append(self._heads(self._linear(f"{name}.{stream}_attn.qkv", normed), f"{name}.{stream}_attn.norm"))
+            parts.append(self._heads(self._adapted(f"{name}.{stream}_attn.qkv", normed), f"{name}.{stream}_attn.norm"))
         q, k, v = (torch.cat(pair, dim=2) for pair in zip(*parts, strict=True))
         attended = self._attend(q, k, v, turn)
         results = []
         for stream, x, part in zip(streams, streams.values(), attended.tensor_split((text.shape[1],), dim=1), strict=True):
             _, _, gate, shift, scale, mlp_gate = vectors[f"{name}.{stream}_mod"].chunk(6, dim=-1)
-            x = x + gate * self._linear(f"{name}.{stream}_attn.proj", part)
+            x = x + gate * self._adapted(f"{name}.{stream}_attn.proj", part)
             hidden = self._linear(f"{name}.{stream}_mlp.0", (1 + scale) * self._norm(x) + shift)
             results.append(x + mlp_gate * self._linear(f"{name}.{stream}_mlp.2", F.gelu(hidden, approximate="tanh")))
         return results[0], results[1]
 
     def _single(self, name: str, x: Tensor, vectors: dict[str, Tensor], turn: Tensor) -> Tensor:
         shift, scale, gate = vectors[f"{name}.modulation"].chunk(3, dim=-1)
-        projected = self._linear(f"{name}.linear1", (1 + scale) * self._norm(x) + shift)
-        width = self._params.hidden_size
+        normed = (1 + scale) * self._norm(x) + shift
+        projected, width = self._linear(f"{name}.linear1", normed), self._params.hidden_size
         qkv, hidden = projected.split((3 * width, projected.shape[-1] - 3 * width), dim=-1)
+        if f"{name}.linear1" in self._lora:
+            qkv = qkv + self._update(f"{name}.linear1", normed)
         attended = self._attend(*self._heads(qkv, f"{name}.norm"), turn)
-        return x + gate * self._linear(f"{name}.linear2", torch.cat((attended, F.gelu(hidden, approximate="tanh")), dim=-1))
+        result = self._linear(f"{name}.linear2", torch.cat((attended, F.gelu(hidden, approximate="tanh")), dim=-1))
+        if f"{name}.linear2" in self._lora:
+            again = torch.cat((attended, F.gelu(hidden, approximate="tanh")), dim=-1)
+            result = result + self._update(f"{name}.linear2", again)
+        return x + gate * result
