@@ -13,10 +13,14 @@ from benchmarks.compare.tables import bound, targets
     ("times", "of_floor", "verdict"),
     [
         (2.6, 0.3, "2.60 times ours; 2.5 is reached."),
-        (1.4, 0.3, "1.40 times ours; 2.5 is missed."),
-        # Of 1000 ms 800 are steps: at half of the floor they could take 400 less, at 0.4 of it 480.
-        (1.3, 0.5, "1.30 times ours; 2.5 is out of reach: with steps at the floor it would take 2.2 to 2.3 times ours."),
-        (1.3, 0.4, "1.30 times ours; 2.5 is missed."),
+        # Of 1000 ms 800 are steps; at the floor they would take 240, 320 or 400.
+        (1.4, 0.3, "1.40 times ours; 2.5 is missed: at the floor it would take 3.18 to 3.41 times ours."),
+        (1.3, 0.5, "1.30 times ours; 2.5 is out of reach: at the floor it would take 2.17 to 2.33 times ours."),
+        (
+            1.25,
+            0.4,
+            "1.25 times ours; 2.5 is out of reach in 1 of 2 requests: at the floor it would take 2.40 to 2.60 times ours.",
+        ),
     ],
 )
 @pytest.mark.parametrize("way", ["authors' way", "authors' code"])

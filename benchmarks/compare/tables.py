@@ -97,13 +97,18 @@ def targets(records: Sequence[Record]) -> str:
             least = min(record["times_ours"] for record in theirs)
             line = f"- {machine}, {size}, {dtype}: {way} takes at least {least:.2f} times ours; {aim:g} is "
             bounds = [bound(record, ours_of(found, record)) for record in theirs]
+            short = sum(most < aim for most in bounds)
             if least >= aim - LEAST_CLAIM:
                 lines.append(f"{line}reached.")
-            elif max(bounds) < aim:
-                most = f"{min(bounds):.1f} to {max(bounds):.1f}"
-                lines.append(f"{line}out of reach: with steps at the floor it would take {most} times ours.")
-            else:
-                lines.append(f"{line}missed.")
+                continue
+            verdict = (
+                "out of reach"
+                if short == len(bounds)
+                else f"out of reach in {short} of {len(bounds)} requests"
+                if short
+                else "missed"
+            )
+            lines.append(f"{line}{verdict}: at the floor it would take {min(bounds):.2f} to {max(bounds):.2f} times ours.")
     return "\n\n" + "\n".join(lines) if lines else ""
 
 
