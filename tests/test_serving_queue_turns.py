@@ -14,12 +14,19 @@ from queue_parts import MemoryStorage, Work, ended, queue, queued, upkeep_of
 from served_double import DoubleEngine
 
 from uso_engine.errors import OutputError
+from uso_engine.serving import retry
 from uso_engine.serving.in_thread import in_thread
 from uso_engine.serving.queue_records import QueueRecords
 from uso_engine.serving.queue_runner import QueueRunner
 from uso_engine.serving.service import Service
 from uso_engine.serving.settings import ServerSettings
 from uso_engine.serving.storage import FolderStorage
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What failed is tried again without a wait."""
+    monkeypatch.setattr(retry, "_RETRY_S", 0.0)
 
 
 @pytest.mark.parametrize("again", [None, 1, 2])
@@ -122,7 +129,7 @@ def test_a_request_that_is_cancelled_in_any_turn_ends_and_the_queue_goes_on(fail
             else:
                 assert fails and list(records.unfinished()) == [request.id]  # It is taken up again from there,
                 storage.times, computed = 0, work.times
-                await upkeep_of(runner, storage).once()
+                await upkeep_of(runner, storage).look()
                 await ended(runner, request.id)
                 state = records.state(request.id)
                 assert state is not None and state.status == "COMPLETED"

@@ -21,7 +21,7 @@ from serving_process import HTTP, double_server, free_port, serving, wait_ready
 
 from uso_engine.errors import ConfigError, OutputError
 from uso_engine.serving.files import ImageFiles, RequestStore
-from uso_engine.serving.queue_records import QueueRecords, QueueState, accepted_at, is_identifier, new_id, owner_name
+from uso_engine.serving.queue_records import QueueRecords, QueueState, accepted_at, is_identifier, new_id
 from uso_engine.serving.storage import FolderStorage, Storage, open_storage
 
 BUCKET = "pictures"
@@ -151,17 +151,12 @@ def test_queue_records_come_back(storage: Storage) -> None:
     assert records.state(identifier) is not None
     records.sweep(accepted_at(identifier) + 6, 5)
     assert records.state(identifier) is None and storage.names("queue") == []
-    records.renew("o", 123.4)
-    assert records.renewed("o") == 123
-    records.leave("o")
-    assert records.renewed("o") == 0
     storage.write(f"queue/{identifier}.state.json", b"{broken", "application/json")
     assert records.state(identifier) is None
 
 
 def test_identifiers_sort_by_time() -> None:
     assert abs(accepted_at(new_id()) - accepted_at(new_id())) < 60
-    assert owner_name("a.b/c", 80) == "a-b-c-80" and owner_name("a", 0) != owner_name("a", 0)
 
 
 def test_a_folder_has_no_signed_urls_and_has_to_be_writable(tmp_path: Path) -> None:
