@@ -14,7 +14,7 @@ from queue_parts import MemoryStorage, queued
 
 from uso_engine.serving.files import ImageFiles
 from uso_engine.serving.leases import Leases, server_name
-from uso_engine.serving.queue_records import QueuedRequest, QueueRecords, accepted_at
+from uso_engine.serving.queue_records import QueuedRequest, QueueRecords, accepted_at, begun_state
 from uso_engine.serving.queue_runner import QueueRunner
 from uso_engine.serving.queue_upkeep import QueueUpkeep
 
@@ -207,6 +207,23 @@ def test_what_nobody_can_answer_is_removed_when_it_would_have_expired() -> None:
         f"queue/{waiting.id}.state.json",
         f"queue/{MUCH_LATER}.state.json",
     }
+
+
+def test_an_old_request_that_is_answered_while_it_is_looked_at_keeps_its_answer() -> None:
+    """It waited for longer than answers are kept."""
+    storage = MemoryStorage()
+    records, request = QueueRecords(storage), queued()
+    records.accept(request, "other")
+    over = begun_state(request, "other").model_copy(update={"status": "COMPLETED", "status_code": 200, "expires": 4e9})
+    looked = records.request
+
+    def then_answered(identifier: str) -> QueuedRequest | None:
+        QueueRecords(storage).finish(identifier, over, b"answer")
+        return looked(identifier)
+
+    records.request = then_answered  # type: ignore[method-assign]
+    records.sweep(accepted_at(request.id) + 61, 60.0)
+    assert records.state(request.id) == over and records.result(request.id) == b"answer"
 
 
 def test_who_is_waited_for_is_said_once(caplog: pytest.LogCaptureFixture) -> None:

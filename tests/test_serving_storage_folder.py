@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -87,6 +88,20 @@ open_storage(sys.argv[1]).write("files/a.png", b"half of it", "image/png")
     os.utime(mark, (0, 0))
     open_storage(tmp_path.as_uri())
     assert not mark.exists()
+
+
+def test_what_is_being_written_stays_whatever_this_machines_clock_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system of another machine has that one's clock."""
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 7200)
+    storage = open_storage(tmp_path.as_uri())
+    storage.write("files/a.png", b"image", "image/png")
+    part = tmp_path / "files" / ".b.png.0123abcd.part"
+    part.touch()
+    assert storage.names("files") == ["a.png"] and part.exists()
+    monkeypatch.setattr(time, "time", lambda: now - 7200)
+    os.utime(part, (now - 3700, now - 3700))
+    assert storage.names("files") == ["a.png"] and not part.exists()
 
 
 def test_what_a_killed_writer_left_hides_nothing_where_it_cannot_be_removed(

@@ -194,11 +194,12 @@ class QueueRecords:
             if accepted_at(identifier) + expiry_s > now:
                 return  # Names sort by time: what follows is younger.
             state = self.state(identifier)
-            if state is not None and state.status == "COMPLETED":
-                over = state.expires is not None and state.expires <= now
-            else:
-                over = "request" not in kinds or self.request(identifier) is None
-            if over:
+            if state is None or state.status != "COMPLETED":
+                if "request" in kinds and self.request(identifier) is not None:
+                    continue
+                state = self.state(identifier)  # It may have been answered, and its request let go of, in between.
+            answered = state is not None and state.status == "COMPLETED"
+            if state is None or not answered or (state.expires is not None and state.expires <= now):
                 self._remove(identifier, None if state is None else state.submission)
 
     def _remove(self, identifier: str, submission: str | None) -> None:

@@ -100,6 +100,7 @@ class FolderStorage:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_atomically(folder / _MARK, b"")
             found = folder.stat()
+            self._written = (folder / _MARK).stat().st_mtime, time.monotonic()
         except (OSError, OutputError) as error:
             raise ConfigError(f"storage {folder} cannot be written to: {error}") from error
         self._remove_abandoned(list(folder.glob(f".{_MARK}.*.part")))
@@ -159,12 +160,13 @@ class FolderStorage:
             raise OutputError(f"the storage {self._folder} cannot be used: {error.strerror}") from error
         raise OutputError(f"the storage {self._folder} was removed, or is another one than when this server started")
 
-    @staticmethod
-    def _remove_abandoned(parts: list[Path]) -> None:
+    def _remove_abandoned(self, parts: list[Path]) -> None:
         """What a process that was killed while it wrote has left; no name ever led to it."""
+        # By the clock of the file system, which may be another machine's.
+        now = self._written[0] + time.monotonic() - self._written[1]
         for part in parts:
             try:
-                if time.time() - part.stat().st_mtime > _ABANDONED_S:
+                if now - part.stat().st_mtime > _ABANDONED_S:
                     part.unlink()
             except FileNotFoundError:
                 continue  # Its writer was alive after all, or another sweep was faster.
