@@ -8,12 +8,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from living_application import application
+from living_application import application, living
 from queue_parts import ended, queued
 from served_double import DoubleEngine
 
+from uso_engine.api.result import GenerationResult
 from uso_engine.errors import OutputError
 from uso_engine.serving import retry
+from uso_engine.serving.delivery import Delivery
+from uso_engine.serving.image_call import ImageCall
 from uso_engine.serving.queue_records import QueuedRequest, QueueRecords, QueueState, begun_state
 from uso_engine.serving.queue_runner import QueueRunner
 from uso_engine.serving.storage import FolderStorage
@@ -182,6 +185,38 @@ def test_the_answer_of_a_server_that_took_a_request_up_stands(at: str, fails: bo
     assert served.records.state(served.request.id) == over
     assert served.records.result(served.request.id) == b"the other's answer"
     assert served.images() == [] and len(served.engine.begun) == (0 if at == "state" else 1)
+
+
+def test_a_server_that_ends_is_alive_until_it_has_delivered(tmp_path: Path) -> None:
+    """Without its lease others would take up what it is delivering."""
+    made, storage = application(tmp_path), FolderStorage(tmp_path)
+
+    async def run() -> None:
+        service, delivering, may_deliver = made.runner._service, asyncio.Event(), asyncio.Event()
+        deliver = service.deliver
+
+        async def slowly(call: ImageCall, result: GenerationResult, delivery: Delivery) -> bytes:
+            delivering.set()
+            await may_deliver.wait()
+            return await deliver(call, result, delivery)
+
+        service.deliver = slowly  # type: ignore[method-assign]
+
+        async def ask_and_leave() -> None:
+            async with living(made) as client:
+                await client.post("/queue/fal-ai/uso", json={"prompt": "", "image_size": {"width": 64, "height": 64}})
+                await delivering.wait()
+
+        ending = asyncio.create_task(ask_and_leave())
+        while made.runner.takes_up:
+            await asyncio.sleep(0.001)
+        assert len(storage.names("owners")) == 1
+        may_deliver.set()
+        await ending
+
+    asyncio.run(run())
+    assert storage.names("owners") == [] and QueueRecords(storage).unfinished() == {}
+    assert len(storage.names("files")) == 1
 
 
 def test_a_request_whose_file_is_gone_ends_with_an_error(tmp_path: Path) -> None:

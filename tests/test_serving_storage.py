@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -21,7 +22,7 @@ from serving_process import HTTP, double_server, free_port, serving, wait_ready
 from uso_engine.errors import ConfigError, OutputError
 from uso_engine.serving.files import ImageFiles, RequestStore
 from uso_engine.serving.queue_records import QueueRecords, QueueState, accepted_at, is_identifier, new_id
-from uso_engine.serving.storage import FolderStorage, Storage, open_storage
+from uso_engine.serving.storage import FolderStorage, S3Storage, Storage, open_storage
 
 BUCKET = "pictures"
 NAME = "0123456789abcdef" * 2 + ".png"
@@ -87,6 +88,33 @@ def test_of_all_who_create_a_file_one_does(storage: Storage) -> None:
     assert not storage.create("keys/a.json", b"late", "application/json")
     storage.delete("keys/a.json")
     assert storage.create("keys/a.json", b"again", "application/json") and storage.read("keys/a.json") == b"again"
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO, errno.ENOSYS], ids=["refused", "conflict", "unknown"])
+def test_a_store_with_other_words_for_conditions_creates_a_file_once(
+    number: int, s3: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says in words of its own that there is such a file, or knows no conditional writes."""
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    storage = open_storage(f"s3://{BUCKET}/{tmp_path.name}")
+    assert isinstance(storage, S3Storage)
+    real = storage._files.pipe_file
+
+    def other_words(path: str, data: bytes, mode: str = "overwrite", **named: str) -> None:
+        if mode == "create":
+            raise OSError(number, "not that way")
+        real(path, data, **named)
+
+    monkeypatch.setattr(storage._files, "pipe_file", other_words)
+    if number == errno.ENOSYS:
+        assert storage.create("keys/a.json", b"first", "application/json")
+    else:
+        with pytest.raises(OutputError, match=r"cannot store keys/a\.json: OSError"):
+            storage.create("keys/a.json", b"first", "application/json")
+        storage.write("keys/a.json", b"first", "application/json")
+    assert not storage.create("keys/a.json", b"second", "application/json")
+    assert storage.read("keys/a.json") == b"first"
 
 
 def test_no_name_leads_elsewhere(storage: Storage) -> None:

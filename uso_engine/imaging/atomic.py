@@ -50,22 +50,31 @@ def create_atomically(path: Path, data: bytes) -> bool:
     """
     with _written_aside(path, data) as part:
         try:
-            os.link(part, path)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            with _without_links:
-                if path.exists():
-                    return False
-                part.replace(path)
+            created = _linked(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    return created
+
+
+def _linked(part: Path, path: Path) -> bool:
+    """Give a file a name that no other has; whether it got it."""
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        with _without_links:
+            if path.exists():
+                return False
+            part.replace(path)
     return True
 
 
 @contextmanager
 def _written_aside(path: Path, data: bytes) -> Iterator[Path]:
-    """The bytes in a hidden file beside the name, on the disk; it is gone afterwards."""
+    """The bytes in a hidden file beside the name, on the disk; removed where something fails."""
     try:
         part = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,8 +86,9 @@ def _written_aside(path: Path, data: bytes) -> Iterator[Path]:
                 file.flush()
                 os.fsync(file.fileno())
             yield part
-        finally:  # Ctrl-C too
+        except BaseException:  # Ctrl-C too
             part.unlink(missing_ok=True)
+            raise
     except (OSError, ValueError) as error:  # ValueError: an empty name, a null byte
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise OutputError(f"cannot write '{path}': {reason}") from error

@@ -99,8 +99,9 @@ def make_application(
         async with AsyncExitStack() as stack:
             stack.callback(service.close)
             await stack.enter_async_context(state.running())
-            await stack.enter_async_context(runner.running())
+            # Its lease is left last: what the runner is delivering then would be computed again elsewhere.
             await stack.enter_async_context(upkeep.running())
+            await stack.enter_async_context(runner.running())
             try:
                 yield
             except asyncio.CancelledError:

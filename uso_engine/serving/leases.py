@@ -132,6 +132,7 @@ class Leases:
             OutputError: the storage failed.
         """
         owners = set(self._owners())
+        self._apart &= owners
         for gone in [owner for owner in self._seen if owner not in owners]:
             del self._seen[gone]
         for owner in owners - {self.owner}:

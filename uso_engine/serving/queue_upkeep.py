@@ -57,6 +57,8 @@ class QueueUpkeep:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Do it again and again until the end."""
+        # Before anything is accepted: the others would take a request of a server without a lease for a dead one's.
+        await self._attempt(self.renew)
         # Apart: a round over thousands of requests takes longer than a lease.
         tasks = [asyncio.create_task(self._again(work)) for work in (self.renew, self.look)]
         try:
@@ -77,14 +79,17 @@ class QueueUpkeep:
 
     async def _again(self, work: Callable[[], Awaitable[None]]) -> None:
         while True:
-            try:
-                await work()
-            except OutputError as error:
-                logger.error("storage: %s", error)
-            except Exception as error:
-                # Without further rounds the others would take this server for dead, and compute again what it computes.
-                logger.error("upkeep of the queue: %s", error, exc_info=error)
+            await self._attempt(work)
             await asyncio.sleep(self._leases.lease_s / 3)
+
+    async def _attempt(self, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except OutputError as error:
+            logger.error("storage: %s", error)
+        except Exception as error:
+            # Without further rounds the others would take this server for dead, and compute again what it computes.
+            logger.error("upkeep of the queue: %s", error, exc_info=error)
 
     async def renew(self) -> None:
         """Say that this server is alive.

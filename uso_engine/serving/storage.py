@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 import stat
@@ -203,10 +204,20 @@ class S3Storage:
         path = self._path(name)
         try:
             self._files.pipe_file(path, data, mode="create", ContentType=content_type)
-        except FileExistsError:
-            return False
         except Exception as error:
-            raise OutputError(f"cannot store {name}: {type(error).__name__}: {error}") from error
+            # Stores say in words of their own that a condition is not met, and some know no conditions at all.
+            if isinstance(error, FileExistsError) or self._is_there(name):
+                return False
+            if not isinstance(error, OSError) or error.errno != errno.ENOSYS:
+                raise OutputError(f"cannot store {name}: {type(error).__name__}: {error}") from error
+            self.write(name, data, content_type)
+        return True
+
+    def _is_there(self, name: str) -> bool:
+        try:
+            self.read(name)
+        except FileNotFoundError:
+            return False
         return True
 
     def read(self, name: str) -> bytes:
