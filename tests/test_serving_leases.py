@@ -170,6 +170,9 @@ def test_a_clock_that_is_far_off_is_said_once(caplog: pytest.LogCaptureFixture) 
         looking.has_ended("ahead")
     (record,) = caplog.records
     assert "the clock of server ahead is 360" in record.getMessage() and "s ahead of this one's" in record.getMessage()
+    ahead.leave()
+    looking.remove_ended()
+    assert not looking._apart and not looking._seen  # Names are never used again: kept, they would become many.
     caplog.clear()
     near = leases_of(storage, "near")
     for _ in range(3):
