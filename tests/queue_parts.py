@@ -12,6 +12,7 @@ from uso_engine.config import load_config
 from uso_engine.errors import OutputError
 from uso_engine.serving.delivery import Delivery
 from uso_engine.serving.files import ImageFiles
+from uso_engine.serving.leases import Leases
 from uso_engine.serving.queue_records import QueuedRequest, QueueRecords, new_id
 from uso_engine.serving.queue_runner import QueueRunner
 from uso_engine.serving.queue_upkeep import QueueUpkeep
@@ -36,6 +37,12 @@ class MemoryStorage:
             self.lost.append(data)
             raise OutputError(f"{name} cannot be written")
         self.files[name] = data
+
+    def create(self, name: str, data: bytes, content_type: str) -> bool:
+        if name in self.files:
+            return False
+        self.write(name, data, content_type)
+        return True
 
     def read(self, name: str) -> bytes:
         try:
@@ -106,4 +113,4 @@ async def ended(runner: QueueRunner, identifier: str) -> None:
 def upkeep_of(runner: QueueRunner, storage: MemoryStorage) -> QueueUpkeep:
     """The upkeep of a queue, whose rounds a test begins."""
     files = cast("ImageFiles", SimpleNamespace(sweep=lambda: None))
-    return QueueUpkeep(runner, QueueRecords(storage), files, "server", expiry_s=60.0, lease_s=30.0)
+    return QueueUpkeep(runner, QueueRecords(storage), files, Leases(storage, "server", 30.0), expiry_s=60.0)

@@ -60,7 +60,7 @@ class DoubleEngine:
         self.begun: list[str] = []
         self.ended: list[str] = []
         self._most = most_at_once
-        self._draining = False
+        self._draining = self._cut_off = False
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -111,6 +111,8 @@ class DoubleEngine:
         steps = int(asked[1]) if asked else 1
         for index in range(steps):
             await asyncio.sleep(STEP_S if asked else 0)
+            if self._cut_off:
+                raise EngineDrainingError("drained")
             yield Stepped(index, steps, _preview("noise" in request.prompt) if previews else None)
         yield Decoding()
         yield Done(self._result(request))
@@ -142,6 +144,7 @@ class DoubleEngine:
             async with asyncio.timeout(deadline_s):
                 await self._idle.wait()
         except TimeoutError:
+            self._cut_off = True  # At their next steps, as the engine does it.
             return self.running
         return 0
 

@@ -34,7 +34,13 @@ def test_the_document_has_the_operators_limits(served: Served) -> None:
     assert "16384" in size[1]["description"]
     assert properties["prompt"]["maxLength"] == 4000
     assert set(schemas["FalRequest"]["properties"]) > {"input_image_urls", "image_urls", "prompt"}
-    assert "422" not in str(document["paths"]) and "securitySchemes" not in document["components"]
+    with_422 = [path for path, operations in document["paths"].items() if "'422'" in str(operations)]
+    assert with_422 == ["/queue/{owner}/{name}"] and "securitySchemes" not in document["components"]
+    submitting = document["paths"]["/queue/{owner}/{name}"]["post"]
+    assert "Idempotency-Key was used" in submitting["responses"]["422"]["description"]
+    assert [one["schema"]["anyOf"][0]["pattern"] for one in submitting["parameters"] if one["in"] == "header"] == [
+        "^[!-~]{1,255}$"
+    ]
 
 
 def test_every_reference_leads_somewhere(served: Served) -> None:

@@ -13,11 +13,12 @@ from uso_engine.errors import OutputError
 from uso_engine.serving import queue_runner, retry
 from uso_engine.serving.delivery import Delivery
 from uso_engine.serving.files import ImageFiles
+from uso_engine.serving.leases import Leases
 from uso_engine.serving.queue_records import QueuedRequest, QueueRecords, QueueState, new_id
 from uso_engine.serving.queue_runner import QueueRunner
 from uso_engine.serving.queue_upkeep import QueueUpkeep
 from uso_engine.serving.service import Service
-from uso_engine.serving.storage import FolderStorage
+from uso_engine.serving.storage import FolderStorage, Storage
 
 
 class SlowRecords(QueueRecords):
@@ -64,69 +65,72 @@ def test_cancelled_while_its_beginning_is_written_it_ends_as_cancelled(times: in
     assert records.unfinished() == {}
 
 
-class SlowRenewal(QueueRecords):
+def upkeep_with(leases: Leases, storage: Storage) -> QueueUpkeep:
+    """The upkeep of a server that has no requests."""
+    runner, files = SimpleNamespace(has=lambda identifier: False, takes_up=True), SimpleNamespace(sweep=lambda: None)
+    return QueueUpkeep(cast("QueueRunner", runner), QueueRecords(storage), cast("ImageFiles", files), leases, expiry_s=60.0)
+
+
+class SlowRenewal(Leases):
     """Storage that takes as long as a test wants to write that a server is alive."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(FolderStorage(folder))
+    def __init__(self, storage: Storage) -> None:
+        super().__init__(storage, "server", 60.0)
         self.writing, self.may_write = threading.Event(), threading.Event()
+        self.begun = False
 
-    def renew(self, owner: str, now: float) -> None:
-        self.writing.set()
-        assert self.may_write.wait(60)
-        super().renew(owner, now)
+    def renew(self, *, takes_up: bool) -> None:
+        if self.begun:  # The first is written before the server begins.
+            self.writing.set()
+            assert self.may_write.wait(60)
+        self.begun = True
+        super().renew(takes_up=takes_up)
 
 
 def test_a_server_that_ends_while_it_says_that_it_is_alive_has_ended(tmp_path: Path) -> None:
     """Otherwise the others would wait for a whole lease before they take up what it leaves."""
-    records = SlowRenewal(tmp_path)
-    files = SimpleNamespace(sweep=lambda: None)
-    runner = SimpleNamespace(has=lambda identifier: False)
+    storage = FolderStorage(tmp_path)
+    leases = SlowRenewal(storage)
 
     async def begin_and_end() -> None:
-        upkeep = QueueUpkeep(
-            cast("QueueRunner", runner), records, cast("ImageFiles", files), "server", expiry_s=60.0, lease_s=60.0
-        )
-        threading.Timer(0.3, records.may_write.set).start()  # Time in which its end could be written too early.
-        async with upkeep.running():
-            assert await asyncio.to_thread(records.writing.wait, 60)
+        threading.Timer(0.3, leases.may_write.set).start()  # Time in which its end could be written too early.
+        async with upkeep_with(leases, storage).running():
+            assert storage.names("owners") == ["server.json"]
+            assert await asyncio.to_thread(leases.writing.wait, 60)
 
     asyncio.run(begin_and_end())
-    assert records.may_write.is_set()
-    assert records.renewed("server") == 0
+    assert leases.may_write.is_set()
+    assert storage.names("owners") == [] and leases.has_ended("server")
 
 
-class OddRecords(QueueRecords):
+class OddLeases(Leases):
     """Storage that fails in a way that nobody foresaw, the first time."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(FolderStorage(folder))
+    def __init__(self, storage: Storage) -> None:
+        super().__init__(storage, "server", 0.03)
         self.renewals = 0
         self.renewed_again = threading.Event()
 
-    def renew(self, owner: str, now: float) -> None:
+    def renew(self, *, takes_up: bool) -> None:
         self.renewals += 1
         if self.renewals == 1:
             raise RuntimeError("an odd failure")
-        super().renew(owner, now)
+        super().renew(takes_up=takes_up)
         self.renewed_again.set()
 
 
 def test_a_failure_that_nobody_foresaw_does_not_end_the_upkeep(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    records = OddRecords(tmp_path)
-    files, runner = SimpleNamespace(sweep=lambda: None), SimpleNamespace(has=lambda identifier: False)
+    storage = FolderStorage(tmp_path)
+    leases = OddLeases(storage)
 
-    async def until_renewed() -> float:
-        upkeep = QueueUpkeep(
-            cast("QueueRunner", runner), records, cast("ImageFiles", files), "server", expiry_s=60.0, lease_s=0.03
-        )
-        async with upkeep.running():
-            assert await asyncio.to_thread(records.renewed_again.wait, 60)
-            return records.renewed("server")
+    async def until_renewed() -> list[str]:
+        async with upkeep_with(leases, storage).running():
+            assert await asyncio.to_thread(leases.renewed_again.wait, 60)
+            return storage.names("owners")
 
-    assert asyncio.run(until_renewed()) > 0
+    assert asyncio.run(until_renewed()) == ["server.json"]
     assert "upkeep of the queue: an odd failure" in caplog.text
-    assert records.renewed("server") == 0
+    assert storage.names("owners") == [] and leases.has_ended("server")
 
 
 @pytest.mark.parametrize("restarted", [False, True], ids=["", "restarted"])
@@ -158,7 +162,7 @@ def test_a_cancelled_request_whose_end_cannot_be_written_is_ended_later_and_not_
     async def ends(storage: MemoryStorage, runner: QueueRunner, work: Work) -> None:
         records, computed = QueueRecords(storage), work.times
         (identifier,) = records.unfinished()
-        await upkeep_of(runner, storage).once()
+        await upkeep_of(runner, storage).look()
         await ended(runner, identifier)
         state = records.state(identifier)
         assert state is not None

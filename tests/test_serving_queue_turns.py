@@ -14,12 +14,19 @@ from queue_parts import MemoryStorage, Work, ended, queue, queued, upkeep_of
 from served_double import DoubleEngine
 
 from uso_engine.errors import OutputError
+from uso_engine.serving import retry
 from uso_engine.serving.in_thread import in_thread
-from uso_engine.serving.queue_records import QueueRecords
+from uso_engine.serving.queue_records import QueueRecords, Submission
 from uso_engine.serving.queue_runner import QueueRunner
 from uso_engine.serving.service import Service
 from uso_engine.serving.settings import ServerSettings
 from uso_engine.serving.storage import FolderStorage
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What failed is tried again without a wait."""
+    monkeypatch.setattr(retry, "_RETRY_S", 0.0)
 
 
 @pytest.mark.parametrize("again", [None, 1, 2])
@@ -69,6 +76,30 @@ def test_a_submission_that_is_broken_off_leaves_nothing(fails: str, again: int |
         runner._threads.shutdown()
 
     assert at_every_hand_over(scenario, again=again) >= 2
+
+
+@pytest.mark.parametrize("again", [None, 1, 2])
+def test_a_submission_with_a_key_that_is_broken_off_is_kept_as_soon_as_its_key_is(again: int | None) -> None:
+    """Whoever sent it again at that moment was told of it."""
+    kept = set[bool]()
+
+    async def scenario(interruption: Interruption) -> None:
+        storage, request = MemoryStorage(), queued()
+        request = request.model_copy(update={"submission": Submission(name="name", fingerprint="what")})
+        records = QueueRecords(storage)
+        runner = QueueRunner(cast("Service", Work()), records, "server")
+        task = await interruption.of(runner.submit(request))
+        found = records.submitted("name")
+        kept.add(task.cancelled() and found is not None)
+        if found is None:
+            assert storage.files == {} and task.cancelled()
+        else:
+            assert found.id == request.id and list(records.unfinished()) == [request.id]
+            assert records.state(request.id) is not None and runner.has(request.id) != task.cancelled()
+        runner._threads.shutdown()
+
+    assert at_every_hand_over(scenario, again=again) >= 2
+    assert kept == {False, True}
 
 
 @pytest.mark.parametrize("fails", ["", "result"])
@@ -122,7 +153,7 @@ def test_a_request_that_is_cancelled_in_any_turn_ends_and_the_queue_goes_on(fail
             else:
                 assert fails and list(records.unfinished()) == [request.id]  # It is taken up again from there,
                 storage.times, computed = 0, work.times
-                await upkeep_of(runner, storage).once()
+                await upkeep_of(runner, storage).look()
                 await ended(runner, request.id)
                 state = records.state(request.id)
                 assert state is not None and state.status == "COMPLETED"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
-import shutil
-import signal
 import stat
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import boto3
@@ -21,8 +21,8 @@ from serving_process import HTTP, double_server, free_port, serving, wait_ready
 
 from uso_engine.errors import ConfigError, OutputError
 from uso_engine.serving.files import ImageFiles, RequestStore
-from uso_engine.serving.queue_records import QueueRecords, QueueState, accepted_at, is_identifier, new_id, owner_name
-from uso_engine.serving.storage import FolderStorage, Storage, open_storage
+from uso_engine.serving.queue_records import QueueRecords, QueueState, accepted_at, is_identifier, new_id
+from uso_engine.serving.storage import FolderStorage, S3Storage, Storage, open_storage
 
 BUCKET = "pictures"
 NAME = "0123456789abcdef" * 2 + ".png"
@@ -78,6 +78,43 @@ def test_files_come_back_and_go(storage: Storage) -> None:
     storage.delete("files/a.png")
     with pytest.raises(FileNotFoundError):
         storage.read("files/a.png")
+
+
+def test_of_all_who_create_a_file_one_does(storage: Storage) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        made = list(threads.map(lambda place: storage.create("keys/a.json", b"%d" % place, "application/json"), range(8)))
+    assert sum(made) == 1
+    assert storage.read("keys/a.json") == b"%d" % made.index(True) and storage.names("keys") == ["a.json"]
+    assert not storage.create("keys/a.json", b"late", "application/json")
+    storage.delete("keys/a.json")
+    assert storage.create("keys/a.json", b"again", "application/json") and storage.read("keys/a.json") == b"again"
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO, errno.ENOSYS], ids=["refused", "conflict", "unknown"])
+def test_a_store_with_other_words_for_conditions_creates_a_file_once(
+    number: int, s3: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says in words of its own that there is such a file, or knows no conditional writes."""
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    storage = open_storage(f"s3://{BUCKET}/{tmp_path.name}")
+    assert isinstance(storage, S3Storage)
+    real = storage._files.pipe_file
+
+    def other_words(path: str, data: bytes, mode: str = "overwrite", **named: str) -> None:
+        if mode == "create":
+            raise OSError(number, "not that way")
+        real(path, data, **named)
+
+    monkeypatch.setattr(storage._files, "pipe_file", other_words)
+    if number == errno.ENOSYS:
+        assert storage.create("keys/a.json", b"first", "application/json")
+    else:
+        with pytest.raises(OutputError, match=r"cannot store keys/a\.json: OSError"):
+            storage.create("keys/a.json", b"first", "application/json")
+        storage.write("keys/a.json", b"first", "application/json")
+    assert not storage.create("keys/a.json", b"second", "application/json")
+    assert storage.read("keys/a.json") == b"first"
 
 
 def test_no_name_leads_elsewhere(storage: Storage) -> None:
@@ -151,17 +188,12 @@ def test_queue_records_come_back(storage: Storage) -> None:
     assert records.state(identifier) is not None
     records.sweep(accepted_at(identifier) + 6, 5)
     assert records.state(identifier) is None and storage.names("queue") == []
-    records.renew("o", 123.4)
-    assert records.renewed("o") == 123
-    records.leave("o")
-    assert records.renewed("o") == 0
     storage.write(f"queue/{identifier}.state.json", b"{broken", "application/json")
     assert records.state(identifier) is None
 
 
 def test_identifiers_sort_by_time() -> None:
     assert abs(accepted_at(new_id()) - accepted_at(new_id())) < 60
-    assert owner_name("a.b/c", 80) == "a-b-c-80" and owner_name("a", 0) != owner_name("a", 0)
 
 
 def test_a_folder_has_no_signed_urls_and_has_to_be_writable(tmp_path: Path) -> None:
@@ -177,35 +209,6 @@ def test_a_folder_has_no_signed_urls_and_has_to_be_writable(tmp_path: Path) -> N
     for read in (lambda: broken.names("files"), lambda: broken.read("files/a.png"), lambda: broken.delete("files/a.png")):
         with pytest.raises(OutputError):
             read()
-
-
-def test_a_folder_that_is_removed_under_a_server_is_not_made_anew(tmp_path: Path) -> None:
-    """Unmounted, it would take what is written and hide it once it is there again."""
-    kept = FolderStorage(tmp_path / "mounted")
-    kept.write("files/a.png", b"image", "image/png")
-    (tmp_path / "mounted").rename(tmp_path / "elsewhere")
-    for there in (False, True):
-        if there:
-            (tmp_path / "mounted").mkdir()
-        with pytest.raises(OutputError, match="was removed, or is another one"):
-            kept.write("files/b.png", b"image", "image/png")
-        with pytest.raises(OutputError, match="was removed, or is another one"):
-            kept.read("files/a.png")
-        with pytest.raises(OutputError, match="was removed, or is another one"):
-            kept.names("files")
-        assert (tmp_path / "mounted").exists() == there
-    (tmp_path / "mounted").rmdir()
-    (tmp_path / "elsewhere").rename(tmp_path / "mounted")
-    kept.write("files/b.png", b"image", "image/png")
-    assert kept.names("files") == ["a.png", "b.png"]
-    (tmp_path / "mounted" / ".writable").unlink()  # As what removes old files may.
-    kept.write("files/c.png", b"image", "image/png")
-    shutil.copytree(tmp_path / "mounted", tmp_path / "mounted anew")
-    shutil.rmtree(tmp_path / "mounted")
-    (tmp_path / "mounted anew" / ".writable").touch()
-    (tmp_path / "mounted anew").rename(tmp_path / "mounted")
-    kept.write("files/d.png", b"image", "image/png")
-    assert kept.names("files") == ["a.png", "b.png", "c.png", "d.png"]
 
 
 def test_a_folder_that_is_made_is_its_users_alone(
@@ -241,29 +244,6 @@ def test_a_bucket_that_is_not_there_is_found_at_once(s3: dict[str, str], monkeyp
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match="s3://nowhere cannot be written to"):
         open_storage("s3://nowhere")
-
-
-def test_what_a_killed_writer_left_is_never_seen_and_removed(tmp_path: Path) -> None:
-    storage = open_storage(tmp_path.as_uri())
-    script = """
-import os, signal, sys
-import uso_engine.imaging.atomic as atomic
-from uso_engine.serving.storage import open_storage
-os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
-keep = lambda path, data: atomic.write_atomically(path, data) if data else path.parent.mkdir(exist_ok=True)
-open_storage.__globals__["write_atomically"] = keep
-open_storage(sys.argv[1]).write("files/a.png", b"half of it", "image/png")
-"""
-    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    ended = subprocess.run([sys.executable, "-c", script, tmp_path.as_uri()], env=variables, check=False)
-    assert ended.returncode == -signal.SIGKILL
-    (part,) = (tmp_path / "files").iterdir()
-    assert part.read_bytes() == b"half of it"
-    assert storage.names("files") == [] and part.exists()
-    with pytest.raises(ValueError, match="is not a name"):
-        storage.read(f"files/{part.name}")
-    os.utime(part, (0, 0))
-    assert storage.names("files") == [] and not part.exists()
 
 
 def test_a_home_that_is_not_known_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

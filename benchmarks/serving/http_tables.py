@@ -89,9 +89,10 @@ def routes_table(records: list[Record]) -> str:
 
 
 def errors_table(records: list[Record]) -> str:
-    from uso_engine.serving.openapi import ERRORS
+    from uso_engine.serving.openapi import ERRORS, KEY_REUSED
 
-    return markdown(["status", "when"], [[str(status), found["description"]] for status, found in ERRORS.items()])
+    described = sorted((str(status), str(found["description"])) for status, found in (ERRORS | KEY_REUSED).items())
+    return markdown(["status", "when"], [list(one) for one in described])
 
 
 def options_table(records: list[Record]) -> str:

@@ -26,11 +26,12 @@ from .fal_run import fal_run_router
 from .files import ImageFiles
 from .host_check import HostCheck
 from .image_routes import image_router
+from .leases import Leases, server_name
 from .metrics import Metrics
 from .openapi import openapi_document
 from .page_routes import page_router
 from .plain_routes import plain_router
-from .queue_records import QueueRecords, owner_name
+from .queue_records import QueueRecords
 from .queue_runner import QueueRunner
 from .queue_upkeep import QueueUpkeep
 from .refusal import Refusal, bad_request
@@ -80,7 +81,7 @@ def make_application(
         storage: of images and the queue.
         keys: who may ask; None lets everybody in.
         gpu_memory: bytes of GPU memory, by kind.
-        host_name: of this machine; with the port it is what the server calls itself in the storage.
+        host_name: of this machine; what the server calls itself in the storage begins with it and the port.
 
     Raises:
         ConfigError: settings that do not fit the configuration or the storage.
@@ -89,17 +90,18 @@ def make_application(
     files = ImageFiles(storage, settings.expiry_s, signed_urls=settings.signed_urls)
     metrics = Metrics(state, lambda: limited.held_bytes, lambda: runner.waiting, gpu_memory)
     service = Service(config, settings, state, files, metrics)
-    records, owner = QueueRecords(storage), owner_name(host_name, settings.port)
-    runner = QueueRunner(service, records, owner)
-    upkeep = QueueUpkeep(runner, records, files, owner, expiry_s=settings.expiry_s, lease_s=settings.lease_s)
+    records, leases = QueueRecords(storage), Leases(storage, server_name(host_name, settings.port), settings.lease_s)
+    runner = QueueRunner(service, records, leases.owner)
+    upkeep = QueueUpkeep(runner, records, files, leases, expiry_s=settings.expiry_s)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             stack.callback(service.close)
             await stack.enter_async_context(state.running())
-            await stack.enter_async_context(runner.running())
+            # Its lease is left last: what the runner is delivering then would be computed again elsewhere.
             await stack.enter_async_context(upkeep.running())
+            await stack.enter_async_context(runner.running())
             try:
                 yield
             except asyncio.CancelledError:
@@ -112,7 +114,7 @@ def make_application(
             inner,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST", "PUT"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key"],
             expose_headers=["X-Request-ID", "Retry-After"],
         )
     limited = BodyLimit(HostCheck(inner, settings), settings.transport)

@@ -13,9 +13,10 @@ from fastapi.responses import Response
 from .caller import Caller
 from .event_stream import MEDIA_TYPE, EventResponse, with_beats
 from .fal_answer import FalCancellation, FalStatus, FalTicket, fal_call, fal_fields, status_of, ticket
-from .openapi import ERRORS, answers, json_body
+from .openapi import ERRORS, KEY_REUSED, answers, json_body
 from .queue_records import QueuedRequest, is_identifier, new_id
 from .queue_runner import QueueRunner
+from .queue_submission import IdempotencyKey, check_single, submission_of, submitted_once
 from .queue_waiting import QueueView
 from .refusal import Refusal, bad_request
 from .request_body import json_object
@@ -47,10 +48,11 @@ def fal_router(service: Service, runner: QueueRunner) -> APIRouter:
 
 
 def _add_submission(router: APIRouter, service: Service, runner: QueueRunner) -> None:
-    @router.post("/{owner}/{name}", openapi_extra=json_body("FalRequest"), response_model=FalTicket)
-    async def submit(request: Request, owner: Owner, name: Name, key: Caller) -> Response:
+    @router.post("/{owner}/{name}", openapi_extra=json_body("FalRequest"), response_model=FalTicket, responses=KEY_REUSED)
+    async def submit(request: Request, owner: Owner, name: Name, key: Caller, again: IdempotencyKey = None) -> Response:
         """Accept a request. When this answers, it is kept: it outlives the server's end."""
         model = check_model(service, owner, name)
+        check_single(request)
         if "fal_webhook" in request.query_params:
             raise bad_request("fal_webhook is not supported: nothing is sent to other servers; follow status_url instead")
         service.limits.admit(key)
@@ -58,6 +60,7 @@ def _add_submission(router: APIRouter, service: Service, runner: QueueRunner) ->
         call = fal_call(fields, service.request_type)
         service.note(request, key, call)
         wanted = engine_request(call.request, service.config).with_seed()
+        submission = None if again is None else await asyncio.to_thread(submission_of, again, key.name, model, fields)
         queued = QueuedRequest(
             id=new_id(),
             model=model,
@@ -66,9 +69,10 @@ def _add_submission(router: APIRouter, service: Service, runner: QueueRunner) ->
             base_url=service.base_url(request),
             priority=_priority(request),
             start_by=_start_by(request),
+            submission=submission,
         )
-        position = await runner.submit(queued)
-        return _json(ticket(queued.base_url, model, queued.id, position), 200)
+        identifier, position = await submitted_once(runner, queued)
+        return _json(ticket(queued.base_url, model, identifier, position), 200)
 
 
 def _add_following(router: APIRouter, service: Service, runner: QueueRunner) -> None:

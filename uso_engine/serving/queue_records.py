@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import time
 import uuid
 from typing import Literal, TypeVar
@@ -13,15 +12,26 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .storage import Storage
 
-FOLDER, OWNERS = "queue", "owners"
+FOLDER, KEYS = "queue", "keys"
 _JSON = "application/json"
 _FILE = re.compile(r"([0-9a-f-]{36})\.(request|state|result|cancel)\.json")
-_OWNER_LETTERS = re.compile(r"[^A-Za-z0-9_-]")
 Status = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED"]
 
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Submission(_Record):
+    """A submission with an Idempotency-Key: sent again, it is the same request.
+
+    Args:
+        name: of the file that says which; made of the key and its caller.
+        fingerprint: of what was asked for.
+    """
+
+    name: str
+    fingerprint: str
 
 
 class QueuedRequest(_Record):
@@ -34,6 +44,7 @@ class QueuedRequest(_Record):
     base_url: str
     priority: int = 0
     start_by: float | None = None
+    submission: Submission | None = None
 
 
 class QueueState(_Record):
@@ -47,6 +58,14 @@ class QueueState(_Record):
     error: str | None = None
     seconds: float | None = None
     expires: float | None = None
+    submission: str | None = None
+
+
+class Submitted(_Record):
+    """Which request a submission became."""
+
+    id: str
+    fingerprint: str
 
 
 R = TypeVar("R", bound=_Record)
@@ -65,14 +84,20 @@ def accepted_at(identifier: str) -> float:
     return int(identifier[:8] + identifier[9:13], 16) / 1000
 
 
-def owner_name(host: str, port: int) -> str:
-    """What a server calls itself in the storage. The same one after a restart, so that it takes up what it had at once."""
-    plain = _OWNER_LETTERS.sub("-", host)[:100]
-    return f"{plain}-{port}" if port else f"{plain}-{secrets.token_hex(4)}"
+def begun_state(request: QueuedRequest, owner: str, status: Status = "IN_QUEUE") -> QueueState:
+    """The state of a request that has no answer yet.
+
+    Args:
+        request: whose.
+        owner: the server that answers for it.
+        status: where it stands.
+    """
+    submission = None if request.submission is None else request.submission.name
+    return QueueState(key=request.key, model=request.model, owner=owner, status=status, submission=submission)
 
 
 class QueueRecords:
-    """The queue's files: ``ID.request.json``, ``ID.state.json``, ``ID.result.json``, ``ID.cancel.json``, and one of each owner.
+    """The queue's files: ``ID.request.json``, ``ID.state.json``, ``ID.result.json``, ``ID.cancel.json``; submissions' own.
 
     Args:
         storage: where they are.
@@ -81,15 +106,48 @@ class QueueRecords:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
 
-    def accept(self, request: QueuedRequest, owner: str) -> None:
-        """Keep a request, then say who answers for it."""
-        self._write(request.id, "request", request.model_dump_json().encode())
-        self.put_state(request.id, QueueState(key=request.key, model=request.model, owner=owner))
+    def accept(self, request: QueuedRequest, owner: str) -> bool:
+        """Keep a request, then say who answers for it, then to which submission it belongs.
 
-    def withdraw(self, identifier: str) -> None:
-        """Remove a request of which nobody was told that it is accepted, however much of it was written."""
+        Returns:
+            Whether it is accepted: another one of its submission may have been before. Then nothing of it is left.
+        """
+        self._write(request.id, "request", request.model_dump_json().encode())
+        self.put_state(request.id, begun_state(request, owner))
+        return self._claim(request)
+
+    def adopt(self, request: QueuedRequest, owner: str) -> bool:
+        """Say that another server answers for a request, of which nobody may have been told; as `accept`."""
+        # First: of a request that half an acceptance has left, another one of its submission may be there.
+        if not self._claim(request):
+            return False
+        self.put_state(request.id, begun_state(request, owner))
+        return True
+
+    def withdraw(self, request: QueuedRequest) -> bool:
+        """Remove a request of which nobody was told that it is accepted, however much of it was written.
+
+        Returns:
+            Whether it was removed. One that its submission leads to stays: whoever sends that again is told of it.
+        """
+        if request.submission is not None:
+            found = self.submitted(request.submission.name)
+            if found is not None and found.id == request.id:
+                return False
         for kind in ("request", "state"):
-            self._delete(identifier, kind)
+            self._delete(request.id, kind)
+        return True
+
+    def submitted(self, name: str) -> Submitted | None:
+        """Which request a submission became; None where it was not made, or its request has expired."""
+        try:
+            return Submitted.model_validate_json(self._storage.read(f"{KEYS}/{name}.json"))
+        except (FileNotFoundError, ValidationError):
+            return None
+
+    def forget(self, name: str) -> None:
+        """Let a submission be made anew."""
+        self._storage.delete(f"{KEYS}/{name}.json")
 
     def request(self, identifier: str) -> QueuedRequest | None:
         """An accepted request; None where there is none, or it has been answered."""
@@ -131,31 +189,40 @@ class QueueRecords:
         return {one: "cancel" in found for one, found in kinds.items() if "request" in found}
 
     def sweep(self, now: float, expiry_s: float) -> None:
-        """Remove answers that have expired."""
-        for identifier in self._kinds():
+        """Remove answers that have expired, and after as long what nobody can answer: states without their request."""
+        for identifier, kinds in self._kinds().items():
             if accepted_at(identifier) + expiry_s > now:
                 return  # Names sort by time: what follows is younger.
             state = self.state(identifier)
-            if state is not None and state.expires is not None and state.expires <= now:
-                for kind in ("result", "request", "cancel", "state"):
-                    self._delete(identifier, kind)
+            if state is None or state.status != "COMPLETED":
+                if "request" in kinds and self.request(identifier) is not None:
+                    continue
+                state = self.state(identifier)  # It may have been answered, and its request let go of, in between.
+            answered = state is not None and state.status == "COMPLETED"
+            if state is None or not answered or (state.expires is not None and state.expires <= now):
+                self._remove(identifier, None if state is None else state.submission)
 
-    def renew(self, owner: str, now: float) -> None:
-        """Say that a server is alive."""
-        self._storage.write(f"{OWNERS}/{owner}.json", f'{{"renewed":{now:.0f}}}'.encode(), _JSON)
+    def _remove(self, identifier: str, submission: str | None) -> None:
+        found = None if submission is None else self.submitted(submission)
+        if submission is not None and found is not None and found.id == identifier:
+            self.forget(submission)
+        for kind in ("result", "request", "cancel", "state"):  # The state last: it alone knows the submission.
+            self._delete(identifier, kind)
 
-    def leave(self, owner: str) -> None:
-        """Say that a server has ended: others take what it leaves."""
-        self._storage.delete(f"{OWNERS}/{owner}.json")
-
-    def renewed(self, owner: str) -> float:
-        """When a server last said that it is alive; 0 where it has ended."""
-        try:
-            text = self._storage.read(f"{OWNERS}/{owner}.json")
-        except FileNotFoundError:
-            return 0.0
-        match = re.fullmatch(rb'\{"renewed":(\d{1,15})\}', text)
-        return float(match[1]) if match else 0.0
+    def _claim(self, request: QueuedRequest) -> bool:
+        """Whether a request is the one of its submission; if it is not, it is removed."""
+        if request.submission is None:
+            return True
+        name = request.submission.name
+        made = Submitted(id=request.id, fingerprint=request.submission.fingerprint)
+        if self._storage.create(f"{KEYS}/{name}.json", made.model_dump_json().encode(), _JSON):
+            return True
+        found = self.submitted(name)
+        if found is None or found.id == request.id:  # What is no record of ours leads nowhere.
+            return True
+        for kind in ("request", "state"):
+            self._delete(request.id, kind)
+        return False
 
     def _kinds(self) -> dict[str, set[str]]:
         found: dict[str, set[str]] = {}

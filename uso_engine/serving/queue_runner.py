@@ -11,19 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Literal, ParamSpec, TypeVar
 
-from uso_engine.api.result import GenerationResult
-from uso_engine.errors import OutputError, QueueFullError
+from uso_engine.errors import OutputError
 
-from .delivery import Delivery
-from .fal_answer import fal_call
-from .image_call import ImageCall
 from .in_thread import in_thread
-from .queue_records import QueuedRequest, QueueRecords, QueueState
-from .queue_waiting import QueueView, WaitingRequest
-from .refusal import Refusal, refusal_of
-from .retry import tried
+from .queue_answers import QueueAnswers, cancelled
+from .queue_records import QueuedRequest, QueueRecords, Submission
+from .queue_waiting import QueueView, WaitingRequest, waiting_of
+from .refusal import Refusal
 from .service import Service
-from .wire_request import engine_request
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +26,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 _RETRY_S = 2.0
 _DELIVERY_S = 10.0
+
+
+class AlreadySubmittedError(Exception):
+    """Another request of the same submission was accepted first."""
 
 
 class QueueRunner:
@@ -49,12 +48,18 @@ class QueueRunner:
         self._heap: list[WaitingRequest] = []
         self._more = asyncio.Event()
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="queue")
+        self._answers = QueueAnswers(service, records, self._threads, clock)
         self._stopping = False
 
     @property
     def waiting(self) -> int:
         """Requests that this server answers for and has not answered."""
         return len(self._mine)
+
+    @property
+    def takes_up(self) -> bool:
+        """Whether this server takes up what others left: not while it ends, or without a living engine."""
+        return not self._stopping and self._service.state.phase != "failed"
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -81,7 +86,7 @@ class QueueRunner:
 
     def stop(self) -> None:
         """Begin no more requests."""
-        self._stopping = True
+        self._stopping = self._answers.stopping = True
         self._more.set()
 
     async def submit(self, request: QueuedRequest) -> int:
@@ -91,6 +96,7 @@ class QueueRunner:
             How many requests are before it.
 
         Raises:
+            AlreadySubmittedError: another request of its submission was accepted at this moment.
             Refusal: 429 where the queue is full, 503 while the server is ending.
             OutputError: it cannot be kept.
         """
@@ -99,32 +105,57 @@ class QueueRunner:
         most = self._service.settings.max_waiting
         if len(self._mine) >= most:
             raise Refusal(429, "The queue is full.", errors=[f"it holds {most} requests"], retry_after_s=10)
-        waiting = WaitingRequest(-request.priority, request.id, request.key, request.model)
+        waiting = waiting_of(request, self._owner)
         self._mine[request.id] = waiting  # Counted before it is written, so that the bound holds meanwhile.
         try:
-            await self._call(self._records.accept, request, self._owner)
+            accepted = await self._call(self._records.accept, request, self._owner)
         except BaseException:
-            await self._withdraw(request.id)
+            await self._withdraw(request)
             raise
+        if not accepted:
+            del self._mine[request.id]
+            raise AlreadySubmittedError(request.id)
         self._enqueue(waiting)
         return self._position(waiting)
 
-    async def _withdraw(self, identifier: str) -> None:
+    async def _withdraw(self, request: QueuedRequest) -> None:
         """Remove what nobody was told of: taken up from the storage, it would be computed for nobody."""
         try:
             # Not in the queue's own threads: the server may be ending.
-            await in_thread(None, self._records.withdraw, identifier)
+            if not await in_thread(None, self._records.withdraw, request):
+                logger.info("queue request %s stays: its Idempotency-Key leads to it", request.id)
         except OutputError as error:
-            logger.error("queue request %s could not be withdrawn: %s", identifier, error)
+            logger.error("queue request %s could not be withdrawn: %s", request.id, error)
         finally:
-            del self._mine[identifier]
+            del self._mine[request.id]
+
+    async def submitted(self, submission: Submission) -> str | None:
+        """The request that a submission became; None where it was not made, or its request has expired.
+
+        Raises:
+            Refusal: 422 where something else was submitted under its key.
+            OutputError: the storage failed.
+        """
+        found = await self._call(self._records.submitted, submission.name)
+        if found is None:
+            return None
+        if found.id not in self._mine and await self._call(self._records.state, found.id) is None:
+            await self._call(self._records.forget, submission.name)
+            return None
+        if found.fingerprint != submission.fingerprint:
+            raise Refusal(
+                422,
+                "The Idempotency-Key was used for another request.",
+                errors=["the same key is for sending the same request again; a new request needs a new key"],
+                fields=["Idempotency-Key"],
+            )
+        return found.id
 
     async def view(self, identifier: str, key: str, model: str) -> QueueView | None:
         """Where a request of this caller stands; None where it has none of that name."""
         mine = self._mine.get(identifier)
         if mine is not None:
-            state = QueueState(key=mine.key, model=mine.model, owner=self._owner)
-            found = state.model_copy(update={"status": "IN_PROGRESS"}) if mine.running else state
+            found = mine.state.model_copy(update={"status": "IN_PROGRESS"}) if mine.running else mine.state
             view = QueueView(found, None if mine.running else self._position(mine))
         else:
             stored = await self._call(self._records.state, identifier)
@@ -169,9 +200,10 @@ class QueueRunner:
 
     async def _end_unbegun(self, waiting: WaitingRequest) -> None:
         try:
-            await self._finish_refused(waiting, _cancelled())
+            await self._answers.refuse(waiting, cancelled())
         except Exception as error:  # noqa: BLE001  logged there; the wish is kept, and the upkeep ends it
             self._put_back(waiting, error)
+        self._mine.pop(waiting.id, None)
 
     def _put_back(self, waiting: WaitingRequest, error: Exception) -> None:
         """Leave a request to the storage: it is taken up again when that, or the server, is back."""
@@ -180,7 +212,7 @@ class QueueRunner:
 
     def take_up(self, request: QueuedRequest) -> None:
         """Answer for a request that is in the storage already; it is begun in a later turn of the loop."""
-        waiting = WaitingRequest(-request.priority, request.id, request.key, request.model)
+        waiting = waiting_of(request, self._owner)
         self._mine[request.id] = waiting
         self._enqueue(waiting)
 
@@ -212,7 +244,7 @@ class QueueRunner:
             waiting = heapq.heappop(self._heap)
             if waiting.cancelled:
                 continue
-            waiting.running = asyncio.create_task(self._answer(waiting))
+            waiting.running = asyncio.create_task(self._answers.compute(waiting))
             try:
                 await self._answered(waiting, waiting.running)
             except Exception as error:  # noqa: BLE001  logged there, and nothing may end the worker
@@ -224,73 +256,9 @@ class QueueRunner:
         except (asyncio.CancelledError, Exception):
             if not waiting.cancelled:
                 raise  # The server is ending, or the storage failed: the request stays there.
-            await self._finish_refused(waiting, _cancelled())
-
-    async def _answer(self, waiting: WaitingRequest) -> None:
-        request = await self._call(self._records.request, waiting.id)
-        if request is None:
-            logger.error("queue request %s is not in the storage any more; nobody will answer it", waiting.id)
-            self._mine.pop(waiting.id, None)
-            return
-        began = QueueState(key=request.key, model=request.model, owner=self._owner, status="IN_PROGRESS")
-        await self._call(self._records.put_state, waiting.id, began)
-        service, since = self._service, time.perf_counter()
-        try:
-            call = fal_call(request.fields, service.request_type)
-            result = await tried(lambda: self._generate(call, request))
-            body = await tried(lambda: service.deliver(call, result, Delivery(service.files, request.base_url)))
-        except Exception as error:  # noqa: BLE001  refusal_of logs what nobody foresaw
-            await self._finish_refused(waiting, refusal_of(error))
-        else:
-            await self._finish(waiting, 200, body, None, time.perf_counter() - since)
-
-    async def _generate(self, call: ImageCall, request: QueuedRequest) -> GenerationResult:
-        """The images of a request, when the engine is ready and has room."""
-        service = self._service
-        wanted = engine_request(call.request, service.config)
-        while True:
-            await self._wait_until_ready()
-            if request.start_by is not None and self._clock() > request.start_by:
-                raise Refusal(504, "The request was not begun in the time that it was given.")
-            try:
-                return await service.state.ready().generate(
-                    wanted, priority=request.priority, timeout_s=service.settings.bounds.deadline_s
-                )
-            except QueueFullError as error:
-                await asyncio.sleep(max(0.1, error.retry_after_s))
-
-    async def _wait_until_ready(self) -> None:
-        while self._service.state.phase != "ready":
-            if self._stopping:
-                raise asyncio.CancelledError  # It never will be again: the request is left to the storage.
-            await asyncio.sleep(0.2)
-
-    async def _finish_refused(self, waiting: WaitingRequest, refusal: Refusal) -> None:
-        path = f"/queue/{waiting.model}/requests/{waiting.id}"
-        message = "; ".join((refusal.message, *refusal.errors))
-        await self._finish(waiting, refusal.status, refusal.body(path, waiting.id), message, None)
-
-    async def _finish(
-        self, waiting: WaitingRequest, status: int, body: bytes, error: str | None, seconds: float | None
-    ) -> None:
-        state = QueueState(
-            key=waiting.key,
-            model=waiting.model,
-            owner=self._owner,
-            status="COMPLETED",
-            status_code=status,
-            error=error,
-            seconds=seconds,
-            expires=self._clock() + self._service.settings.expiry_s,
-        )
-        waiting.finishing = True
-        await self._call(self._records.finish, waiting.id, state, body)
+            await self._answers.refuse(waiting, cancelled())
         self._mine.pop(waiting.id, None)
 
     async def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Something of the storage, in a thread."""
         return await in_thread(self._threads, function, *args, **kwargs)
-
-
-def _cancelled() -> Refusal:
-    return Refusal(400, "The request was cancelled.")

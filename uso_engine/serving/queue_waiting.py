@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from .queue_records import QueueState
+from .queue_records import QueuedRequest, QueueState, begun_state
 
 
 @dataclass(order=True)
@@ -15,18 +15,21 @@ class WaitingRequest:
     Args:
         rank: its priority, negated.
         id: its identifier, which begins with the time of its acceptance.
-        key: name of its caller's key.
-        model: the name that it was sent to.
+        state: where it stood at its acceptance, this server being its owner.
     """
 
     rank: int
     id: str
-    key: str = field(compare=False)
-    model: str = field(compare=False)
+    state: QueueState = field(compare=False)
     running: asyncio.Task[None] | None = field(default=None, compare=False)
     ending: asyncio.Task[None] | None = field(default=None, compare=False)  # Of one that was cancelled before it was begun.
     cancelled: bool = field(default=False, compare=False)
-    finishing: bool = field(default=False, compare=False)  # Its answer is being written: too late to cancel.
+    finishing: bool = field(default=False, compare=False)  # Its answer is being told: too late to cancel.
+
+
+def waiting_of(request: QueuedRequest, owner: str) -> WaitingRequest:
+    """A request as it waits at the server that answers for it."""
+    return WaitingRequest(-request.priority, request.id, begun_state(request, owner))
 
 
 @dataclass(frozen=True)

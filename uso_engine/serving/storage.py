@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 import stat
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
 
 from uso_engine.errors import ConfigError, OutputError
-from uso_engine.imaging.atomic import write_atomically
+from uso_engine.imaging.atomic import create_atomically, write_atomically
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -29,6 +30,19 @@ class Storage(Protocol):
 
     def write(self, name: str, data: bytes, content_type: str) -> None:
         """Keep a file; OutputError where that fails, and then nothing of it is there."""
+
+    def create(self, name: str, data: bytes, content_type: str) -> bool:
+        """Keep a file if there is none of its name: of all who try, one does.
+
+        An object store has to know conditional writes for it, a folder hard links; others let two do it that try in the same
+        moment.
+
+        Returns:
+            Whether the file is this one. Where an answer was lost on the way it may be although this says no: read it.
+
+        Raises:
+            OutputError: that fails; the file may be there.
+        """
 
     def read(self, name: str) -> bytes:
         """A file; FileNotFoundError where there is none, OutputError where the store fails."""
@@ -87,8 +101,10 @@ class FolderStorage:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_atomically(folder / _MARK, b"")
             found = folder.stat()
+            self._written = (folder / _MARK).stat().st_mtime, time.monotonic()
         except (OSError, OutputError) as error:
             raise ConfigError(f"storage {folder} cannot be written to: {error}") from error
+        self._remove_abandoned(list(folder.glob(f".{_MARK}.*.part")))
         self._identity = found.st_dev, found.st_ino
         if found.st_mode & stat.S_IWOTH:
             logger.warning("storage %s can be changed by every user of this machine, pictures and queue too", folder)
@@ -97,6 +113,11 @@ class FolderStorage:
         path = self._folder / checked_name(name)
         self._check_there()
         write_atomically(path, data)
+
+    def create(self, name: str, data: bytes, content_type: str) -> bool:
+        path = self._folder / checked_name(name)
+        self._check_there()
+        return create_atomically(path, data)
 
     def read(self, name: str) -> bytes:
         try:
@@ -140,15 +161,18 @@ class FolderStorage:
             raise OutputError(f"the storage {self._folder} cannot be used: {error.strerror}") from error
         raise OutputError(f"the storage {self._folder} was removed, or is another one than when this server started")
 
-    @staticmethod
-    def _remove_abandoned(parts: list[Path]) -> None:
+    def _remove_abandoned(self, parts: list[Path]) -> None:
         """What a process that was killed while it wrote has left; no name ever led to it."""
+        # By the clock of the file system, which may be another machine's.
+        now = self._written[0] + time.monotonic() - self._written[1]
         for part in parts:
             try:
-                if time.time() - part.stat().st_mtime > _ABANDONED_S:
+                if now - part.stat().st_mtime > _ABANDONED_S:
                     part.unlink()
             except FileNotFoundError:
                 continue  # Its writer was alive after all, or another sweep was faster.
+            except OSError as error:
+                logger.warning("an abandoned file in %s cannot be removed: %s", part.parent, error.strerror)
 
 
 class S3Storage:
@@ -175,6 +199,26 @@ class S3Storage:
             self._files.pipe_file(path, data, ContentType=content_type)
         except Exception as error:
             raise OutputError(f"cannot store {name}: {type(error).__name__}: {error}") from error
+
+    def create(self, name: str, data: bytes, content_type: str) -> bool:
+        path = self._path(name)
+        try:
+            self._files.pipe_file(path, data, mode="create", ContentType=content_type)
+        except Exception as error:
+            # Stores say in words of their own that a condition is not met, and some know no conditions at all.
+            if isinstance(error, FileExistsError) or self._is_there(name):
+                return False
+            if not isinstance(error, OSError) or error.errno != errno.ENOSYS:
+                raise OutputError(f"cannot store {name}: {type(error).__name__}: {error}") from error
+            self.write(name, data, content_type)
+        return True
+
+    def _is_there(self, name: str) -> bool:
+        try:
+            self.read(name)
+        except FileNotFoundError:
+            return False
+        return True
 
     def read(self, name: str) -> bytes:
         path = self._path(name)
