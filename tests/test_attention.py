@@ -9,6 +9,8 @@ from attention_operands import exact, operands
 from kernel_runs import HALF_PLACES, check_error, drawn, poisoned, run_kernel, unwritten_is_nan
 from torch import Tensor
 
+from uso_engine.errors import BackendError
+from uso_engine.loading.transformer import check_attention
 from uso_engine.verification.measure import relative_error
 from uso_kernels.attention import BACKENDS, BackendUnavailable, attention, available_backends, choose_backend, resolve_backends
 from uso_kernels.attention.dense import dense_runs_on_amx
@@ -141,7 +143,8 @@ def test_choice_and_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
         assert available_backends("cpu")[name] is not None
         with pytest.raises(BackendUnavailable, match=f"'{name}' cannot run.*dense"):
             resolve_backends(name, q, layout, layout)
-    with pytest.raises(BackendUnavailable, match="equal"):
+    # What is said to run does: not one of a device whose lengths or type were just refused.
+    with pytest.raises(BackendUnavailable, match=r"equal.*these can: \['dense', (?!'dense_batched')"):
         resolve_backends("dense_batched", q, layout, layout)
     with pytest.raises(ValueError, match="must be one of"):
         resolve_backends("flash", q, layout, layout)
@@ -164,6 +167,19 @@ def test_on_a_gpu_a_sequences_own_length_chooses(there: str, half: str, single: 
     cuda = torch.device("cuda")
     assert [choose_backend(cuda, torch.bfloat16, length) for length in (1, 1023, 1024, 5824)] == [half, half, "dense", "dense"]
     assert choose_backend(cuda, torch.float32, 1) == single
+
+
+def test_on_a_gpu_a_refusal_in_float32_offers_nothing_that_takes_16_bits_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in BACKENDS:
+        monkeypatch.setitem(BACKENDS, name, replace(BACKENDS[name], missing=absent if name == "chunked" else present))
+
+    class OnGPU:
+        device, dtype = torch.device("cuda"), torch.float32
+
+    layout = Ragged.pack([64, 64])
+    with pytest.raises(BackendUnavailable, match=r"got torch.float32.*these can: \['dense', 'dense_batched', 'xformers'\]$"):
+        resolve_backends("varlen", OnGPU(), layout, layout)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("lengths", [[40, 17, 128, 300, 33, 129], [300, 40], [128, 16, 48]], ids=str)
@@ -202,8 +218,13 @@ def test_dense_attention_that_torch_cannot_run_is_refused(monkeypatch: pytest.Mo
     monkeypatch.setattr("uso_kernels.attention.dense._cpu_has_amx", lambda: True)
     monkeypatch.setattr("uso_kernels.attention.dense._is_limited_below_amx", lambda: True)
     for name in ("dense", "dense_batched"):
-        with pytest.raises(BackendUnavailable, match=f"'{name}' cannot run.*ATEN_CPU_CAPABILITY"):
+        with pytest.raises(
+            BackendUnavailable, match=rf"'{name}' cannot run.*ATEN_CPU_CAPABILITY.*these can: (?!.*dense).*'chunked'"
+        ):
             resolve_backends(name, torch.empty(64, 2, 64, dtype=torch.bfloat16), layout, layout)
+        with pytest.raises(BackendError, match=r"ATEN_CPU_CAPABILITY.*these can: auto, (?!.*dense).*chunked"):
+            check_attention(name, "cpu", torch.bfloat16)
+        check_attention(name, "cpu", torch.float32)
         assert resolve_backends(name, torch.empty(64, 2, 64), layout, layout) == (name, name)
     auto = resolve_backends("auto", torch.empty(64, 2, 64, dtype=torch.bfloat16), layout, layout)
     assert auto == ("chunked", "chunked")
