@@ -135,7 +135,9 @@ def test_a_sheet_does_not_take_the_place_of_a_picture(folder: Path) -> None:
 
 def test_a_seed_of_minus_one_is_drawn_in_a_line_too(folder: Path) -> None:
     """Whatever the option says, however JSON writes the number; in a comparison it is a seed that is missing."""
-    batch = write_lines({"prompt": "a", "seed": -1}, {"prompt": "a", "seed": -1.0}, {"prompt": "a"}, {"prompt": "a", "seed": -2})
+    batch = write_lines(
+        {"prompt": "a", "seed": -1}, {"prompt": "a", "seed": -1.0}, {"prompt": "a"}, {"prompt": "a", "seed": -2}
+    )
     code, printed = run("--batch", batch, "--seed", "5", *SMALL, "-o", "a.png", "--parameters")
     assert code == 1, printed
     assert "request 4: seed must be a whole number from 0 to 18446744073709551615, got -2" in printed
