@@ -237,7 +237,7 @@ def test_two_threads_ask_for_cudnn_first_and_the_last_to_leave_gives_the_order_b
     monkeypatch.setattr("uso_kernels.attention.dense._capability", lambda device: (9, 0))
     order, gpu = torch._C._get_sdp_priority_order, torch.device("cuda")
     flash, before = torch.backends.cuda.flash_sdp_enabled(), order()
-    cudnn = int(SDPBackend.CUDNN_ATTENTION)
+    cudnn = SDPBackend.CUDNN_ATTENTION.value
     assert before[0] != cudnn
     torch.backends.cuda.enable_flash_sdp(False)
     try:

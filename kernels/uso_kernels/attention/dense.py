@@ -72,7 +72,7 @@ class _CudnnFirst:
         with self._lock:
             if not self._within:
                 self._before = torch._C._get_sdp_priority_order()
-                first = [int(backend) for backend in _CUDNN_FIRST]
+                first = [backend.value for backend in _CUDNN_FIRST]
                 torch._C._set_sdp_priority_order([*first, *(place for place in self._before if place not in first)])
             self._within += 1
 
