@@ -102,6 +102,9 @@ class SmallWork:
         self._stage("preview")
         return step.estimated_clean(0)
 
+    def release(self) -> None:
+        self.told.append("release")
+
 
 class SmallMachine:
     """A denoiser; a step of more tokens than there is memory for fails, and so does one after the fault is set.

@@ -1,6 +1,7 @@
 """One attention function, every backend that runs here, against float64 and each other on ragged lengths."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -8,10 +9,13 @@ import torch
 from attention_operands import exact, operands
 from kernel_runs import HALF_PLACES, check_error, drawn, poisoned, run_kernel, unwritten_is_nan
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 
+from uso_engine.errors import BackendError
+from uso_engine.loading.transformer import check_attention
 from uso_engine.verification.measure import relative_error
 from uso_kernels.attention import BACKENDS, BackendUnavailable, attention, available_backends, choose_backend, resolve_backends
-from uso_kernels.attention.dense import dense_runs_on_amx
+from uso_kernels.attention.dense import dense_preference, dense_runs_on_amx
 from uso_kernels.attention.triton import attention_into, attention_reference
 from uso_kernels.ragged import Ragged
 
@@ -141,7 +145,8 @@ def test_choice_and_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
         assert available_backends("cpu")[name] is not None
         with pytest.raises(BackendUnavailable, match=f"'{name}' cannot run.*dense"):
             resolve_backends(name, q, layout, layout)
-    with pytest.raises(BackendUnavailable, match="equal"):
+    # What is said to run does: not one of a device whose lengths or type were just refused.
+    with pytest.raises(BackendUnavailable, match=r"equal.*these can: \['dense', (?!'dense_batched')"):
         resolve_backends("dense_batched", q, layout, layout)
     with pytest.raises(ValueError, match="must be one of"):
         resolve_backends("flash", q, layout, layout)
@@ -164,6 +169,19 @@ def test_on_a_gpu_a_sequences_own_length_chooses(there: str, half: str, single: 
     cuda = torch.device("cuda")
     assert [choose_backend(cuda, torch.bfloat16, length) for length in (1, 1023, 1024, 5824)] == [half, half, "dense", "dense"]
     assert choose_backend(cuda, torch.float32, 1) == single
+
+
+def test_on_a_gpu_a_refusal_in_float32_offers_nothing_that_takes_16_bits_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in BACKENDS:
+        monkeypatch.setitem(BACKENDS, name, replace(BACKENDS[name], missing=absent if name == "chunked" else present))
+
+    class OnGPU:
+        device, dtype = torch.device("cuda"), torch.float32
+
+    layout = Ragged.pack([64, 64])
+    with pytest.raises(BackendUnavailable, match=r"got torch.float32.*these can: \['dense', 'dense_batched', 'xformers'\]$"):
+        resolve_backends("varlen", OnGPU(), layout, layout)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("lengths", [[40, 17, 128, 300, 33, 129], [300, 40], [128, 16, 48]], ids=str)
@@ -202,11 +220,46 @@ def test_dense_attention_that_torch_cannot_run_is_refused(monkeypatch: pytest.Mo
     monkeypatch.setattr("uso_kernels.attention.dense._cpu_has_amx", lambda: True)
     monkeypatch.setattr("uso_kernels.attention.dense._is_limited_below_amx", lambda: True)
     for name in ("dense", "dense_batched"):
-        with pytest.raises(BackendUnavailable, match=f"'{name}' cannot run.*ATEN_CPU_CAPABILITY"):
+        with pytest.raises(
+            BackendUnavailable, match=rf"'{name}' cannot run.*ATEN_CPU_CAPABILITY.*these can: (?!.*dense).*'chunked'"
+        ):
             resolve_backends(name, torch.empty(64, 2, 64, dtype=torch.bfloat16), layout, layout)
+        with pytest.raises(BackendError, match=r"ATEN_CPU_CAPABILITY.*these can: auto, (?!.*dense).*chunked"):
+            check_attention(name, "cpu", torch.bfloat16)
+        check_attention(name, "cpu", torch.float32)
         assert resolve_backends(name, torch.empty(64, 2, 64), layout, layout) == (name, name)
     auto = resolve_backends("auto", torch.empty(64, 2, 64, dtype=torch.bfloat16), layout, layout)
     assert auto == ("chunked", "chunked")
+
+
+def test_two_threads_ask_for_cudnn_first_and_the_last_to_leave_gives_the_order_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whatever order they enter and leave; which backends are enabled stays the caller's choice."""
+    monkeypatch.setattr("uso_kernels.attention.dense._capability", lambda device: (9, 0))
+    order, gpu = torch._C._get_sdp_priority_order, torch.device("cuda")
+    flash, before = torch.backends.cuda.flash_sdp_enabled(), order()
+    cudnn = SDPBackend.CUDNN_ATTENTION.value
+    assert before[0] != cudnn
+    torch.backends.cuda.enable_flash_sdp(False)
+    try:
+        first, second = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        for ways in ((first, second), (second, first)):
+            held = {thread: thread.submit(dense_preference, gpu).result() for thread in (first, second)}
+            for thread in (first, second):
+                thread.submit(held[thread].__enter__).result()
+                assert order()[0] == cudnn and sorted(order()) == sorted(before)
+            with dense_preference(gpu):  # A call within a step.
+                assert order()[0] == cudnn
+            ways[0].submit(held[ways[0]].__exit__, None, None, None).result()
+            assert order()[0] == cudnn
+            ways[1].submit(held[ways[1]].__exit__, None, None, None).result()
+            assert order() == before
+        assert not torch.backends.cuda.flash_sdp_enabled()
+        with pytest.raises(KeyError), dense_preference(gpu):
+            raise KeyError
+        assert order() == before
+    finally:
+        torch.backends.cuda.enable_flash_sdp(flash)
+        torch._C._set_sdp_priority_order(before)
 
 
 def test_gradients_flow_through_the_default() -> None:

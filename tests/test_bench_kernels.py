@@ -3,8 +3,15 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+import torch
+
+from benchmarks.kernels.bench_kernels import TOLERANCE, agree, cases
+from benchmarks.kernels.eight_bit_rounding import rounding_of_attention
+from uso_engine.verification.measure import relative_error
 from uso_kernels.example import Size, all_examples
 
 COMMAND = ["-o", "python_files=bench_*.py", "-o", "python_functions=bench_*", "-p", "no:cacheprovider", "-q"]
@@ -25,3 +32,31 @@ def test_every_kernel_benchmark_runs(repository: Path) -> None:
     assert len(hot) > 20
     for kernel in (*hot, "attention dense", "attention chunked"):
         assert kernel in answer.stdout, kernel
+
+
+@pytest.mark.parametrize(("rows", "width"), [(64, 128), (256, 256), (1024, 128)])
+@torch.no_grad()
+def test_eight_bit_attention_is_as_far_off_as_its_rounding_makes_probable(rows: int, width: int) -> None:
+    case = cases(rows, width)["attention 8bit"]
+    result, plain = case.ours(*case.copy()), case.plain(*case.copy())
+    assert isinstance(result, torch.Tensor)
+    assert isinstance(plain, torch.Tensor)
+    probable = rounding_of_attention(*case.operands[:3])  # type: ignore[arg-type]
+    assert 0.8 < relative_error(result, plain) / probable < 1.25
+    agree(case)
+
+
+@pytest.mark.parametrize("fault", [lambda x: x * 1.02, lambda x: x.roll(1, 0), torch.zeros_like, lambda x: x * float("nan")])
+@torch.no_grad()
+def test_eight_bit_attention_that_is_wrong_is_not_timed(fault: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """A scale that is off by 2 % is within what the order of sums may cost others, and not within rounding."""
+    case = cases(1024, 128)["attention 8bit"]
+    assert case.rounding is not None and 2 * case.rounding(*case.operands[:3]) < TOLERANCE / 2  # type: ignore[arg-type]
+
+    def wrong(*operands: object) -> torch.Tensor:
+        result = case.ours(*operands)
+        assert isinstance(result, torch.Tensor)
+        return fault(result)
+
+    with pytest.raises(AssertionError, match="relative error"):
+        agree(case._replace(ours=wrong))

@@ -133,6 +133,22 @@ def test_a_sheet_does_not_take_the_place_of_a_picture(folder: Path) -> None:
     assert Path("content.png").read_bytes() == before
 
 
+def test_a_seed_of_minus_one_is_drawn_in_a_line_too(folder: Path) -> None:
+    """Whatever the option says, however JSON writes the number; in a comparison it is a seed that is missing."""
+    batch = write_lines(
+        {"prompt": "a", "seed": -1}, {"prompt": "a", "seed": -1.0}, {"prompt": "a"}, {"prompt": "a", "seed": -2}
+    )
+    code, printed = run("--batch", batch, "--seed", "5", *SMALL, "-o", "a.png", "--parameters")
+    assert code == 1, printed
+    assert "request 4: seed must be a whole number from 0 to 18446744073709551615, got -2" in printed
+    first, second, third = (parameters(f"a-000{number}.png")["seed"] for number in (1, 2, 3))
+    assert third == 5
+    assert first != second
+    assert {first, second}.isdisjoint({5, -1})
+    code, printed = command_line.run("compare", "uso-tiny", "uso-tiny", "--requests", batch, "--no-floor", "--device", "cpu")
+    assert (code, "every compared request needs a seed; missing in 0, 1, 2" in printed) == (2, True), printed
+
+
 def test_a_seed_of_minus_one_is_drawn_and_printed(folder: Path) -> None:
     seeds = []
     for name in ("a.png", "b.png"):

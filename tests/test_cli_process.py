@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 
 from uso_engine.cli.console import interrupts
@@ -148,3 +149,38 @@ def test_a_working_directory_that_is_gone_is_named(repository: Path, tmp_path: P
     done = run(repository, [*FAST, "-o", str(tmp_path / "out.png")], tmp_path, before=before)
     assert done.returncode == 1
     assert done.stderr == "error: the working directory is not there any more; change to another one\n"
+
+
+def optimised(repository: Path, folder: Path, flag: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """What the command line says and gives under an option of Python's."""
+    paths = os.pathsep.join([str(repository), str(repository / "kernels")])
+    return subprocess.run(
+        [sys.executable, flag, "-m", "uso_engine", *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.mark.slow  # Python keeps no compiled modules for these options where it may not write beside them.
+def test_without_assertions_a_picture_is_made(repository: Path, tmp_path: Path) -> None:
+    done = optimised(repository, tmp_path, "-O", *FAST)
+    assert (done.returncode, done.stdout) == (0, "out.png\n"), done.stderr
+    with Image.open(tmp_path / "out.png") as image:
+        assert image.size == (64, 64)
+
+
+@pytest.mark.slow
+def test_without_docstrings_a_sentence_says_what_to_run(repository: Path, tmp_path: Path) -> None:
+    """Python leaves them out under -OO, and transformers reads its own when its models are imported."""
+    done = optimised(repository, tmp_path, "-OO", *FAST)
+    said = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode != 0
+    assert "Traceback" not in said
+    assert "transformers' models cannot be imported without docstrings, which python -OO (or PYTHONOPTIMIZE=2)" in said, said
+    # What transformers itself says is not left out.
+    assert "docstring of `" in said and said.endswith("; run python, or python -O"), said
+    assert list(tmp_path.iterdir()) == []

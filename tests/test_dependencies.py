@@ -204,6 +204,24 @@ def long_code(root: Path) -> list[str]:
     return wrong
 
 
+def checks_that_can_be_switched_off(root: Path) -> list[str]:
+    """Assertions in a function that do more than tell a type checker what a name is: python -O leaves them out."""
+    wrong = []
+    for path in python_files(root, "uso_engine", "kernels"):
+        found = [node for function in functions(path) for node in ast.walk(function) if isinstance(node, ast.Assert)]
+        wrong += [f"{path.relative_to(root)}:{node.lineno}" for node in found if not narrows(node.test)]
+    return wrong
+
+
+def narrows(test: ast.expr) -> bool:
+    """Whether an expression only says of what type names are."""
+    if isinstance(test, (ast.BoolOp, ast.UnaryOp)):  # and, or, not
+        return all(narrows(part) for part in ast.iter_child_nodes(test) if isinstance(part, ast.expr))
+    if isinstance(test, ast.Compare):
+        return isinstance(test.ops[0], ast.IsNot) and ast.unparse(test.comparators[0]) == "None"
+    return isinstance(test, ast.Call) and ast.unparse(test.func) in ("isinstance", "callable")
+
+
 RULES: dict[Callable[[Path], list[str]], tuple[str, str]] = {
     # rule: (file, its text) of a fault that it must find
     upward_imports: ("uso_engine/model/blocks.py", "from ..config import EngineConfig"),
@@ -216,6 +234,7 @@ RULES: dict[Callable[[Path], list[str]], tuple[str, str]] = {
     quanto_beyond_one_module: ("uso_engine/precision/second.py", "from optimum.quanto import qint8"),
     bad_names: ("uso_engine/imaging/image_utils.py", ""),
     untyped_kernel_functions: ("kernels/uso_kernels/attention/__init__.py", "def attention(q, k: int) -> int:\n    return k"),
+    checks_that_can_be_switched_off: ("uso_engine/inputs.py", "def side(pixels):\n    assert pixels > 0\n    return pixels"),
     long_code: ("benchmarks/step.py", "def run():\n" + "    run()\n" * 51),
 }
 

@@ -122,6 +122,20 @@ def test_gradients_are_those_of_finite_differences() -> None:
     assert float((leaf.grad * direction).sum()) == pytest.approx(expected, rel=2e-3)
 
 
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)], ids=str)
+def test_allowing_to_record_changes_no_bits_and_recording_no_more_than_rounding(dtype: torch.dtype, bound: float) -> None:
+    """Where autograd may record and nobody asks for a gradient, the velocity has the bits that it has where it may not."""
+    exact, batch, latents, modulation = formed(torch.float64)
+    truth = exact(batch, latents, modulation)
+    transformer, batch, latents, modulation = formed(dtype)
+    with torch.no_grad():
+        expected = transformer(batch, latents, modulation)
+    assert torch.equal(transformer(batch, latents, modulation), expected)
+    recorded = transformer(batch, latents.clone().requires_grad_(), modulation)
+    assert recorded.requires_grad
+    assert relative_error(recorded.detach(), truth) < min(bound, 1.5 * relative_error(expected, truth))
+
+
 class Synchronisations(TorchDispatchMode):
     """Counts operations that would make a host wait for a GPU."""
 

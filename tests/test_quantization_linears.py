@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from uso_engine.errors import BackendError
+from uso_engine.model.linear import Linear
 from uso_engine.precision.fp8_linear import Fp8Linear, Fp8WeightLinear
 from uso_engine.precision.int4_linear import Int4Linear, group_size
 from uso_engine.precision.int8_linear import Int8Linear, Int8WeightLinear
 from uso_engine.precision.quantized_linear import QuantizedLinear
 from uso_engine.verification.measure import relative_error
+from uso_kernels.matmul.product import Product
 from uso_kernels.quantize_rows import quantize_rows
 from uso_kernels.rows import QuantizedRows
 
@@ -85,8 +87,13 @@ def test_rows_quantised_by_a_kernel_are_taken_as_they_are(kind: type[QuantizedLi
     assert layer.takes is not None
     rows = QuantizedRows(*quantize_rows(x, layer.takes))
     assert torch.equal(layer(rows), layer(x))
-    with pytest.raises(TypeError, match="weight-only"):
+    with pytest.raises(TypeError, match="takes activations as floats, got rows of"):
         layer_of(Int4Linear, drawn(96, 256), None, torch.bfloat16)(rows)
+    plain, weight = Linear(256, 96), drawn(96, 256)
+    product = Product(weight, None, None)
+    for multiply in (plain, plain.activated, product, product.activated):
+        with pytest.raises(TypeError, match="takes activations as floats, got rows of"):
+            multiply(rows)
 
 
 @pytest.mark.parametrize("kind", ALL)

@@ -71,6 +71,10 @@ Wire = request_model(wire=True)
         ({"num_images": None}, "num_images must be a whole number from 1 to 4, got null"),
         ({"seed": 0}, "seed must be a whole number from 1 to 9007199254740991, got 0"),
         ({"seed": -5}, "seed must be a whole number from 1 to 9007199254740991, got -5"),
+        (
+            {"seed": -1},
+            "seed must be a whole number from 1 to 9007199254740991, got -1; leave it out to have one drawn",
+        ),
         ({"seed": 2**53}, "seed must be a whole number from 1 to 9007199254740991, got 9007199254740992"),
         ({"seed": True}, "seed must be a whole number from 1 to 9007199254740991, got true"),
         ({"seed": "7"}, "seed must be a whole number from 1 to 9007199254740991, got '7'"),

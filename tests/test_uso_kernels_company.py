@@ -1,13 +1,12 @@
 """What passes over rows compute on a CPU: a row's bits depend on the row, not on rows beside it, where it lies, or threads."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import pytest
 import torch
+from several_threads import drawn, threads
 from torch import Tensor
-from torch.nn import functional as F
 
 from uso_kernels.attention.quantize_heads import quantize_heads
 from uso_kernels.euler_update import euler_update
@@ -19,7 +18,6 @@ from uso_kernels.quantize_rows import quantize_rows
 from uso_kernels.ragged import Ragged
 from uso_kernels.rows import QuantizedRows
 from uso_kernels.split_streams import split_streams
-from uso_kernels.whole_vectors import gelu
 
 # Together they are enough for several threads; the last tile is what a block of rows leaves over.
 LENGTHS = (48, 320, 16, 32)
@@ -30,20 +28,6 @@ THREADS = (1, 3, 5)
 QUANTIZED = (None, torch.int8, torch.float8_e4m3fn)
 Compute = Callable[[slice, Sequence[Tensor]], object]
 """Of rows of the packed order, given what is theirs of the operands."""
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def drawn(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 def elsewhere(x: Tensor) -> Tensor:
@@ -186,33 +170,6 @@ def check_rows(count: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("count", THREADS)
 def test_a_rows_bits_depend_on_nothing_but_the_row(count: int, dtype: torch.dtype) -> None:
     check_rows(count, dtype)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
-@pytest.mark.parametrize("count", [1, 3])
-def test_gelu_is_pytorchs_of_whole_vectors(count: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of any number of numbers, over themselves and into a view, and with the gradient that it has."""
-    x = drawn(3 * 32768 + 64 + 13, dtype=dtype)
-    with threads(1):
-        # Of a number of whole vectors none is left over where one thread computes them.
-        filled = torch.cat((x, x.new_zeros(-len(x) % 64)))
-        expected = F.gelu(filled, approximate="tanh")
-    with threads(count):
-        for size in (0, 1, 63, 64, 65, 16384, 16385, 20000, 3 * 32768, len(x)):
-            assert torch.equal(gelu(x[:size]), expected[:size]), size
-        over, wide = x.clone(), x.new_zeros(2, len(x)).t()
-        assert gelu(over, over) is over
-        assert torch.equal(over, expected[: len(x)])
-        assert torch.equal(gelu(x, wide[:, 1]), expected[: len(x)])
-        assert not wide[:, 0].any()
-        assert torch.equal(gelu(x[:200].view(2, 100).t()), expected[:200].view(2, 100).t())
-        leaf = x[:40].clone().requires_grad_()
-        gelu(leaf).sum().backward()
-    assert leaf.grad is not None
-    assert leaf.grad.abs().sum() > 0
-    # So many threads that not each of them gets a vector: it is one thread's then.
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1000)
-    assert torch.equal(gelu(x[:20000]), expected[:20000])
 
 
 @pytest.mark.parametrize("count", [3, 5])

@@ -35,7 +35,7 @@ from .request_type import request_type_of
 from .sampling.step import OnStep
 from .sampling.watched_steps import WatchedSteps
 from .sampling_settings import QualityName
-from .scheduling.handle import Failed, Message, RequestHandle, StepTaken
+from .scheduling.handle import Message, RequestHandle, StepTaken, unless_failed
 from .scheduling.waiting import look, put_in_line
 
 Result = TypeVar("Result")
@@ -183,13 +183,12 @@ class AsyncUSOEngine(ProcessBound):
         ways = research, quality
         async with self._messages(request, fields, ways, priority, timeout_s, watched=watched) as (messages, handle):
             while True:
-                message = await messages.get()
+                message = unless_failed(await messages.get())
                 if isinstance(message, Done):
                     return message.result
-                if isinstance(message, Failed):
-                    raise message.error
                 if isinstance(message, StepTaken) and watched is not None:
                     await self._in_thread(look, message, watched, handle)
+                del message  # Which an error would hold, and its latents.
 
     async def stream(
         self,
@@ -220,9 +219,7 @@ class AsyncUSOEngine(ProcessBound):
         ways = research, quality
         async with self._messages(request, fields, ways, priority, timeout_s, previews=previews) as (messages, _):
             while True:
-                message = await messages.get()
-                if isinstance(message, Failed):
-                    raise message.error
+                message = unless_failed(await messages.get())
                 if not isinstance(message, StepTaken):
                     yield message
                 if isinstance(message, Done):

@@ -237,6 +237,11 @@ class Generation:
         """Where the first image is heading, small."""
         return preview(self.parts.pipeline, step.estimated_clean(0))
 
+    def release(self) -> None:
+        """Let go of pictures and tensors; nothing of it can be computed afterwards."""
+        self._pictures, self._encoded, self._start, self.watched = Pictures((), ()), None, None, None
+        self.options = ResearchOptions()
+
     def _generated(self, denoised: Denoised, images: list[Image]) -> Generated:
         assert self._encoded is not None
         return Generated(

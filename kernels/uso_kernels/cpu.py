@@ -8,9 +8,9 @@ from itertools import groupby
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .ragged import TILE_ROWS
+from .whole_vectors import gelu
 
 BLOCK_NUMBERS = 128 * 1024
 """Numbers of a block of rows, for each thread: with what is made of them in float32 they stay in a core's second cache."""
@@ -20,9 +20,9 @@ def row_blocks(x: Tensor, width: int) -> Sequence[slice]:
     """The rows of a tensor in blocks that a reference of several passes computes one after another, from the cache.
 
     On a GPU, and where autograd records, it is all rows at once. Rows must not depend on each other, nor a number's bits on its
-    place: of PyTorch's passes over numbers one by one, GELU, SiLU, the sigmoid and products of complex numbers do not keep to
-    that (`uso_kernels.whole_vectors`), sums, products and roots of real ones do. Every block begins with a tile, which is of
-    one sequence.
+    place: of PyTorch's passes over numbers one by one, GELU, SiLU, the sigmoid, reciprocal roots in bfloat16 and products of
+    complex numbers do not keep to that (`uso_kernels.whole_vectors`), sums, products and roots of real ones do. Every block
+    begins with a tile, which is of one sequence.
 
     Args:
         x: [R, .], for its device and rows.
@@ -119,7 +119,7 @@ def product_with_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     It is what `torch.compile` makes of a linear layer and GELU on a CPU.
     """
     if not x.shape[1]:  # oneDNN knows no such product: every sum is 0.
-        return F.gelu(bias, approximate="tanh").repeat(x.shape[0], 1)
+        return gelu(bias).repeat(x.shape[0], 1)
     # Of the bias it reads the memory and not the stride.
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias.contiguous(), "gelu", [], "tanh")
     return y

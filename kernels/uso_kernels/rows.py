@@ -44,6 +44,17 @@ class QuantizedRows(NamedTuple):
 Rows = Tensor | QuantizedRows
 
 
+def floats(rows: Rows) -> Tensor:
+    """The rows as they are, for what multiplies floats.
+
+    Raises:
+        TypeError: they are 8-bit ones.
+    """
+    if not isinstance(rows, Tensor):
+        raise TypeError(f"this layer takes activations as floats, got rows of {rows.values.dtype} with their scales")
+    return rows
+
+
 def new_rows(rows: int, width: int, like: Tensor, dtype: torch.dtype | None) -> Rows:
     """Memory for rows: 8-bit ones of a dtype, or floats of `like`'s where there is none.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from .diffusers_callback import step_callback
 from .diffusers_results import ConvertedResults, PromptResults, checked_output_type, converted
-from .fields import checked_switch, image_seeds, plain_whole
+from .fields import asks_for_a_seed, checked_switch, image_seeds, plain_whole
 from .messages import shown, suggested
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def request_from_diffusers(prompt: object, arguments: Mapping[str, object]) -> t
         raise ValueError(f"width and height come together, got width {shown(width)} and height {shown(height)}")
     if width is not None:
         fields["image_size"] = {"width": width, "height": height}
-    if _is_minus_one(fields.get("seed")):
+    if asks_for_a_seed(fields.get("seed")):
         del fields["seed"]
     generator = arguments.get("generator")
     if generator is not None:
@@ -184,11 +184,6 @@ def _initial_seed(generator: object) -> object:
     if not callable(initial_seed):
         raise ValueError(f"generator must be a torch.Generator, got {type(generator).__name__}")
     return initial_seed()
-
-
-def _is_minus_one(seed: object) -> bool:
-    value = plain_whole(seed)
-    return isinstance(value, int) and not isinstance(value, bool) and value == -1
 
 
 def _check_sequence_length(value: object, text_length: int) -> None:

@@ -50,6 +50,12 @@ class RequestDefaults:
     content_long_side: int = 512
 
 
+def asks_for_a_seed(value: object) -> bool:
+    """Whether a seed is -1, by which shells and diffusers' callers ask for one to be drawn; a request leaves its seed out."""
+    number = plain_whole(value)
+    return isinstance(number, int) and not isinstance(number, bool) and number == -1
+
+
 def image_seeds(seed: int, count: int) -> tuple[int, ...]:
     """The seed of each image of a request: ``seed``, the next one and so on; after the last legal seed comes 1.
 

@@ -31,6 +31,7 @@ _OTHER_NAMES = {
     "batch_size": "num_images",
     "generator": "seed",
 }
+_DRAWN = "; leave it out to have one drawn"
 _HINTS = {"image_size": " It takes a name or {'width': …, 'height': …}"}
 
 
@@ -117,7 +118,7 @@ def _sentence(details: ErrorDetails, model: type[BaseModel], known: Sequence[str
     if kind == "string_too_long":
         return f"{field} must have at most {context['max_length']} characters, got {len(str(details['input']))}"
     if kind.startswith(("int_", "float_")) or kind in _BOUND_ERRORS:
-        return f"{field} must be {_range(model, field)}, got {value}"
+        return f"{field} must be {_range(model, field)}, got {value}" + (_DRAWN if (field, value) == ("seed", "-1") else "")
     if kind.startswith("bool_"):
         return f"{field} must be true or false, got {value}"
     if kind == "string_type":

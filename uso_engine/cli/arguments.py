@@ -59,10 +59,14 @@ def merged_line(given: Mapping[str, object], line: Mapping[str, object]) -> dict
 def read_batch(path: Path) -> list[dict[str, object]]:
     """A file of requests, one JSON object per line; empty lines are passed over.
 
+    A seed of -1 has one drawn, as `--seed -1` has: it is null in what is returned, which the option does not stand in for.
+
     Raises:
         MissingFileError: no such file.
         ValueError: a line that is not a JSON object, or gives a field twice; names the line.
     """
+    from uso_engine.api.fields import asks_for_a_seed
+
     try:
         # Some editors put a byte order mark first. Only line feeds end a line: JSON's strings may hold other separators.
         lines = path.read_text(encoding="utf-8-sig").split("\n")
@@ -84,6 +88,8 @@ def read_batch(path: Path) -> list[dict[str, object]]:
             raise ValueError(f"{path}, line {number}: cannot be read: {error}") from None
         if not isinstance(request, dict):
             raise ValueError(f"{path}, line {number}: expected a JSON object, got {type(request).__name__}")
+        if asks_for_a_seed(request.get("seed")):
+            request["seed"] = None
         requests.append(request)
     if not requests:
         raise ValueError(f"{path} holds no requests")

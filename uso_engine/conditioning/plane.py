@@ -113,8 +113,8 @@ class Plane:
 
     def norm_factors(self, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
         """Scale and shift of every channel, [C, 1, 1] in float32, by which a normalisation over the whole plane is applied."""
-        assert self._sums is not None
-        assert self._added == self.height
+        if self._sums is None or self._added != self.height:
+            raise RuntimeError(f"a plane's normalisation was asked for with {self._added} of {self.height} rows measured")
         count = self.channels // norm.num_groups * self.height * self.width
         mean, square = self._sums.sum(2).view(2, norm.num_groups, -1).sum(2) / count
         deviation = ((square - mean.square()).clamp_(min=0) + norm.eps).sqrt_()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from uso_engine.conditioning.cache import hash_image, hash_tensor, tensor_bytes
+from uso_engine.conditioning.docstrings import require_docstrings
 from uso_engine.conditioning.image_processor import check_processor
 from uso_engine.conditioning.model_folder import require_files
 from uso_engine.conditioning.offloadable_part import OffloadablePart, attention_working_bytes
@@ -122,6 +123,7 @@ def scale_style(tokens: Tensor, scale: float) -> Tensor:
 
 def load_vision_tower(folder: str | Path, *, device: torch.device | str) -> tuple[SiglipVisionModel, SiglipImageProcessorPil]:
     """Load a whole vision tower and its image processor; arguments and errors as for `StyleEncoder.from_folder`."""
+    require_docstrings()
     from transformers import SiglipImageProcessorPil, SiglipVisionModel
 
     folder = Path(folder)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
+from uso_engine.conditioning.docstrings import require_docstrings
 from uso_engine.conditioning.pretrained import load_pretrained
 from uso_engine.conditioning.single_file import CLIP, T5, load_encoder_file
 from uso_engine.conditioning.tokenizer_folders import find_tokenizer
@@ -24,6 +25,7 @@ def tokenizer_folder(encoder: str, model: Path, own: str | Path | None) -> Path:
 
 def load_t5(path: Path, dtype: torch.dtype, device: torch.device | str) -> T5EncoderModel:
     """Load T5's encoder from a folder or a single file; errors as for `load_pretrained` and `load_encoder_file`."""
+    require_docstrings()
     from transformers import T5EncoderModel
 
     if path.is_file():
@@ -36,6 +38,7 @@ def load_t5(path: Path, dtype: torch.dtype, device: torch.device | str) -> T5Enc
 
 def load_clip(path: Path, dtype: torch.dtype, device: torch.device | str) -> CLIPTextModel:
     """Load CLIP's text model from a folder or a single file; errors as for `load_pretrained` and `load_encoder_file`."""
+    require_docstrings()
     from transformers import CLIPTextModel
 
     if path.is_file():

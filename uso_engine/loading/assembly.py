@@ -31,7 +31,7 @@ from uso_engine.weights.loading import load_parameters
 from uso_engine.weights.lora.low_rank import FileName
 from uso_engine.weights.projector_checkpoint import open_projector_checkpoint
 
-from .device import check_device, out_of_memory
+from .device import check_device, let_go, out_of_memory
 from .follower_processes import FollowerProcesses
 from .presence import require_parts
 from .torchrun import TorchrunProcesses, torchrun_launch
@@ -62,14 +62,19 @@ def load_parts(
         DeviceMemoryError: memory runs out; says who holds how much.
     """
     require_parts(config)
+    safety: SafetyChecker | None = None
     try:
         safety = load_safety_checker(config, device=device if budget is None else "cpu")
         others = () if safety is None or safety.part is None else (safety.part,)
         pipeline = load_pipeline(
             config, device=device, tier=tier, attention=attention, budget=budget, other_parts=others, progress=progress
         )
-    except torch.OutOfMemoryError as error:
-        raise out_of_memory(error, f"loading {config.name}", device, _ADVICE) from error
+    except BaseException as error:
+        safety, others = None, ()  # A notebook keeps the last error, and with it what was loaded before.
+        let_go(error)
+        if isinstance(error, torch.OutOfMemoryError):
+            raise out_of_memory(error, f"loading {config.name}", device, _ADVICE) from error
+        raise
     return pipeline, safety
 
 

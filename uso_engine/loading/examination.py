@@ -28,6 +28,7 @@ from uso_engine.weights.projector_checkpoint import open_projector_checkpoint
 from uso_engine.weights.quantized_checkpoint import read_description
 
 from .download import ConfiguredFile, configured_files
+from .presence import check_interpreter
 from .transformer import open_originals_of, resolve
 
 
@@ -64,7 +65,11 @@ def examine(config: EngineConfig) -> Iterator[Examined]:
 
     Yields:
         Each part as it was found.
+
+    Raises:
+        BackendError: transformers cannot be imported under this Python's options.
     """
+    check_interpreter(config)
     is_merged = False
     for part in configured_files(config):
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from uso_engine.conditioning.docstrings import require_docstrings
 from uso_engine.conditioning.model_folder import require_files, require_model_files
 from uso_engine.conditioning.tokenizer_folders import CLIP_FILES, T5_FILES, find_tokenizer
 from uso_engine.config import EngineConfig, list_configs
@@ -36,7 +37,10 @@ def require_parts(*configs: EngineConfig, only: Collection[str] | None = None) -
     Raises:
         MissingFileError: parts that are not there or not complete; all are named, with what brings them here.
         CheckpointError: a checkpoint's header or an index that is damaged.
+        BackendError: what reads the parts cannot be imported under this Python's options.
     """
+    if only is None:
+        check_interpreter(*configs)
     complaints = []
     for config in configs:
         missing = _missing(config, only)
@@ -49,6 +53,16 @@ def require_parts(*configs: EngineConfig, only: Collection[str] | None = None) -
             complaints.append(bulleted(f"{config.name}: not on this machine; {how}", missing))
     if complaints:
         raise MissingFileError("\n".join(dict.fromkeys(complaints)))
+
+
+def check_interpreter(*configs: EngineConfig) -> None:
+    """Check that this Python's options leave transformers what it needs, for configurations that it has parts of.
+
+    Raises:
+        BackendError: they do not.
+    """
+    if any(part for config in configs for part in (config.t5, config.clip, config.projector, config.safety)):
+        require_docstrings()
 
 
 def _missing(config: EngineConfig, only: Collection[str] | None) -> list[str]:

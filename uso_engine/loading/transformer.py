@@ -75,7 +75,7 @@ def load_transformer(
         BackendError: a tier or an attention backend that cannot be computed here.
     """
     check_tier(tier, torch.device(device))
-    check_attention(attention, device)
+    check_attention(attention, device, DTYPES[TIERS[tier].dtype])
     path = resolve(config.transformer.checkpoint, "transformer checkpoint", config)
     report = None if progress is None else _of_transformer(progress)
     target = "cpu" if on_host else device
@@ -141,15 +141,20 @@ def read_loras(loras: Sequence[tuple[str, float]], config: EngineConfig) -> list
     return [(read_lora(resolve(path, "LoRA", config), params), weight) for path, weight in loras]
 
 
-def check_attention(attention: str, device: torch.device | str) -> None:
+def check_attention(attention: str, device: torch.device | str, dtype: torch.dtype | None = None) -> None:
     """Check that an attention backend exists and can run on a device.
+
+    Args:
+        attention: its name, or "auto".
+        device: where it is to run.
+        dtype: of what it attends to; None where it is not known yet.
 
     Raises:
         BackendError: it does not or cannot; says which can.
     """
     if attention == "auto":
         return
-    found = available_backends(device)
+    found = available_backends(device, dtype)
     if attention not in found or found[attention] is not None:
         reason = found.get(attention, "there is no such backend")
         runnable = ", ".join(name for name, missing in found.items() if missing is None)

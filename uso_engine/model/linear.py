@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from uso_kernels.matmul.linear import linear, linear_of_parts
 from uso_kernels.matmul.product import Product, ProductOfParts
 from uso_kernels.ragged import Ragged
-from uso_kernels.rows import Rows
+from uso_kernels.rows import Rows, floats
 
 from .hooks import is_hooked
 
@@ -100,14 +100,15 @@ class Linear(nn.Module):
 
         Returns:
             [..., selected out_features].
+
+        Raises:
+            TypeError: rows in 8 bits.
         """
-        assert isinstance(x, Tensor)
-        return linear(x, self.weight[outputs], self._bias(outputs), sequences, out=out)
+        return linear(floats(x), self.weight[outputs], self._bias(outputs), sequences, out=out)
 
     def activated(self, x: Rows, sequences: Ragged | None = None, outputs: slice = slice(None)) -> Tensor:
         """Apply the layer and GELU; arguments as for `forward`. Only where the layer takes floats."""
-        assert isinstance(x, Tensor)
-        return linear(x, self.weight[outputs], self._bias(outputs), sequences, gelu=True)
+        return linear(floats(x), self.weight[outputs], self._bias(outputs), sequences, gelu=True)
 
     def of_parts(self, parts: Sequence[Tensor], sequences: Ragged | None = None) -> Tensor:
         """Apply the layer to columns that lie in several tensors, see `uso_kernels.matmul.linear`. Only for floats."""

@@ -14,7 +14,8 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from uso_kernels.whole_vectors import silu
 
 from .linear import Linear
 
@@ -53,7 +54,7 @@ class Embedder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, in_features] to [N, C]."""
-        return self.out_layer(F.silu(self.in_layer(x)))
+        return self.out_layer(silu(self.in_layer(x)))
 
 
 class ModulationLinear(nn.Module):

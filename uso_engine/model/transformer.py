@@ -12,10 +12,10 @@ from contextlib import nullcontext
 from typing import NamedTuple, Protocol, TypeVar
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from uso_kernels.attention import dense_preference, resolve_backends
 from uso_kernels.ragged import Ragged
+from uso_kernels.whole_vectors import silu
 
 from .blocks import DoubleBlock, SingleBlock
 from .hooks import LayerGroup
@@ -118,7 +118,7 @@ class Transformer(nn.Module):
         vector = self.time_in(sinusoidal_embedding(times).to(dtype))
         if self.guidance_in is not None:
             vector = vector + self.guidance_in(sinusoidal_embedding(guidance).to(dtype))
-        activated = F.silu(vector + self.vector_in(pooled.to(dtype)[None]))
+        activated = silu(vector + self.vector_in(pooled.to(dtype)[None]))
         table = activated.new_empty(len(times), self.modulation_vectors, self.params.hidden_size)
         row = 0
         for block in (*self.double_blocks, *self.single_blocks):
@@ -165,7 +165,8 @@ class Transformer(nn.Module):
             observer: sees intermediate tensors, which nothing overwrites later.
 
         Returns:
-            [T_out, in_channels], velocity in output order.
+            [T_out, in_channels], velocity in output order. Where autograd records, its last bits are others than where nothing
+            asks for a gradient (docs/faithfulness.md).
         """
         run = batch if isinstance(batch, Run) else self.run_of(batch)
         if run.repeat is not None:

@@ -13,7 +13,7 @@ from uso_engine.model.linear import LayerCall, Projection
 from uso_kernels.matmul.linear import linear, linear_of_parts
 from uso_kernels.quantize_rows import quantize_rows
 from uso_kernels.ragged import Ragged
-from uso_kernels.rows import QuantizedRows, Rows
+from uso_kernels.rows import QuantizedRows, Rows, floats
 
 
 class TensorLayout(NamedTuple):
@@ -138,12 +138,12 @@ class WeightOnlyLinear(QuantizedLinear):
     def forward(
         self, x: Rows, sequences: Ragged | None = None, outputs: slice = slice(None), *, out: Tensor | None = None
     ) -> Tensor:
-        x = _floats(x)
+        x = floats(x)
         return linear(x, self.weight_like(x, outputs), self._bias(outputs), sequences, out=out)
 
     def activated(self, x: Rows, sequences: Ragged | None = None, outputs: slice = slice(None)) -> Tensor:
         """Apply the layer and GELU, as `uso_engine.model.linear.Linear.activated` does."""
-        x = _floats(x)
+        x = floats(x)
         return linear(x, self.weight_like(x, outputs), self._bias(outputs), sequences, gelu=True)
 
     def of_parts(self, parts: Sequence[Tensor], sequences: Ragged | None = None) -> Tensor:
@@ -153,9 +153,3 @@ class WeightOnlyLinear(QuantizedLinear):
     def prepare_parts(self, widths: Sequence[int], sequences: Ragged | None) -> Callable[..., Tensor]:
         """`of_parts` at one place of a step, as `uso_engine.model.linear.Linear.prepare_parts`."""
         return lambda *parts: self.of_parts(parts, sequences)
-
-
-def _floats(x: Rows) -> Tensor:
-    if not isinstance(x, Tensor):
-        raise TypeError("a weight-only layer takes activations as floats")
-    return x

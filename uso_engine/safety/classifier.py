@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 
+from uso_engine.conditioning.docstrings import require_docstrings
 from uso_engine.conditioning.image_processor import ImageProcessor, check_processor
 from uso_engine.conditioning.model_folder import require_files
 from uso_engine.conditioning.offloadable_part import OffloadablePart, attention_working_bytes
@@ -75,7 +76,9 @@ def read_settings(folder: Path) -> tuple[PreTrainedConfig, ImageProcessor]:
     Raises:
         MissingFileError: the folder or a file in it is not there.
         CheckpointError: not an image classifier, or settings that make no pixels.
+        BackendError: transformers cannot be imported under this Python's options.
     """
+    require_docstrings()
     from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoConfig
 
     # From where it is defined: the package's own name for it wants torchvision before 5.23, whatever the backend.

@@ -50,6 +50,9 @@ class Work(Protocol):
     def preview(self, step: Step) -> Image:
         """Where it is heading."""
 
+    def release(self) -> None:
+        """Let go of what it holds: whoever keeps an error of it keeps the work itself, by the functions between."""
+
 
 @dataclass(eq=False)
 class ActiveRequest(Ticket):

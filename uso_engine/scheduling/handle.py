@@ -30,6 +30,20 @@ class Failed:
 Message = Event | StepTaken | Failed
 
 
+def unless_failed(message: Message) -> Event | StepTaken:
+    """A message, or the error of a request that has no result: whoever asks keeps no name of it, which the error would hold.
+
+    Raises:
+        BaseException: the error.
+    """
+    if isinstance(message, Failed):
+        try:
+            raise message.error
+        finally:
+            del message
+    return message
+
+
 def _nobody() -> None:
     """Nobody is told."""
 

@@ -245,7 +245,7 @@ class RequestLoop:
     def _admit(self, request: ActiveRequest) -> bool:
         span = Span()
         use_threads(request.threads)
-        error = Outcome.of(lambda: self.machine.admit(request)).error
+        error = Outcome.of(self.machine.admit, request).error
         if error is not None:
             memory = isinstance(error, torch.OutOfMemoryError)
             self.queue.end(request, Failed(out_of_memory(error, "beginning a request") if memory else error))

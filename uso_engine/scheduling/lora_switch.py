@@ -45,7 +45,7 @@ class LoRASwitch:
             return self._answer()
         assert isinstance(due, ActiveRequest | LoRAChange)
         use_threads(due.threads)
-        error = Outcome.of(lambda: self._merge(due.loras)).error
+        error = Outcome.of(self._merge, due.loras).error
         if error is not None:
             self._refuse(due.loras, error)
             return True

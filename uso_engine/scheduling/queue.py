@@ -142,7 +142,9 @@ class RequestQueue:
                 return
             del self._requests[request]
             self.scheduler.remove(request)
-            request.jobs, request.work, request.last_step = [], None, None
+            work, request.jobs, request.work, request.last_step = request.work, [], None, None
+        if work is not None:
+            work.release()
         if request.hold is not None:
             request.hold.release()
         if not (isinstance(message, Failed) and isinstance(message.error, QueueFullError)):  # Counted as it was refused.

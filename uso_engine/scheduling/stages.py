@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,16 +13,24 @@ from uso_engine.stopwatch import Span
 
 from .active import ActiveRequest, Stage, Work
 from .handle import Failed
-from .outcome import Outcome
+from .outcome import Arguments, Outcome, Value
 from .queue import RequestQueue
 from .stepping import out_of_memory
 from .trace import Trace
+
+if TYPE_CHECKING:
+    from uso_engine.api.result import GenerationResult
 
 
 def use_threads(count: int) -> None:
     """Compute in as many threads as the caller's PyTorch would: the autoencoder's last bits depend on it."""
     if torch.get_num_threads() != count:
         torch.set_num_threads(count)
+
+
+def _finish(work: Work, request: ActiveRequest) -> GenerationResult:
+    # An error goes on to hold the functions around the one that it was caught in, so none of those has the jobs by name.
+    return work.finish(request.jobs, request.attention)
 
 
 class Stages:
@@ -41,7 +50,7 @@ class Stages:
         if work is None:
             return
         self._queue.tell(request, Conditioning())
-        error = self._guarded(request, "conditioning", work.encode)
+        error = self._guarded(request, "conditioning", work.encode).error
         with self._queue.lock:
             error = error or self._queue.ending(request, self._queue.clock())
             if error is None:
@@ -56,13 +65,13 @@ class Stages:
         if work is None:
             return
         self._queue.tell(request, Decoding())
-        jobs, attention, results = request.jobs, request.attention, []
-        error = self._guarded(request, "decoding", lambda: results.append(work.finish(jobs, attention)))
+        outcome = self._guarded(request, "decoding", _finish, work, request)
+        error = outcome.error
         with self._queue.lock:
             # Late by a little is no reason to throw away what is done.
             given_up = request.doom is not None or request.handle.cancelled
             error = error or (self._queue.ending(request, self._queue.clock()) if given_up else None)
-        self._queue.end(request, Failed(error) if error is not None else Done(results[0]))
+        self._queue.end(request, Failed(error) if error is not None else Done(outcome.get()))
 
     def preview(self, request: ActiveRequest, step: Step) -> None:
         """Show where a request is heading, unless a later step is there already."""
@@ -70,10 +79,9 @@ class Stages:
         if work is None:
             return
         if request.last_step is step:
-            pictures: list[object] = []
-            request.doom = request.doom or self._guarded(request, "preview", lambda: pictures.append(work.preview(step)))
-            picture = pictures[0] if pictures else None
-        self._queue.tell(request, Stepped(step.index, step.steps, picture))  # type: ignore[arg-type]
+            outcome = self._guarded(request, "preview", work.preview, step)
+            request.doom, picture = request.doom or outcome.error, outcome.value
+        self._queue.tell(request, Stepped(step.index, step.steps, picture))
 
     def _begin(self, request: ActiveRequest, stage: Stage) -> Work | None:
         """The work of a request that is still wanted."""
@@ -86,12 +94,21 @@ class Stages:
             return None
         return work
 
-    def _guarded(self, request: ActiveRequest, name: str, run: Callable[[], object]) -> BaseException | None:
+    def _guarded(
+        self,
+        request: ActiveRequest,
+        name: str,
+        run: Callable[Arguments, Value],
+        *arguments: Arguments.args,
+        **named: Arguments.kwargs,
+    ) -> Outcome[Value]:
         """Do a stage; what went wrong, in the caller's terms."""
         span = Span()
         use_threads(request.threads)
-        error = Outcome.of(run).error
+        outcome = Outcome.of(run, *arguments, **named)
         trace = self._trace()
         if trace is not None:
             trace.add(name, f"request {request.number}", span.start_s, span.end().end_s)
-        return out_of_memory(error, name) if isinstance(error, torch.OutOfMemoryError) else error
+        if isinstance(outcome.error, torch.OutOfMemoryError):
+            return Outcome(error=out_of_memory(outcome.error, name))
+        return outcome

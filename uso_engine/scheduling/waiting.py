@@ -13,7 +13,7 @@ from uso_engine.process_state import clean_process_state
 from uso_engine.sampling.step import OnStep, show
 from uso_engine.sampling.watched_steps import WatchedSteps
 
-from .handle import Failed, RequestHandle, StepTaken
+from .handle import Failed, RequestHandle, StepTaken, unless_failed
 from .loop import RequestLoop
 from .machine import company_of
 
@@ -104,13 +104,12 @@ def wait_for(
         put_in_line(loop, handle, generation, priority, timeout_s)
         with clean_process_state():
             while True:
-                message = handle.next()
+                message = unless_failed(handle.next())
                 if isinstance(message, Done):
                     return message.result
-                if isinstance(message, Failed):
-                    raise message.error
                 if isinstance(message, StepTaken) and watched is not None:
                     look(message, watched, handle)
+                del message  # Which an error would hold, and its latents.
     finally:
         if not handle.ended:
             loop.give_up(handle)

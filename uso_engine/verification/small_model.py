@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from uso_engine.conditioning.docstrings import require_docstrings
 from uso_engine.config import AutoencoderConfig, EngineConfig, parse_config
 from uso_engine.model.params import TransformerParams
 from uso_engine.model.projector import StyleProjector
@@ -108,6 +109,7 @@ def write_small_autoencoder(params: AutoencoderParams, salt: str, folder: Path) 
 
 def _write_vision_encoder(folder: Path, salt: str) -> None:
     """A SiglipVisionModel folder; the vision encoder stays in float32 in every case."""
+    require_docstrings()
     from transformers import SiglipVisionConfig, SiglipVisionModel
 
     folder.mkdir()

@@ -94,17 +94,28 @@ BACKENDS = {
     "chunked": Backend(chunked_attention, chunked_attention_missing),
     "8bit": Backend(eight_bit_attention, eight_bit_attention_missing, half_only=True, loss=0.06),
 }
+_DENSE = ("dense", "dense_batched")
 
 
-def available_backends(device: torch.device | str) -> dict[str, str | None]:
-    """Every backend with the reason why it cannot run on a device; None for those that can."""
-    return {name: _missing(name, torch.device(device)) for name in BACKENDS}
+def available_backends(device: torch.device | str, dtype: torch.dtype | None = None) -> dict[str, str | None]:
+    """Every backend with the reason why it cannot run on a device; None for those that can.
+
+    Args:
+        device: where the tensors would be.
+        dtype: of the tensors; None for any type that a backend takes.
+    """
+    return {name: _missing(name, torch.device(device), dtype) for name in BACKENDS}
 
 
-def _missing(backend: str, device: torch.device) -> str | None:
+def _missing(backend: str, device: torch.device, dtype: torch.dtype | None) -> str | None:
     if device.type == "cuda" and not torch.cuda.is_available():
         return f"torch {torch.__version__} finds no CUDA device"
-    return BACKENDS[backend].missing(device)
+    reason = BACKENDS[backend].missing(device)
+    if reason is not None or dtype is None:
+        return reason
+    if not _takes_dtype(backend, device, dtype):
+        return f"it takes float16 and bfloat16, got {dtype}"
+    return dense_attention_refuses(dtype) if backend in _DENSE and device.type == "cpu" else None
 
 
 def choose_backend(device: torch.device, dtype: torch.dtype, length: int) -> str:
@@ -156,15 +167,10 @@ def resolve_backends(backend: str, q: Tensor, queries: Ragged, keys: Ragged) -> 
         return tuple(choose_backend(q.device, q.dtype, length) for length in keys.lengths)
     if backend not in BACKENDS:
         raise ValueError(f"attention backend must be one of {['auto', *BACKENDS]}, got {backend!r}")
-    reason = _missing(backend, q.device)
-    if reason is None and not _takes_dtype(backend, q.device, q.dtype):
-        reason = f"it takes float16 and bfloat16, got {q.dtype}"
-    if reason is None and backend in ("dense", "dense_batched") and q.device.type == "cpu":
-        reason = dense_attention_refuses(q.dtype)
-    if reason is None and backend == "dense_batched":
-        reason = unequal_lengths(queries, keys)
-    if reason is not None:
-        runnable = [name for name, why in available_backends(q.device).items() if why is None]
+    reasons = available_backends(q.device, q.dtype)
+    reasons["dense_batched"] = reasons["dense_batched"] or unequal_lengths(queries, keys)
+    if (reason := reasons[backend]) is not None:
+        runnable = [name for name, why in reasons.items() if why is None]
         raise BackendUnavailable(f"attention backend {backend!r} cannot run: {reason}; on {q.device} these can: {runnable}")
     return (backend,) * len(keys)
 

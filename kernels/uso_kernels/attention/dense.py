@@ -8,6 +8,8 @@ On a CPU without bfloat16 products (`uso_kernels.cpu`) such operands are widened
 
 from __future__ import annotations
 
+import os
+import threading
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 
@@ -55,25 +57,57 @@ def _is_limited_below_amx() -> bool:
     return torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
 
 
-def dense_preference(device: torch.device) -> AbstractContextManager[object]:
-    """Within it, dense attention on a device asks for cuDNN first where it is the fastest.
+class _CudnnFirst:
+    """The process's order of backends with cuDNN before the others, while at least one thread is within.
 
-    Entering it costs 39 us of a CPU's time: a step enters it once, around all its blocks, and a call that finds it entered does
-    nothing.
+    The order belongs to the process, so the first thread to enter sets it and the last one to leave gives back what was there:
+    `sdpa_kernel` in two threads ends it for one while it is within, and may leave it behind. Which backends are enabled, which
+    that sets too, is left alone.
     """
-    if device.type != "cuda" or _capability(device)[0] not in (9, 10) or _is_preferred():
+
+    def __init__(self) -> None:
+        self._lock, self._within, self._before = threading.Lock(), 0, list[int]()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._within:
+                self._before = torch._C._get_sdp_priority_order()
+                first = [backend.value for backend in _CUDNN_FIRST]
+                torch._C._set_sdp_priority_order([*first, *(place for place in self._before if place not in first)])
+            self._within += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._within -= 1
+            if not self._within:
+                torch._C._set_sdp_priority_order(self._before)
+
+    def leave_behind(self) -> None:
+        """In a forked child: those within stayed in the parent, and so did whoever holds the lock."""
+        if self._within:
+            torch._C._set_sdp_priority_order(self._before)
+        self._lock, self._within = threading.Lock(), 0
+
+
+_cudnn_first = _CudnnFirst()
+if hasattr(os, "register_at_fork"):  # Windows forks nothing.
+    os.register_at_fork(after_in_child=_cudnn_first.leave_behind)
+
+
+def dense_preference(device: torch.device) -> AbstractContextManager[object]:
+    """Within it, dense attention on a device asks for cuDNN first where it is the fastest; so does other threads' meanwhile.
+
+    A step enters it once, around all its blocks, and each call within it again, which costs next to nothing.
+    """
+    if device.type != "cuda" or _capability(device)[0] not in (9, 10):
         return nullcontext()
-    return sdpa_kernel(_CUDNN_FIRST, set_priority=True)
+    # A compiler knows torch's own.
+    return sdpa_kernel(_CUDNN_FIRST, set_priority=True) if torch.compiler.is_compiling() else _cudnn_first
 
 
 @lru_cache
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
-
-
-def _is_preferred() -> bool:
-    order: list[int] = torch._C._get_sdp_priority_order()
-    return order[: len(_CUDNN_FIRST)] == [backend.value for backend in _CUDNN_FIRST]
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, queries: Ragged, keys: Ragged) -> Tensor:

@@ -26,6 +26,7 @@ from uso_kernels.cpu import activates, product_with_gelu, widens
 from uso_kernels.launch import needs_gradient
 from uso_kernels.operands import result_like
 from uso_kernels.ragged import Ragged
+from uso_kernels.whole_vectors import gelu as activate
 
 CHUNK_ROWS = 512
 """Rows whose float32 sums are alive at once: they are rounded while they are in the cache."""
@@ -57,7 +58,8 @@ def linear(
         ValueError: x has more than two dimensions beside several sequences, or other rows than they.
     """
     if needs_gradient(x, weight, bias):
-        result = _activated(F.linear(x, weight, bias), gelu)
+        result = F.linear(x, weight, bias)
+        result = activate(result) if gelu else result
         return result if out is None else out.copy_(result)
     has_many = sequences is not None and len(sequences) > 1
     if not (has_many or gelu or out is not None or widens(x)):
@@ -130,7 +132,7 @@ def _fill(
             continue
         _add_products(target, parts, weights, bias, rows)
         if gelu:
-            torch.ops.aten.gelu.out(target, approximate="tanh", out=target)
+            activate(target, target)
 
 
 def activates_in_product(y: Tensor) -> bool:
@@ -177,11 +179,7 @@ def _fill_widened(
             chunk = slice(start, min(start + CHUNK_ROWS, rows.stop))
             target = sums[: chunk.stop - chunk.start]
             _add_products(target, parts, wide_weights, wide_bias, chunk)
-            y[chunk] = _activated(target, gelu)
-
-
-def _activated(y: Tensor, gelu: bool) -> Tensor:
-    return F.gelu(y, approximate="tanh") if gelu else y
+            y[chunk] = activate(target, target) if gelu else target
 
 
 def rows_of(sequences: Ragged | None, rows: int) -> tuple[slice, ...]:

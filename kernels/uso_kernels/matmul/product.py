@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from uso_kernels.cpu import widens
 from uso_kernels.ragged import Ragged
-from uso_kernels.rows import Rows
+from uso_kernels.rows import Rows, floats
 
 from .linear import activated_product, activates_in_product, columns_of, linear, linear_of_parts
 
@@ -38,7 +38,7 @@ class Product:
 
     def __call__(self, x: Rows, *, out: Tensor | None = None) -> Tensor:
         """Multiply floats [M, K], into `out` where it is given; [M, N]."""
-        assert isinstance(x, Tensor)
+        x = floats(x)
         if not self._is_one:
             return linear(x, self._weight, self._bias, self._sequences, out=out)
         if out is None:
@@ -49,7 +49,7 @@ class Product:
 
     def activated(self, x: Rows) -> Tensor:
         """Multiply floats [M, K] and activate by GELU; [M, N]."""
-        assert isinstance(x, Tensor)
+        x = floats(x)
         if not self._activates:
             return linear(x, self._weight, self._bias, self._sequences, gelu=True)
         assert self._bias is not None

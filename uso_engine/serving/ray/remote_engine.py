@@ -212,6 +212,9 @@ def summed(engines: Sequence[Mapping[str, object]]) -> EngineStatistics:
 
     Args:
         engines: each as `EngineStatistics` in plain JSON.
+
+    Raises:
+        ValueError: a counter of another kind, as of a replica of another version.
     """
     outcomes: Counter[str] = Counter()
     caches: dict[str, Counter[str]] = {}
@@ -246,17 +249,24 @@ def _summed_graphs(engines: Sequence[Mapping[str, object]]) -> GraphStatistics:
 
 def _entries(engine: Mapping[str, object], name: str) -> Sequence[object]:
     value = engine.get(name, ())
-    assert isinstance(value, Sequence)
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise _not_a_counter(name, "a list", value)
     return value
 
 
 def _number(engine: Mapping[str, object], name: str) -> float:
     value = engine.get(name, 0)
-    assert isinstance(value, int | float)
+    if not isinstance(value, int | float):
+        raise _not_a_counter(name, "a number", value)
     return float(value)
 
 
 def _counts(engine: Mapping[str, object], name: str) -> Mapping[str, Any]:
     found = engine.get(name, {})
-    assert isinstance(found, Mapping)
+    if not isinstance(found, Mapping):
+        raise _not_a_counter(name, "an object", found)
     return found
+
+
+def _not_a_counter(name: str, expected: str, value: object) -> ValueError:
+    return ValueError(f"a replica's {name!r} must be {expected}, got {str(value)[:60]}")

@@ -63,14 +63,15 @@ def read_report(plain: Mapping[str, object]) -> Report:
     Raises:
         ValueError: something else, such as that of a replica of another version.
     """
-    try:
-        fields = dict(plain)
-        identity = fields.pop("identity")
-        keys = fields.pop("keys")
-        assert isinstance(identity, Mapping) and isinstance(keys, list)
-        return Report(Identity(**identity), keys=frozenset(keys), **fields)  # type: ignore[arg-type]
-    except (AssertionError, KeyError, TypeError) as error:
-        raise ValueError(f"expected a replica's report, got {str(plain)[:200]}") from error
+    fields = dict(plain)
+    identity, keys, counters = fields.pop("identity", None), fields.pop("keys", None), fields.get("engine", {})
+    cause = None
+    if isinstance(identity, Mapping) and isinstance(keys, list) and isinstance(counters, Mapping):
+        try:
+            return Report(Identity(**identity), keys=frozenset(keys), **fields)  # type: ignore[arg-type]
+        except TypeError as error:
+            cause = error
+    raise ValueError(f"expected a replica's report, got {str(plain)[:200]}") from cause
 
 
 def digest_of(value: object) -> str:

@@ -75,7 +75,8 @@ def write_quantized_file(
             if absent:
                 raise ValueError(f"tensors of the layout that never came: {summarise_keys(absent)}")
             header = _header(table, {**document, "sha256": hashes})
-            assert len(header) == len(draft_header)
+            if len(header) != len(draft_header):
+                raise RuntimeError(f"the header has {len(header)} bytes, {len(draft_header)} were left for it")
             stream.seek(0)
             stream.write(header)
             stream.flush()
