@@ -182,6 +182,18 @@ def test_steps_wait_for_nothing(gpus: SimulatedGPUs, on_gpu: USOEngine) -> None:
     assert sum(wait.frames[:2] == ("stopwatch.wait", "loop._advance") for wait in gpus.waits) == 6
 
 
+def test_steps_of_a_new_company_wait_for_its_tables(gpus: SimulatedGPUs, on_gpu: USOEngine) -> None:
+    """Which rows are whose comes from the host, once for each company of requests."""
+    gpus.waits.clear()
+    together(on_gpu)
+    assert set(waits_of_steps(gpus)) <= {
+        "denoiser._form",
+        "denoiser._guided_tables",
+        "cuda_capture.record",
+        "step_graph.__init__",
+    }
+
+
 @pytest.mark.parametrize(("tier", "most"), [("fp8", 4), ("int8", 4), ("int4", 12)])
 def test_tiers(tier: str, most: float, gpus: SimulatedGPUs, expected: dict[str, Pixels]) -> None:
     """Two steps without a graph, the third as one and again, the others by its repetition. The picture is float32's but for the
