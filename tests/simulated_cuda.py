@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -113,11 +114,14 @@ def _api(gpus: SimulatedGPUs) -> dict[str, Any]:
 
 
 def _memory_api(gpus: SimulatedGPUs) -> dict[str, Any]:
-    """What `torch.cuda` says of memory."""
+    """What `torch.cuda` says of devices and their memory."""
 
     def snapshot() -> list[dict[str, Any]]:
         graphs = [graph for reference in gpus.graphs if (graph := reference()) is not None]
         return [{"total_size": graph.size_bytes, "segment_pool_id": graph.pool_id} for graph in graphs]
+
+    major, minor = gpus.capability
+    properties = SimpleNamespace(name="simulated", total_memory=gpus.total_bytes, major=major, minor=minor)
 
     def held(device: Any = None) -> int:
         return gpus.held_bytes(gpus.current if device is None else int(gpus.place(device).index))
@@ -125,6 +129,7 @@ def _memory_api(gpus: SimulatedGPUs) -> dict[str, Any]:
     return {
         "mem_get_info": lambda device=None: (gpus.total_bytes - held(device), gpus.total_bytes),
         **dict.fromkeys(("memory_allocated", "memory_reserved", "max_memory_allocated", "max_memory_reserved"), held),
+        "get_device_properties": lambda device=None: properties,
         "memory_snapshot": snapshot,
         "empty_cache": lambda: None,
         "reset_peak_memory_stats": lambda device=None: None,
