@@ -27,6 +27,7 @@ from uso_engine.model.run import Run
 from uso_engine.model.transformer import Transformer
 from uso_engine.sampling.step import Step
 from uso_engine.sampling.step_graph import CaptureError
+from uso_engine.verification.run import VerifyOptions, verify
 from uso_kernels.ragged import Ragged
 
 SECOND = "cuda:1"
@@ -216,6 +217,14 @@ def test_bits_are_the_same_with_graphs_and_without(gpus: SimulatedGPUs) -> None:
             assert engine.statistics().graphs.replayed == (3 if mode == "auto" else 0)
             assert mode == "auto" or not waits_of_steps(gpus)
     assert_same(*found)
+
+
+def test_reference_cases_are_rebuilt_on_a_gpu(gpus: SimulatedGPUs, repository: Path) -> None:
+    """Of this thread, where another GPU than theirs is current."""
+    assert torch.cuda.current_device() == 0
+    checks = list(verify(repository / "tests" / "reference", VerifyOptions(device=SECOND)))
+    assert len(checks) > 80
+    assert [check for check in checks if not check.is_within] == []
 
 
 def test_a_table_that_stays_on_the_host_is_found(on_gpu: USOEngine, monkeypatch: pytest.MonkeyPatch) -> None:
