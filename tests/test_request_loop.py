@@ -230,6 +230,19 @@ def test_a_caller_who_cannot_be_told_is_given_up() -> None:
     assert loop.queue.counters.outcomes == {"cancelled": 1, "done": 1}
 
 
+def test_a_request_with_other_loras_and_nobody_in_its_way_begins_at_once() -> None:
+    """Conditioning has a thread of its own, after whose work the loop looks once; then it would sleep until the patience of
+    those with the present LoRAs ends."""
+    loop, wanted = hand_turned(), work()
+    wanted.loras = "a"  # type: ignore[attr-defined]
+    request = loop.submit(wanted).request
+    steps = request.steps_left
+    assert loop.loop.conditioning.run_one()
+    loop.turn()
+    assert loop.machine.loras == ["a"]
+    assert request.steps_left == steps - 1
+
+
 def test_requests_with_loras_of_their_own_wait_for_the_weights() -> None:
     loop = hand_turned()
 

@@ -188,12 +188,12 @@ class RequestLoop:
     def round(self) -> bool:
         """Retire, schedule, step, advance; whether there was anything to do."""
         now_s = self.queue.clock()
-        busy = self._retire(now_s)
-        busy = self._lora_switch.change(now_s) or busy
-        busy = self._do_tasks() or busy
-        with self.queue.lock:
+        retired, worked = self._retire(now_s), self._do_tasks()
+        with self.queue.lock:  # Before anything is decided: what is not seen to be ready now, nobody looks at again.
             for request in self.queue.requests:
                 request.refresh()
+        busy = self._lora_switch.change(now_s) or retired or worked
+        with self.queue.lock:
             members = self.queue.scheduler.choose(now_s)
         if members:
             self._advance([member for member in members if isinstance(member, ActiveRequest)])
