@@ -133,9 +133,9 @@ class SimulatedGPUs:
         found: dict[int, SimulatedStream] = self._thread.streams
         return found
 
-    def place(self, device: object) -> torch.device:
+    def place(self, device: str | int | torch.device) -> torch.device:
         """A device with its number."""
-        found = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)  # type: ignore[arg-type]
+        found = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
         return torch.device("cuda", self.current) if found.type == "cuda" and found.index is None else found
 
     @contextmanager

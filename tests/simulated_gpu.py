@@ -39,7 +39,7 @@ class GPUMode(TorchDispatchMode):
     """
 
     def __init__(self, gpus: SimulatedGPUs) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.gpus = gpus
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:

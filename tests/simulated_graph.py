@@ -107,7 +107,7 @@ class SimulatedGraph:
                 return leaf.clone()  # A number is an argument of the kernel.
             storage = leaf.untyped_storage()
             at = (lambda: storage) if storage.data_ptr() in own else weakref.ref(storage)
-            return Place(at, leaf.dtype, tuple(leaf.shape), leaf.stride(), leaf.storage_offset())
+            return Place(at, leaf.dtype, tuple(leaf.shape), leaf.stride(), int(leaf.storage_offset()))
 
         with _disable_current_modes():
             operands, made = tree_map(placed, (args, kwargs)), tree_map(placed, tree_leaves(result))

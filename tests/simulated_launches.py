@@ -64,7 +64,7 @@ class SimulatedKernel:
                 raise DeviceFault(f"{self._name}: {name} on {device_of(tensor)}, launched on GPU {self._gpus.current}")
         given = [value for value in self._given if isinstance(value, Tensor)]
         self._compute(self._operands, [value.data_ptr() for value in given])
-        names = {id(value): [] for value in given}
+        names: dict[int, list[int]] = {id(value): [] for value in given}
         for i, name in enumerate(self.arg_names):
             if id(arguments[name]) in names:
                 names[id(arguments[name])].append(i)
@@ -105,7 +105,7 @@ class SimulatedKernel:
 
         if capture is not None:
             capture.writes(stored)
-            capture.steps.append(lambda: (self._check(operands, at), run()))
+            capture.steps += [lambda: self._check(operands, at), run]
         run()
 
     def _check(self, operands: Sequence[Any], at: Sequence[int | None]) -> None:
@@ -130,6 +130,6 @@ def simulated_launch(gpus: SimulatedGPUs, described: Callable[..., Launch]) -> C
 
     def launch(operation: Operation, generation: Any, *operands: Any) -> Launch:
         made = described(operation, generation, *operands)
-        return replace(made, kernel=SimulatedKernel(gpus, operation, made, operands))
+        return replace(made, kernel=SimulatedKernel(gpus, operation, made, operands))  # type: ignore[arg-type]
 
     return launch

@@ -158,7 +158,7 @@ def test_threads_are_given_the_gpu_that_was_current_where_the_engine_was_made(
         use_device(CUDA)
     with USOEngine.from_config("uso-tiny", device="cpu") as engine:
         loop = make_loop(replace(engine.parts, device=CUDA), threaded=False)
-    use_device(loop._device)
+    use_device(loop.device)
     assert chosen == [1, 1]
 
 

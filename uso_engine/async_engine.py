@@ -36,6 +36,7 @@ from .sampling.step import OnStep
 from .sampling.watched_steps import WatchedSteps
 from .sampling_settings import QualityName
 from .scheduling.handle import Message, RequestHandle, StepTaken, unless_failed
+from .scheduling.threads import lend
 from .scheduling.waiting import look, put_in_line
 
 Result = TypeVar("Result")
@@ -185,9 +186,10 @@ class AsyncUSOEngine(ProcessBound):
             while True:
                 message = unless_failed(await messages.get())
                 if isinstance(message, Done):
+                    lend(self.engine.loop.device, message.result.latents)
                     return message.result
                 if isinstance(message, StepTaken) and watched is not None:
-                    await self._in_thread(look, message, watched, handle)
+                    await self._in_thread(look, message, watched, handle, self.engine.loop.device)
                 del message  # Which an error would hold, and its latents.
 
     async def stream(

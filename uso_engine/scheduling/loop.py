@@ -62,7 +62,7 @@ class RequestLoop:
         self.queue = queue
         self.trace: Trace | None = None
         """Where stretches of work are noted, if anywhere."""
-        self.machine, self._device, self._threaded = machine, device, threaded
+        self.machine, self.device, self._threaded = machine, device, threaded
         self._overlapped = overlapped and threaded
         self._stages = Stages(queue, lambda: self.trace)
         self._lora_switch = LoRASwitch(queue, machine.change_loras)
@@ -177,9 +177,9 @@ class RequestLoop:
         self._end_all()
 
     def _work(self) -> None:
-        use_device(self._device)
+        use_device(self.device)
         workers = (self.conditioning, self.decoding) if self._overlapped else ()
-        if not all(worker.start(self._device, self._fail) for worker in workers):
+        if not all(worker.start(self.device, self._fail) for worker in workers):
             self._end_with_python()
         while not self._stopping:
             if not self.round():
@@ -222,7 +222,7 @@ class RequestLoop:
         if not members:
             return
         use_threads(members[0].threads)
-        span = Span(self._device)
+        span = Span(self.device)
         outcome = take_step(self.machine, members)
         self._spans.append(span.end())
         while len(self._spans) > STEPS_AHEAD:

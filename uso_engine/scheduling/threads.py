@@ -1,12 +1,14 @@
-"""Starting an engine's threads."""
+"""An engine's threads: starting them, and their work on a GPU beside a caller's."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def start_daemon(run: Callable[..., None], name: str, *arguments: Any) -> threading.Thread | None:
@@ -37,3 +39,39 @@ def use_device(device: torch.device) -> None:
     """Make a GPU this thread's; it has a number (`uso_kernels.launch.numbered`), without which PyTorch refuses it."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
+
+
+def callers_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """This thread's stream on a GPU, where it is not the default one, to which the engine's threads give all their work."""
+    if device.type != "cuda":
+        return None
+    stream = torch.cuda.current_stream(device)
+    return None if stream == torch.cuda.default_stream(device) else stream
+
+
+def lend(device: torch.device, *tensors: Tensor | None) -> None:
+    """Give this thread tensors of the engine: their memory is not handed out again before this thread's stream has read them.
+
+    Args:
+        device: the engine's.
+        tensors: computed there; None where there is none.
+    """
+    stream = callers_stream(device)
+    for tensor in tensors:
+        if stream is not None and tensor is not None and tensor.device == device:
+            tensor.record_stream(stream)
+
+
+@contextmanager
+def in_order(device: torch.device) -> Iterator[None]:
+    """Within it, this thread's work on a GPU comes after all that the engine's threads gave it before, and before all later."""
+    stream = callers_stream(device)
+    if stream is None:
+        yield
+        return
+    engines = torch.cuda.default_stream(device)
+    stream.wait_stream(engines)
+    try:
+        yield
+    finally:
+        engines.wait_stream(stream)

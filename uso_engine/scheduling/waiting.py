@@ -6,6 +6,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 from uso_engine.api.events import Done
 from uso_engine.api.result import GenerationResult
 from uso_engine.generation import Generation
@@ -16,6 +18,7 @@ from uso_engine.sampling.watched_steps import WatchedSteps
 from .handle import Failed, RequestHandle, StepTaken, unless_failed
 from .loop import RequestLoop
 from .machine import company_of
+from .threads import in_order, lend
 
 _callbacks = threading.local()
 
@@ -64,14 +67,21 @@ def put_in_line(
     loop.submit(request)
 
 
-def look(message: StepTaken, on_step: OnStep, handle: RequestHandle) -> None:
+def look(message: StepTaken, on_step: OnStep, handle: RequestHandle, device: torch.device) -> None:
     """Show a caller a step in this thread, then let the request go on.
+
+    Args:
+        message: that a step was taken.
+        on_step: the caller's.
+        handle: of the request.
+        device: of the engine.
 
     Raises:
         ValueError: something else than latents was left in the step.
         Exception: whatever `on_step` raises.
     """
-    with inside_on_step():
+    lend(device, *message.step.velocities)
+    with inside_on_step(), in_order(device):
         show(message.step, on_step)
     handle.resume(stopped=message.step.stopped)
 
@@ -106,9 +116,10 @@ def wait_for(
             while True:
                 message = unless_failed(handle.next())
                 if isinstance(message, Done):
+                    lend(loop.device, message.result.latents)
                     return message.result
                 if isinstance(message, StepTaken) and watched is not None:
-                    look(message, watched, handle)
+                    look(message, watched, handle, loop.device)
                 del message  # Which an error would hold, and its latents.
     finally:
         if not handle.ended:

@@ -1,0 +1,88 @@
+"""A caller with a stream of its own on a GPU: its work on a step comes between the engine's before and the engine's after."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+import torch
+from simulated_cuda import simulated_gpus
+from simulated_device import SimulatedGPUs, SimulatedStream
+from streamed_engines import config_of
+from torch import Tensor
+
+from uso_engine import AsyncUSOEngine, GenerationResult, USOEngine
+from uso_engine.sampling.step import Step
+
+DEVICE = "cuda:1"
+Log = list[tuple[object, ...]]
+
+
+@pytest.fixture
+def gpus() -> Iterator[SimulatedGPUs]:
+    USOEngine.from_config("uso-tiny", device="cpu").close()  # What it imports is imported before there is a GPU.
+    with simulated_gpus() as found:
+        yield found
+
+
+@pytest.fixture
+def log(gpus: SimulatedGPUs, monkeypatch: pytest.MonkeyPatch) -> Log:
+    """Every wait of a stream for another one, and every tensor that a stream is told of."""
+    noted: Log = []
+    wait_stream = SimulatedStream.wait_stream
+
+    def waiting(stream: SimulatedStream, other: SimulatedStream) -> None:
+        noted.append(("waits", stream, other))
+        wait_stream(stream, other)
+
+    monkeypatch.setattr(SimulatedStream, "wait_stream", waiting)
+    monkeypatch.setattr(Tensor, "record_stream", lambda tensor, stream: noted.append(("lent", tensor.data_ptr(), stream)))
+    return noted
+
+
+def generated(engine: USOEngine, log: Log) -> tuple[GenerationResult, Log]:
+    """A request of two steps, its caller's view of them noted too."""
+
+    def look(step: Step) -> None:
+        log.append(("looks", *(velocity.data_ptr() for velocity in step.velocities)))
+
+    return engine.generate("a red circle", seed=7, num_inference_steps=2, on_step=look), log
+
+
+def in_turn(stream: object, engines: object, looks: Log, latents: int) -> Log:
+    expected: Log = []
+    for _, velocity in looks:
+        told = [("lent", velocity, stream), ("waits", stream, engines), ("looks", velocity), ("waits", engines, stream)]
+        expected += told
+    return [*expected, ("lent", latents, stream)]
+
+
+def test_a_callers_stream_waits_and_is_waited_for(gpus: SimulatedGPUs, log: Log) -> None:
+    with USOEngine.from_config(config_of("float32"), device=DEVICE) as engine:
+        stream = torch.cuda.Stream(DEVICE)
+        with torch.cuda.stream(stream):
+            result, _ = generated(engine, log)
+    assert result.latents is not None
+    looks = [entry for entry in log if entry[0] == "looks"]
+    assert len(looks) == 2
+    engines = torch.cuda.default_stream(torch.device(DEVICE))
+    assert log == in_turn(stream, engines, looks, result.latents.data_ptr())
+
+
+def test_the_engines_own_stream_waits_for_nothing(gpus: SimulatedGPUs, log: Log) -> None:
+    with USOEngine.from_config(config_of("float32"), device=DEVICE) as engine:
+        generated(engine, log)
+    assert [entry[0] for entry in log] == ["looks", "looks"]
+
+
+def test_a_result_is_lent_to_the_stream_of_who_awaits_it(gpus: SimulatedGPUs, log: Log) -> None:
+    stream = torch.cuda.Stream(DEVICE)
+
+    async def generate() -> GenerationResult:
+        async with AsyncUSOEngine.from_config(config_of("float32"), device=DEVICE) as engine:
+            with torch.cuda.stream(stream):
+                return await engine.generate("a red circle", seed=7, num_inference_steps=1)
+
+    result = asyncio.run(generate())
+    assert result.latents is not None and log == [("lent", result.latents.data_ptr(), stream)]
