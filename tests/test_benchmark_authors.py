@@ -16,6 +16,7 @@ from benchmarks.compare.cases import SIZES
 from benchmarks.compare.evaluations import Evaluations
 from benchmarks.compare.models import Models
 from benchmarks.compare.peers import REFERENCE
+from benchmarks.compare.tables import against_code
 from benchmarks.step.authors_way import AuthorsWay
 from benchmarks.workload import WORKLOADS, random_inputs, random_lora, random_transformer
 
@@ -103,3 +104,14 @@ def test_the_authors_code_computes_as_much() -> None:
         assert rendered.elements[operation] == pytest.approx(code.elements[operation], rel=0.02), operation
     for operation in (*PRODUCTS, "gelu", "native_layer_norm", "add"):
         assert rendered.calls[operation] == code.calls[operation], operation
+
+
+def test_the_table_holds_time_and_memory_of_both_against_each_other() -> None:
+    machine = {"cpu": "a CPU", "taken": "2026-11-28 12:00:00"}
+    common = {"size": "small", "dtype": "bfloat16", "machine": machine, "images": 1, "steps": 2, "tokens": 9, "clock": "wall"}
+    found = [("authors' way", "both", 95.0), ("authors' code", "both", 100.0), ("authors' way", "one", 1.0)]
+    records = [
+        {**common, "case": case, "way": way, "step_ms": {"median_ms": ms}, "image_s": ms / 250, "allocated_mib": 2 * ms + 1}
+        for way, case, ms in found
+    ]
+    assert against_code(records).splitlines()[2:] == ["| a CPU, small, bfloat16 | both | 95 | 100 | 0.950 | 0.950 | 0.950 |"]

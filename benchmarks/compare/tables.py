@@ -167,7 +167,7 @@ def ceilings(records: list[Record]) -> str:
 
 
 def against_code(records: list[Record]) -> str:
-    """Our rendering of the authors' way beside their own code, by time of a step."""
+    """Our rendering of the authors' way beside their own code, by time of a step and by the memory that a step asks for."""
     rows = []
     for (machine, size, dtype), found in runs(current(records)).items():
         by_case = {(r["case"], r["way"]): r for r in found}
@@ -176,8 +176,8 @@ def against_code(records: list[Record]) -> str:
             if pair[0] is None or pair[1] is None:
                 continue
             rendered, code = (r["step_ms"]["median_ms"] for r in pair if r is not None)
-            request = pair[0]["image_s"] / pair[1]["image_s"]
-            cells = [f"{rendered:.0f}", f"{code:.0f}", f"{rendered / code:.3f}", f"{request:.3f}"]
+            request, memory = (pair[0][quantity] / pair[1][quantity] for quantity in ("image_s", "allocated_mib"))
+            cells = [f"{rendered:.0f}", f"{code:.0f}", f"{rendered / code:.3f}", f"{request:.3f}", f"{memory:.3f}"]
             rows.append([f"{machine}, {size}, {dtype}", case, *cells])
     header = [
         "machine, size, type",
@@ -186,6 +186,7 @@ def against_code(records: list[Record]) -> str:
         "their code, ms a step",
         "rendering / code",
         "whole request",
+        "allocated in a step",
     ]
     return markdown(header, rows) + clock_note(records)
 
