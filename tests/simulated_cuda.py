@@ -17,6 +17,7 @@ from simulated_gpu import GPUMode
 from simulated_graph import SimulatedGraph
 from simulated_launches import simulated_launch
 from torch import Tensor
+from torch.utils._device import _device_constructors
 
 from uso_engine.sampling import cuda_capture
 from uso_kernels import launch, operation
@@ -202,10 +203,9 @@ def _made_on_the_host(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 @contextmanager
 def simulated_gpus(count: int = 2, capability: tuple[int, int] = (9, 0)) -> Iterator[SimulatedGPUs]:
-    """Within it PyTorch has simulated GPUs, in this thread and in all that it starts.
-
-    Whoever loads models loads one before: what transformers does when it is first imported must find PyTorch as it is.
-    """
+    """Within it PyTorch has simulated GPUs, in this thread and in all that it starts."""
+    # What `with torch.device(…)` changes PyTorch keeps at its first use: it is to be its own, not what is put in its place.
+    _device_constructors()
     gpus = SimulatedGPUs(count, capability)
     run = threading.Thread.run
 

@@ -21,7 +21,6 @@ Log = list[tuple[object, ...]]
 
 @pytest.fixture
 def gpus() -> Iterator[SimulatedGPUs]:
-    USOEngine.from_config("uso-tiny", device="cpu").close()  # What it imports is imported before there is a GPU.
     with simulated_gpus() as found:
         yield found
 
