@@ -16,8 +16,9 @@ from served_double import DoubleEngine
 from uso_engine.errors import OutputError
 from uso_engine.serving import retry
 from uso_engine.serving.in_thread import in_thread
-from uso_engine.serving.queue_records import QueuedRequest, QueueRecords, Submission
+from uso_engine.serving.queue_records import QueuedRequest, QueueRecords, QueueState, Submission
 from uso_engine.serving.queue_runner import QueueRunner
+from uso_engine.serving.queue_submission import submitted_once
 from uso_engine.serving.service import Service
 from uso_engine.serving.settings import ServerSettings
 from uso_engine.serving.storage import FolderStorage
@@ -252,5 +253,32 @@ def test_a_submission_that_is_broken_off_after_another_one_with_its_key_was_canc
             assert not runner.has(request.id)
             state = records.state(request.id)
             assert state is not None and (state.status, state.status_code) == ("COMPLETED", 400)
+
+    asyncio.run(run())
+
+
+def test_of_two_that_find_a_key_to_lead_nowhere_the_slower_one_does_not_make_it_lead_nowhere_again() -> None:
+    """Both send the same submission again; the faster one's request is the second one's, too."""
+    storage = MemoryStorage()
+    old, new, late = (queued().model_copy(update={"submission": Submission(name="name", fingerprint="what")}) for _ in range(3))
+
+    async def run() -> None:
+        async with queue(storage) as (runner, records, work), asyncio.timeout(20):
+            work.may_end.clear()
+            records.accept(old, "other")
+            for kind in ("request", "state"):
+                storage.delete(f"queue/{old.id}.{kind}.json")
+            look = records.state
+
+            def then_faster(identifier: str) -> QueueState | None:
+                found = look(identifier)
+                if identifier == old.id:
+                    records.forget("name", old.id)
+                    assert records.accept(new, "other")
+                return found
+
+            records.state = then_faster  # type: ignore[method-assign]
+            assert await submitted_once(runner, late) == (new.id, 0)
+            assert set(records.unfinished()) == {new.id}
 
     asyncio.run(run())

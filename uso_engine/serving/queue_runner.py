@@ -146,7 +146,7 @@ class QueueRunner:
         if found is None:
             return None
         if found.id not in self._mine and await self._call(self._records.state, found.id) is None:
-            await self._call(self._records.forget, submission.name)
+            await self._call(self._records.forget, submission.name, found.id)
             return None
         if found.fingerprint != submission.fingerprint:
             raise Refusal(
