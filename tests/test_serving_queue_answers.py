@@ -19,6 +19,7 @@ from uso_engine.serving.delivery import Delivery
 from uso_engine.serving.image_call import ImageCall
 from uso_engine.serving.queue_records import QueuedRequest, QueueRecords, QueueState, begun_state
 from uso_engine.serving.queue_runner import QueueRunner
+from uso_engine.serving.refusal import Refusal
 from uso_engine.serving.storage import FolderStorage
 
 
@@ -185,6 +186,29 @@ def test_the_answer_of_a_server_that_took_a_request_up_stands(at: str, fails: bo
     assert served.records.state(served.request.id) == over
     assert served.records.result(served.request.id) == b"the other's answer"
     assert served.images() == [] and len(served.engine.begun) == (0 if at == "state" else 1)
+
+
+@pytest.mark.parametrize("status", [200, 503])
+def test_an_answer_that_was_told_as_its_request_was_taken_up_stands(status: int, tmp_path: Path) -> None:
+    """Its server was taken for dead; this one had read the request, and says that it is its own after the answer."""
+    served, others = Served(tmp_path), QueueRecords(FolderStorage(tmp_path))
+    body = b'{"images": []}' if status == 200 else Refusal(503, "The storage failed.", errors=["so"]).body("/queue", "id")
+    over = begun_state(served.request, "other").model_copy(update={"status": "COMPLETED", "status_code": status})
+
+    async def run() -> None:
+        async with served.running() as runner:
+            others.accept(served.request, "other")
+            others.finish(served.request.id, over, body)
+            assert served.records.adopt(served.request, "server")
+            runner.take_up(served.request)
+            await ended(runner, served.request.id)
+
+    asyncio.run(run())
+    served.service.close()
+    state = served.records.state(served.request.id)
+    assert state is not None and (state.status, state.status_code) == ("COMPLETED", status)
+    assert state.error == (None if status == 200 else "The storage failed.; so") and state.expires is not None
+    assert served.records.result(served.request.id) == body and served.engine.begun == []
 
 
 def test_a_server_that_ends_is_alive_until_it_has_delivered(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from served_double import DoubleEngine
 from uso_engine.errors import OutputError
 from uso_engine.serving import retry
 from uso_engine.serving.in_thread import in_thread
-from uso_engine.serving.queue_records import QueueRecords, Submission
+from uso_engine.serving.queue_records import QueuedRequest, QueueRecords, QueueState, Submission
 from uso_engine.serving.queue_runner import QueueRunner
+from uso_engine.serving.queue_submission import submitted_once
 from uso_engine.serving.service import Service
 from uso_engine.serving.settings import ServerSettings
 from uso_engine.serving.storage import FolderStorage
@@ -224,3 +225,60 @@ def test_a_request_that_is_cancelled_in_any_turn_leaves_no_images_but_those_of_i
     assert at_every_hand_over(scenario, again=again) > 10
     service.close()
     assert answered == {True, False}
+
+
+def test_a_submission_that_is_broken_off_after_another_one_with_its_key_was_cancelled() -> None:
+    """The second was told of the request before the first was, and had it removed."""
+    storage, claimed, may_end = MemoryStorage(), threading.Event(), threading.Event()
+    request = queued().model_copy(update={"submission": Submission(name="name", fingerprint="what")})
+
+    async def run() -> None:
+        async with queue(storage) as (runner, records, _), asyncio.timeout(20):
+            accept = records.accept
+
+            def slowly(request: QueuedRequest, owner: str) -> bool:
+                accepted = accept(request, owner)
+                claimed.set()
+                assert may_end.wait(20)
+                return accepted
+
+            records.accept = slowly  # type: ignore[method-assign]
+            first = asyncio.create_task(runner.submit(request))
+            assert await asyncio.to_thread(claimed.wait, 20)
+            assert await runner.cancel(request.id, request.key, request.model) == "requested"
+            first.cancel()
+            may_end.set()
+            with pytest.raises(asyncio.CancelledError):
+                await first
+            assert not runner.has(request.id)
+            state = records.state(request.id)
+            assert state is not None and (state.status, state.status_code) == ("COMPLETED", 400)
+
+    asyncio.run(run())
+
+
+def test_of_two_that_find_a_key_to_lead_nowhere_the_slower_one_does_not_make_it_lead_nowhere_again() -> None:
+    """Both send the same submission again; the faster one's request is the second one's, too."""
+    storage = MemoryStorage()
+    old, new, late = (queued().model_copy(update={"submission": Submission(name="name", fingerprint="what")}) for _ in range(3))
+
+    async def run() -> None:
+        async with queue(storage) as (runner, records, work), asyncio.timeout(20):
+            work.may_end.clear()
+            records.accept(old, "other")
+            for kind in ("request", "state"):
+                storage.delete(f"queue/{old.id}.{kind}.json")
+            look = records.state
+
+            def then_faster(identifier: str) -> QueueState | None:
+                found = look(identifier)
+                if identifier == old.id:
+                    records.forget("name", old.id)
+                    assert records.accept(new, "other")
+                return found
+
+            records.state = then_faster  # type: ignore[method-assign]
+            assert await submitted_once(runner, late) == (new.id, 0)
+            assert set(records.unfinished()) == {new.id}
+
+    asyncio.run(run())

@@ -44,7 +44,7 @@ class Server:
         def take_up(request: QueuedRequest) -> None:
             self.taken.append(request.id)
 
-        runner = SimpleNamespace(has=self.taken.__contains__, take_up=take_up, takes_up=self.takes_up)
+        runner = SimpleNamespace(has=self.taken.__contains__, take_up=take_up, takes_up=self.takes_up, unbegun=set)
         clocks = {"clock": lambda: self.clock_s, "watch": lambda: self.watch_s}
         self.upkeep = QueueUpkeep(
             cast("QueueRunner", runner),
@@ -173,7 +173,8 @@ def test_a_server_says_that_it_is_alive_however_long_a_round_takes() -> None:
         return {}
 
     records.unfinished = unfinished  # type: ignore[method-assign]
-    runner, files = SimpleNamespace(has=lambda identifier: False, takes_up=True), SimpleNamespace(sweep=lambda: 0)
+    runner = SimpleNamespace(has=lambda identifier: False, takes_up=True, unbegun=set)
+    files = SimpleNamespace(sweep=lambda: 0)
     upkeep = QueueUpkeep(cast("QueueRunner", runner), records, cast("ImageFiles", files), leases, expiry_s=60.0)
 
     async def run() -> None:

@@ -104,6 +104,28 @@ def test_what_is_being_written_stays_whatever_this_machines_clock_says(tmp_path:
     assert storage.names("files") == ["a.png"] and not part.exists()
 
 
+def test_what_is_being_written_stays_though_the_file_systems_clock_is_set_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = open_storage(tmp_path.as_uri())
+    storage.write("files/a.png", b"image", "image/png")
+    back = [7200.0]
+    real = Path.stat
+
+    def stat(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        found = real(path, follow_symlinks=follow_symlinks)
+        values = list(found)
+        values[8] = int(found.st_mtime - back[0])
+        return os.stat_result(values)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    part, abandoned = (tmp_path / "files" / f".b.png.{digits}.part" for digits in ("0123abcd", "4567abcd"))
+    for path in (part, abandoned):
+        path.touch()
+    os.utime(abandoned, (time.time() - 3700, time.time() - 3700))
+    assert storage.names("files") == ["a.png"] and part.exists() and not abandoned.exists()
+
+
 def test_what_a_killed_writer_left_hides_nothing_where_it_cannot_be_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

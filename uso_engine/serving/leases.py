@@ -5,6 +5,9 @@ requests for their own, however machines, ports and containers are named. A serv
 when what the lease says has not changed for so long, by the watch of who looks (no clocks of different machines are compared,
 and one that is set changes nothing); or when its process was gone as the lease was first seen. That can be told on the same
 machine alone, where what a killed server left is so taken up at once by the one that is started in its place.
+
+A storage that fails, or takes long, keeps the others from renewing their leases as well: whatever this server's own renewal
+takes, until it succeeds, the others have besides. So an outage kills nobody, and no writing is too slow.
 """
 
 from __future__ import annotations
@@ -86,6 +89,8 @@ class Leases:
         self._storage, self.owner, self.lease_s, self._clock, self._watch = storage, owner, lease_s, clock, watch
         self._process = this_process()
         self._said = 0
+        self._trying_since: float | None = None
+        self._took_s = 0.0
         self._seen: dict[str, _Seen] = {}
         self._apart: set[str] = set()
 
@@ -97,7 +102,10 @@ class Leases:
         """
         self._said = max(self._said + 1, math.floor(self._clock()))
         lease = Lease(renewed=self._said, takes_up=takes_up, process=self._process)
+        # Of a renewal that fails the time goes on until one succeeds.
+        since = self._trying_since = self._watch() if self._trying_since is None else self._trying_since
         self._storage.write(_file(self.owner), lease.model_dump_json().encode(), "application/json")
+        self._took_s, self._trying_since = self._watch() - since, None
 
     def leave(self) -> None:
         """Say that this server has ended: others take what it leaves.
@@ -114,7 +122,7 @@ class Leases:
             OutputError: the storage failed.
         """
         seen = self._look(owner)
-        return seen is None or (seen.gone and seen.last == seen.first) or self._watch() - seen.since >= self.lease_s
+        return seen is None or (seen.gone and seen.last == seen.first) or self._silent_s(seen) >= self.lease_s
 
     def chosen(self) -> Callable[[str], bool]:
         """Which requests that nobody answers for are this server's: all servers draw alike, so each is one server's alone.
@@ -139,8 +147,7 @@ class Leases:
             seen = self._look(owner)
             if seen is None:
                 continue
-            silent_s = self._watch() - seen.since
-            if (seen.gone and seen.last == seen.first) or silent_s >= _REMOVED_AFTER * self.lease_s:
+            if (seen.gone and seen.last == seen.first) or self._silent_s(seen) >= _REMOVED_AFTER * self.lease_s:
                 logger.info("server %s has ended; its lease is removed", owner)
                 self._storage.delete(_file(owner))
 
@@ -150,6 +157,12 @@ class Leases:
     def _takes_up(self, owner: str) -> bool:
         lease = None if self.has_ended(owner) else _parsed(self._seen[owner].last)
         return lease is not None and lease.takes_up
+
+    def _silent_s(self, seen: _Seen) -> float:
+        """How long a server has said nothing, without the time that the storage may have kept it from that."""
+        now, trying_since = self._watch(), self._trying_since
+        trying_s = 0.0 if trying_since is None else now - trying_since
+        return now - seen.since - max(self._took_s, trying_s)
 
     def _look(self, owner: str) -> _Seen | None:
         """What a server says now; None where it has no lease."""

@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import ParamSpec, TypeVar
 
+from pydantic import ValidationError
+
+from uso_engine.api.response import ErrorBody
 from uso_engine.api.result import GenerationResult
 from uso_engine.errors import OutputError, QueueFullError
 
@@ -74,7 +77,7 @@ class QueueAnswers:
             OutputError: that could not be written; the request is in the storage still.
         """
         path = f"/queue/{waiting.state.model}/requests/{waiting.id}"
-        message = "; ".join((refusal.message, *refusal.errors))
+        message = _said(refusal.message, refusal.errors)
         waiting.finishing = True
         if await self._stored_state(waiting) is not None:
             over = self._over(waiting, refusal.status, message, None)
@@ -87,12 +90,31 @@ class QueueAnswers:
             return None
         request = await self._call(self._records.request, waiting.id)
         if request is None:
+            if await self._is_answered(waiting):
+                return None
             logger.error("queue request %s is not in the storage any more; nobody will answer it", waiting.id)
             if state is not waiting.state:  # Who follows it would wait for ever.
                 await self.refuse(waiting, Refusal(500, "The request is not in the storage any more."))
             return None
         await self._call(self._records.put_state, waiting.id, waiting.state.model_copy(update={"status": "IN_PROGRESS"}))
         return request
+
+    async def _is_answered(self, waiting: WaitingRequest) -> bool:
+        """Whether the answer of a request that is gone is there; then that is said again.
+
+        Another server, which was taken for dead, had told it in the moment in which this one took the request up.
+        """
+        body = await self._call(self._records.result, waiting.id)
+        if body is None:
+            return False
+        logger.warning("queue request %s is let go of: its answer is there, and stands", waiting.id)
+        try:
+            failure = ErrorBody.model_validate_json(body)
+            over = self._over(waiting, failure.statusCode, _said(failure.message, failure.errors), None)
+        except ValidationError:  # Images.
+            over = self._over(waiting, 200, None, None)
+        await self._call(self._records.put_state, waiting.id, over)
+        return True
 
     async def _stored_state(self, waiting: WaitingRequest) -> QueueState | None:
         """The state of a request that is still this server's to answer; None where another one has it, or it has its answer."""
@@ -183,6 +205,10 @@ class QueueAnswers:
     async def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Something of the storage, in a thread."""
         return await in_thread(self._threads, function, *args, **kwargs)
+
+
+def _said(message: str, errors: Sequence[str]) -> str:
+    return "; ".join((message, *errors))
 
 
 def cancelled() -> Refusal:

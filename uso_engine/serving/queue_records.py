@@ -145,9 +145,11 @@ class QueueRecords:
         except (FileNotFoundError, ValidationError):
             return None
 
-    def forget(self, name: str) -> None:
-        """Let a submission be made anew."""
-        self._storage.delete(f"{KEYS}/{name}.json")
+    def forget(self, name: str, identifier: str) -> None:
+        """Let a submission be made anew, unless it has been: then it leads to another request than this one, and stays."""
+        found = self.submitted(name)
+        if found is not None and found.id == identifier:
+            self._storage.delete(f"{KEYS}/{name}.json")
 
     def request(self, identifier: str) -> QueuedRequest | None:
         """An accepted request; None where there is none, or it has been answered."""
@@ -203,9 +205,8 @@ class QueueRecords:
                 self._remove(identifier, None if state is None else state.submission)
 
     def _remove(self, identifier: str, submission: str | None) -> None:
-        found = None if submission is None else self.submitted(submission)
-        if submission is not None and found is not None and found.id == identifier:
-            self.forget(submission)
+        if submission is not None:
+            self.forget(submission, identifier)
         for kind in ("result", "request", "cancel", "state"):  # The state last: it alone knows the submission.
             self._delete(identifier, kind)
 

@@ -40,6 +40,9 @@ class QueueRunner:
         records: the queue's files.
         owner: what this server calls itself there.
         clock: seconds since 1970.
+
+    Attributes:
+        has_lease: whether others know that this server is alive. What it accepted without, they would take for a dead one's.
     """
 
     def __init__(self, service: Service, records: QueueRecords, owner: str, clock: Callable[[], float] = time.time) -> None:
@@ -50,6 +53,7 @@ class QueueRunner:
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="queue")
         self._answers = QueueAnswers(service, records, self._threads, clock)
         self._stopping = False
+        self.has_lease = True
 
     @property
     def waiting(self) -> int:
@@ -102,6 +106,8 @@ class QueueRunner:
         """
         if self._stopping:
             raise Refusal(503, "The server is ending.", retry_after_s=_RETRY_S)
+        if not self.has_lease:
+            raise OutputError("nothing is accepted before this server's lease is written")
         most = self._service.settings.max_waiting
         if len(self._mine) >= most:
             raise Refusal(429, "The queue is full.", errors=[f"it holds {most} requests"], retry_after_s=10)
@@ -127,7 +133,7 @@ class QueueRunner:
         except OutputError as error:
             logger.error("queue request %s could not be withdrawn: %s", request.id, error)
         finally:
-            del self._mine[request.id]
+            self._mine.pop(request.id, None)  # Sent again and cancelled meanwhile, it has been removed.
 
     async def submitted(self, submission: Submission) -> str | None:
         """The request that a submission became; None where it was not made, or its request has expired.
@@ -140,7 +146,7 @@ class QueueRunner:
         if found is None:
             return None
         if found.id not in self._mine and await self._call(self._records.state, found.id) is None:
-            await self._call(self._records.forget, submission.name)
+            await self._call(self._records.forget, submission.name, found.id)
             return None
         if found.fingerprint != submission.fingerprint:
             raise Refusal(
@@ -189,9 +195,7 @@ class QueueRunner:
     async def _cancel(self, waiting: WaitingRequest) -> None:
         waiting.cancelled = True
         if waiting.running is None:
-            if waiting in self._heap:  # Left there, those of who submits and cancels in turn would be more than any bound.
-                self._heap.remove(waiting)
-                heapq.heapify(self._heap)
+            self._dequeue(waiting)  # Left there, those of who submits and cancels in turn would be more than any bound.
             # A task of its own: whoever asks for it may be gone before it is written, and may ask twice.
             waiting.ending = waiting.ending or asyncio.create_task(self._end_unbegun(waiting))
             await asyncio.shield(waiting.ending)
@@ -220,6 +224,23 @@ class QueueRunner:
         """Whether this server answers for a request."""
         return identifier in self._mine
 
+    def unbegun(self) -> set[str]:
+        """Identifiers of the requests that wait here."""
+        return {waiting.id for waiting in self._heap}
+
+    async def let_go_of_answered(self, identifier: str) -> None:
+        """Let go of a request that waits here, if another server, which took this one for dead, has answered it.
+
+        Raises:
+            OutputError: the storage failed.
+        """
+        state = await self._call(self._records.state, identifier)
+        mine = self._mine.get(identifier)
+        if state is not None and state.status == "COMPLETED" and mine is not None and mine in self._heap:
+            logger.warning("queue request %s is let go of: %s has answered it", identifier, state.owner)
+            self._dequeue(mine)
+            del self._mine[identifier]
+
     async def cancel_mine(self, identifier: str) -> None:
         """Cancel a request that this server answers for, if it has not been."""
         mine = self._mine.get(identifier)
@@ -229,6 +250,11 @@ class QueueRunner:
     def _enqueue(self, waiting: WaitingRequest) -> None:
         heapq.heappush(self._heap, waiting)
         self._more.set()
+
+    def _dequeue(self, waiting: WaitingRequest) -> None:
+        if waiting in self._heap:
+            self._heap.remove(waiting)
+            heapq.heapify(self._heap)
 
     def _position(self, waiting: WaitingRequest) -> int:
         return sum(1 for other in self._heap if not other.cancelled and other < waiting)

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from uso_engine.errors import OutputError
@@ -53,14 +54,19 @@ class QueueUpkeep:
         self._waited_for: set[str] = set()
         self._chosen: Callable[[str], bool] | None = None
         self._swept = -math.inf
+        # A thread of its own: those of the loop may all be waiting for something.
+        self._renewing = ThreadPoolExecutor(1, thread_name_prefix="lease")
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Do it again and again until the end."""
         # Before anything is accepted: the others would take a request of a server without a lease for a dead one's.
-        await self._attempt(self.renew)
+        self._runner.has_lease = False
+        began = self._watch()
+        succeeded = await self._attempt(self.renew)
         # Apart: a round over thousands of requests takes longer than a lease.
-        tasks = [asyncio.create_task(self._again(work)) for work in (self.renew, self.look)]
+        renewing = asyncio.create_task(self._renew_again(self._watch() - began, succeeded=succeeded))
+        tasks = [renewing, asyncio.create_task(self._look_again())]
         try:
             yield
         finally:
@@ -73,23 +79,35 @@ class QueueUpkeep:
 
     async def _leave(self) -> None:
         try:
-            await in_thread(None, self._leases.leave)
+            await in_thread(self._renewing, self._leases.leave)  # After what that thread may be writing still.
         except OutputError as error:
             logger.error("storage: %s", error)
+        finally:
+            self._renewing.shutdown(wait=True)
 
-    async def _again(self, work: Callable[[], Awaitable[None]]) -> None:
+    async def _renew_again(self, took_s: float, *, succeeded: bool) -> None:
         while True:
-            await self._attempt(work)
+            await asyncio.sleep(pause_s(self._leases.lease_s, took_s, succeeded=succeeded))
+            began = self._watch()
+            succeeded = await self._attempt(self.renew)
+            took_s = self._watch() - began
+
+    async def _look_again(self) -> None:
+        while True:
+            await self._attempt(self.look)
             await asyncio.sleep(self._leases.lease_s / 3)
 
-    async def _attempt(self, work: Callable[[], Awaitable[None]]) -> None:
+    async def _attempt(self, work: Callable[[], Awaitable[None]]) -> bool:
+        """Whether it succeeded."""
         try:
             await work()
+            return True
         except OutputError as error:
             logger.error("storage: %s", error)
         except Exception as error:
             # Without further rounds the others would take this server for dead, and compute again what it computes.
             logger.error("upkeep of the queue: %s", error, exc_info=error)
+        return False
 
     async def renew(self) -> None:
         """Say that this server is alive.
@@ -97,7 +115,8 @@ class QueueUpkeep:
         Raises:
             OutputError: the storage failed.
         """
-        await in_thread(None, self._leases.renew, takes_up=self._runner.takes_up)
+        await in_thread(self._renewing, self._leases.renew, takes_up=self._runner.takes_up)
+        self._runner.has_lease = True
 
     async def look(self) -> None:
         """One round over what is in the storage.
@@ -105,7 +124,10 @@ class QueueUpkeep:
         Raises:
             OutputError: the storage failed.
         """
+        unbegun = self._runner.unbegun()  # Before: what is accepted meanwhile need not be found.
         unfinished = await in_thread(None, self._records.unfinished)
+        for identifier in unbegun - unfinished.keys():
+            await self._runner.let_go_of_answered(identifier)
         self._owners = {one: owner for one, owner in self._owners.items() if one in unfinished}
         self._unowned = {one: since for one, since in self._unowned.items() if one in unfinished}
         ended: dict[str, bool] = {}
@@ -165,3 +187,14 @@ class QueueUpkeep:
         if owner not in self._waited_for:
             self._waited_for.add(owner)
             logger.info("server %s has requests; they are taken up if it says nothing for %g s", owner, self._leases.lease_s)
+
+
+def pause_s(lease_s: float, took_s: float, *, succeeded: bool) -> float:
+    """How long to wait between two renewals of a lease.
+
+    Args:
+        lease_s: what the lease lasts, in seconds.
+        took_s: what the last renewal took: where writing takes long the next one begins the sooner.
+        succeeded: whether it did; if it did not, the others may be close to taking this server for dead.
+    """
+    return max(lease_s / 30, lease_s / 3 - took_s) if succeeded else lease_s / 15

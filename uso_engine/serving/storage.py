@@ -99,13 +99,12 @@ class FolderStorage:
         self._folder = folder
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_atomically(folder / _MARK, b"")
+            self._read_clock()
             found = folder.stat()
-            self._written = (folder / _MARK).stat().st_mtime, time.monotonic()
         except (OSError, OutputError) as error:
             raise ConfigError(f"storage {folder} cannot be written to: {error}") from error
-        self._remove_abandoned(list(folder.glob(f".{_MARK}.*.part")))
         self._identity = found.st_dev, found.st_ino
+        self._remove_abandoned(list(folder.glob(f".{_MARK}.*.part")))
         if found.st_mode & stat.S_IWOTH:
             logger.warning("storage %s can be changed by every user of this machine, pictures and queue too", folder)
 
@@ -163,16 +162,34 @@ class FolderStorage:
 
     def _remove_abandoned(self, parts: list[Path]) -> None:
         """What a process that was killed while it wrote has left; no name ever led to it."""
-        # By the clock of the file system, which may be another machine's.
-        now = self._written[0] + time.monotonic() - self._written[1]
+        if not any(self._seems_abandoned(part) for part in parts):
+            return
+        try:
+            self._check_there()
+            self._read_clock()  # Anew: set back since, it would make what is being written seem old.
+        except (OSError, OutputError) as error:
+            logger.warning("storage %s: abandoned files stay: %s", self._folder, error)
+            return
         for part in parts:
             try:
-                if now - part.stat().st_mtime > _ABANDONED_S:
+                if self._seems_abandoned(part):
                     part.unlink()
             except FileNotFoundError:
                 continue  # Its writer was alive after all, or another sweep was faster.
             except OSError as error:
                 logger.warning("an abandoned file in %s cannot be removed: %s", part.parent, error.strerror)
+
+    def _read_clock(self) -> None:
+        """The file system's clock, which may be another machine's, beside this one's watch."""
+        write_atomically(self._folder / _MARK, b"")
+        self._written = (self._folder / _MARK).stat().st_mtime, time.monotonic()
+
+    def _seems_abandoned(self, part: Path) -> bool:
+        now = self._written[0] + time.monotonic() - self._written[1]
+        try:
+            return now - part.stat().st_mtime > _ABANDONED_S
+        except OSError:
+            return False
 
 
 class S3Storage:
@@ -202,6 +219,8 @@ class S3Storage:
 
     def create(self, name: str, data: bytes, content_type: str) -> bool:
         path = self._path(name)
+        if self._is_there(name):  # Some stores pass over a condition that they do not know, and would write over it.
+            return False
         try:
             self._files.pipe_file(path, data, mode="create", ContentType=content_type)
         except Exception as error:
