@@ -154,6 +154,29 @@ def test_an_engine_of_its_own_loads_and_closes_with_its_statement() -> None:
     assert not [thread for thread in begun if thread.name == "uso-engine denoising"]
 
 
+@pytest.mark.parametrize("looks", [False, True])
+def test_requests_that_have_begun_are_finished_by_an_engine_that_is_closed(looks: bool) -> None:
+    """Its tasks get their results, also where they look at steps meanwhile."""
+    seen: list[int] = []
+
+    async def use() -> tuple[Any, list[Event]]:
+        on_step = {"on_step": lambda step: seen.append(step.index)} if looks else {}
+        async with AsyncUSOEngine.from_config("uso-tiny", device="cpu", dtype=torch.float32) as shared:
+            waits = asyncio.create_task(shared.generate(**{**LONG, **on_step}))
+            events = asyncio.create_task(told(shared))
+            while shared.statistics().running < 2:
+                await asyncio.sleep(0)
+        return await waits, await events
+
+    async def told(shared: AsyncUSOEngine) -> list[Event]:
+        return [event async for event in shared.stream(**SMALL)]
+
+    result, events = asyncio.run(use())
+    assert result.parameters["steps_taken"] == 50
+    assert isinstance(events[-1], Done)
+    assert seen == (list(range(50)) if looks else [])
+
+
 def test_a_request_outside_the_limits_is_an_error_of_its_task(engine: USOEngine) -> None:
     with pytest.raises(ValueError, match="num_inference_steps"):
         asyncio.run(AsyncUSOEngine(engine).generate(prompt="x", num_inference_steps=0))

@@ -27,7 +27,7 @@ from .outcome import Outcome
 from .queue import RequestQueue
 from .stages import Stages, use_threads
 from .stepping import out_of_memory, take_step
-from .threads import start_daemon, use_device
+from .threads import hand_over, start_daemon, take_over, use_device
 from .trace import Trace
 from .worker import Worker
 
@@ -66,8 +66,7 @@ class RequestLoop:
         self._overlapped = overlapped and threaded
         self._stages = Stages(queue, lambda: self.trace)
         self._lora_switch = LoRASwitch(queue, machine.change_loras)
-        self._spans: deque[Span] = deque()
-        self._stopping = False
+        self._spans, self._stopping = deque[Span](), False
         self._thread: threading.Thread | None = None
         self._only_one = threading.Lock()
         self.conditioning = Worker("uso-engine conditioning", self.wake)
@@ -93,7 +92,8 @@ class RequestLoop:
             use_threads(threads)
             return work()
 
-        return worker.call(work_as_here).wait()
+        hand_over(self.device)
+        return take_over(self.device, worker.call(work_as_here).wait())
 
     def change_loras(self, loras: Hashable) -> None:
         """Merge other LoRAs for every request from now on, when those that run have ended; waits for it.
