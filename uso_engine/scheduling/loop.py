@@ -69,8 +69,7 @@ class RequestLoop:
         self._spans, self._stopping = deque[Span](), False
         self._thread: threading.Thread | None = None
         self._only_one = threading.Lock()
-        self.conditioning = Worker("uso-engine conditioning", self.wake)
-        self.decoding = Worker("uso-engine decoding", self.wake)
+        self.conditioning, self.decoding = (Worker(f"uso-engine {name}", self.wake) for name in ("conditioning", "decoding"))
         end_with_the_interpreter(self)
 
     def submit(self, request: ActiveRequest) -> None:
@@ -135,14 +134,15 @@ class RequestLoop:
         self.queue.acceptance.draining = True
         if self.queue.wait_until_empty(self.queue.clock() + deadline_s):
             return 0
-        count = self.queue.doom(EngineDrainingError(f"the engine drained, and the request was not done in {deadline_s:g} s"))
+        late = f"the engine drained, and the request was not done in {deadline_s:g} s"
+        count = self.queue.doom(lambda: EngineDrainingError(late))
         self.queue.wait_until_empty()
         return count
 
     def close(self) -> None:
         """Accept nothing more, finish what has begun, and end the threads."""
         self.queue.acceptance.closed = True
-        self.queue.doom(self.queue.acceptance.reason(), begun=False)
+        self.queue.doom(self.queue.acceptance.reason, begun=False)
         self.queue.wait_until_empty()
         self.stop()
         self.join()
@@ -151,7 +151,7 @@ class RequestLoop:
         """End the threads after the step that runs, without waiting for them; requests fail."""
         self.queue.acceptance.closed = self._stopping = True
         for worker in (self.conditioning, self.decoding):
-            worker.stop(self.queue.acceptance.reason())
+            worker.stop(self.queue.acceptance.reason)
         self.queue.notify()
 
     def join(self) -> None:
@@ -291,7 +291,7 @@ class RequestLoop:
     def _end_all(self) -> None:
         for request in self.queue.requests:
             self.queue.end(request, Failed(self.queue.acceptance.reason()))
-        self._lora_switch.give_up(self.queue.acceptance.reason())
+        self._lora_switch.give_up(self.queue.acceptance.reason)
         for worker in (self.conditioning, self.decoding):
             worker.end()
 
