@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from uso_engine.async_engine import AsyncUSOEngine
 from uso_engine.errors import EngineClosedError, QueueFullError
 from uso_engine.queue_limits import QueueLimits
 from uso_engine.sampling.step import Step
+from uso_engine.scheduling.queue import RequestQueue
 
 SMALL: dict[str, Any] = {"prompt": "a fish", "image_size": {"width": 64, "height": 64}, "num_inference_steps": 3}
 LONG: dict[str, Any] = {**SMALL, "num_inference_steps": 50}
@@ -152,6 +154,46 @@ def test_an_engine_of_its_own_loads_and_closes_with_its_statement() -> None:
         closed.statistics()
     begun = set(threading.enumerate()) - before
     assert not [thread for thread in begun if thread.name == "uso-engine denoising"]
+
+
+@pytest.mark.parametrize("looks", [False, True])
+def test_requests_that_have_begun_are_finished_by_an_engine_that_is_closed(looks: bool) -> None:
+    """Its tasks get their results, also where they look at steps meanwhile."""
+    seen: list[int] = []
+
+    async def use() -> tuple[Any, list[Event]]:
+        on_step = {"on_step": lambda step: seen.append(step.index)} if looks else {}
+        async with AsyncUSOEngine.from_config("uso-tiny", device="cpu", dtype=torch.float32) as shared:
+            waits = asyncio.create_task(shared.generate(**{**LONG, **on_step}))
+            events = asyncio.create_task(told(shared))
+            while shared.statistics().running < 2:
+                await asyncio.sleep(0)
+        return await waits, await events
+
+    async def told(shared: AsyncUSOEngine) -> list[Event]:
+        return [event async for event in shared.stream(**SMALL)]
+
+    result, events = asyncio.run(use())
+    assert result.parameters["steps_taken"] == 50
+    assert isinstance(events[-1], Done)
+    assert seen == (list(range(50)) if looks else [])
+
+
+def test_statistics_count_a_request_that_ends_meanwhile(engine: USOEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose work another thread lets go of between two looks at it."""
+
+    class Ending:
+        begun = True
+
+        def __init__(self) -> None:
+            self.left = [SimpleNamespace(size_bytes=7)]
+
+        @property
+        def work(self) -> SimpleNamespace | None:
+            return self.left.pop() if self.left else None
+
+    monkeypatch.setattr(RequestQueue, "requests", property(lambda queue: (Ending(),)))
+    assert engine.statistics().queued_bytes == 7
 
 
 def test_a_request_outside_the_limits_is_an_error_of_its_task(engine: USOEngine) -> None:

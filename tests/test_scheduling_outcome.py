@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from small_requests import HandTurnedLoop, SmallWork, image_jobs
 
 import uso_engine.generation as generation_module
 import uso_engine.loading.assembly as assembly_module
 from uso_engine import AsyncUSOEngine, Step, USOEngine
+from uso_engine.errors import EngineDrainingError
 from uso_engine.inputs import encode_conditions
 from uso_engine.loading.transformer import load_transformer
-from uso_engine.scheduling.outcome import Outcome
+from uso_engine.scheduling.outcome import Answer, Outcome
 
 SMALL: dict[str, Any] = {"image_size": {"width": 64, "height": 64}, "num_inference_steps": 2, "enable_safety_checker": True}
 PICTURE = Image.linear_gradient("L").convert("RGB").resize((64, 64))
@@ -188,3 +190,35 @@ def test_an_outcome_neither_holds_its_work_nor_itself() -> None:
         assert raised() is None
     finally:
         gc.enable()
+
+
+def test_calls_that_are_given_up_together_have_errors_of_their_own() -> None:
+    """Calls of a worker, before it ends and after, and changes of LoRAs."""
+    loop = HandTurnedLoop().loop
+    answers: list[Answer[Any]] = [loop.conditioning.call(int) for _ in range(2)]
+    answers += [loop._lora_switch.ask(name).done for name in ("one", "two")]
+    loop.stop()
+    answers += [loop.conditioning.call(int) for _ in range(2)]
+    loop._end_all()
+    errors = [answer._outcomes.get().error for answer in answers]
+    assert len(set(map(id, errors))) == 6
+    assert {str(error) for error in errors} == {"engine small was closed; make a new one with USOEngine.from_config"}
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_requests_that_are_cut_off_together_have_errors_of_their_own(begun: bool) -> None:
+    """Each is raised in its caller's thread, and holds the functions that it came through there."""
+    loop = HandTurnedLoop()
+    images = image_jobs(loop.transformer, 0, 3)
+    requests = [loop.submit(SmallWork(images)) for _ in range(2)]
+    if begun:
+        loop.turn(3)
+    made: list[BaseException] = []
+
+    def reason() -> BaseException:
+        made.append(EngineDrainingError("the engine drained"))
+        return made[-1]
+
+    assert loop.queue.doom(reason, begun=begun) == 2
+    loop.run()
+    assert [request.error for request in requests] == made and made[0] is not made[1]

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from PIL import Image
 from simulated_cuda import simulated_gpus
 from simulated_device import SimulatedGPUs, SimulatedStream
 from streamed_engines import config_of
 from torch import Tensor
 
 from uso_engine import AsyncUSOEngine, GenerationResult, USOEngine
+from uso_engine.api.events import Done, Event
 from uso_engine.sampling.step import Step
 
 DEVICE = "cuda:1"
@@ -50,7 +52,7 @@ def generated(engine: USOEngine, log: Log) -> tuple[GenerationResult, Log]:
 
 
 def in_turn(stream: object, engines: object, looks: Log, latents: int) -> Log:
-    expected: Log = []
+    expected: Log = [("waits", engines, stream)]
     for _, velocity in looks:
         told = [("lent", velocity, stream), ("waits", stream, engines), ("looks", velocity), ("waits", engines, stream)]
         expected += told
@@ -58,10 +60,9 @@ def in_turn(stream: object, engines: object, looks: Log, latents: int) -> Log:
 
 
 def test_a_callers_stream_waits_and_is_waited_for(gpus: SimulatedGPUs, log: Log) -> None:
-    with USOEngine.from_config(config_of("float32"), device=DEVICE) as engine:
-        stream = torch.cuda.Stream(DEVICE)
-        with torch.cuda.stream(stream):
-            result, _ = generated(engine, log)
+    stream = torch.cuda.Stream(DEVICE)
+    with USOEngine.from_config(config_of("float32"), device=DEVICE) as engine, torch.cuda.stream(stream):
+        result, _ = generated(engine, log)
     assert result.latents is not None
     looks = [entry for entry in log if entry[0] == "looks"]
     assert len(looks) == 2
@@ -84,4 +85,57 @@ def test_a_result_is_lent_to_the_stream_of_who_awaits_it(gpus: SimulatedGPUs, lo
                 return await engine.generate("a red circle", seed=7, num_inference_steps=1)
 
     result = asyncio.run(generate())
-    assert result.latents is not None and log == [("lent", result.latents.data_ptr(), stream)]
+    engines = torch.cuda.default_stream(torch.device(DEVICE))
+    assert result.latents is not None
+    assert log == [("waits", engines, stream), ("lent", result.latents.data_ptr(), stream)]
+
+
+def test_a_result_is_lent_to_the_stream_of_who_is_told_of_its_steps(gpus: SimulatedGPUs, log: Log) -> None:
+    stream = torch.cuda.Stream(DEVICE)
+
+    async def told() -> list[Event]:
+        async with AsyncUSOEngine.from_config(config_of("float32"), device=DEVICE) as engine:
+            with torch.cuda.stream(stream):
+                return [event async for event in engine.stream("a red circle", seed=7, num_inference_steps=1)]
+
+    done = asyncio.run(told())[-1]
+    assert isinstance(done, Done) and done.result.latents is not None
+    engines = torch.cuda.default_stream(torch.device(DEVICE))
+    assert log == [("waits", engines, stream), ("lent", done.result.latents.data_ptr(), stream)]
+
+
+def test_what_is_encoded_is_there_and_lent(gpus: SimulatedGPUs, log: Log) -> None:
+    """The engine waits for what the caller's stream is to give it, and that for what it gets."""
+    stream, engines = torch.cuda.Stream(DEVICE), torch.cuda.default_stream(torch.device(DEVICE))
+    picture = Image.new("RGB", (64, 64), "red")
+    with USOEngine.from_config(config_of("float32"), device=DEVICE) as engine, torch.cuda.stream(stream):
+        text, style, content = engine.encode_prompt("a fish"), engine.encode_style(picture), engine.encode_content(picture)
+    expected: Log = []
+    for tensors in ((text.tokens, text.pooled), (style.tokens,), (content,)):
+        assert {tensor.device for tensor in tensors} == {torch.device(DEVICE)}
+        expected += [("waits", engines, stream), ("waits", stream, engines)]
+        expected += [("lent", tensor.data_ptr(), stream) for tensor in tensors]
+    assert log == expected
+
+
+def test_a_preview_waits_for_what_it_shows(gpus: SimulatedGPUs, log: Log) -> None:
+    """Which the caller's stream computes of the step, also within `on_step`."""
+    stream, engines = torch.cuda.Stream(DEVICE), torch.cuda.default_stream(torch.device(DEVICE))
+    looks: list[Log] = []
+
+    def look(step: Step) -> None:
+        log.clear()
+        assert engine.preview(step).size
+        looks.append(list(log))
+
+    with USOEngine.from_config(config_of("float32"), device=DEVICE) as engine, torch.cuda.stream(stream):
+        engine.generate("a red circle", seed=7, num_inference_steps=1, on_step=look)
+    assert looks == [[("waits", engines, stream), ("waits", stream, engines)]]
+
+
+def test_weights_that_were_loaded_on_a_callers_stream_are_waited_for(gpus: SimulatedGPUs, log: Log) -> None:
+    stream, engines = torch.cuda.Stream(DEVICE), torch.cuda.default_stream(torch.device(DEVICE))
+    with torch.cuda.stream(stream):
+        engine = USOEngine.from_config(config_of("float32"), device=DEVICE)
+    with engine:
+        assert log == [("waits", engines, stream)]

@@ -35,8 +35,8 @@ from .request_type import request_type_of
 from .sampling.step import OnStep
 from .sampling.watched_steps import WatchedSteps
 from .sampling_settings import QualityName
-from .scheduling.handle import Message, RequestHandle, StepTaken, unless_failed
-from .scheduling.threads import lend
+from .scheduling.handle import Message, RequestHandle, StepTaken, taken
+from .scheduling.threads import hand_over
 from .scheduling.waiting import look, put_in_line
 
 Result = TypeVar("Result")
@@ -181,15 +181,14 @@ class AsyncUSOEngine(ProcessBound):
         """
         on_step = call_arguments.checked_on_step(on_step)
         watched = None if on_step is None else WatchedSteps(on_step)
-        ways = research, quality
+        ways, device = (research, quality), self.engine.loop.device
         async with self._messages(request, fields, ways, priority, timeout_s, watched=watched) as (messages, handle):
             while True:
-                message = unless_failed(await messages.get())
+                message = taken(await messages.get(), device)
                 if isinstance(message, Done):
-                    lend(self.engine.loop.device, message.result.latents)
                     return message.result
                 if isinstance(message, StepTaken) and watched is not None:
-                    await self._in_thread(look, message, watched, handle, self.engine.loop.device)
+                    await self._in_thread(look, message, watched, handle, device)
                 del message  # Which an error would hold, and its latents.
 
     async def stream(
@@ -218,10 +217,10 @@ class AsyncUSOEngine(ProcessBound):
             ValueError and others: as for `USOEngine.generate`.
         """
         previews = checked_switch("previews", previews)
-        ways = research, quality
+        ways, device = (research, quality), self.engine.loop.device
         async with self._messages(request, fields, ways, priority, timeout_s, previews=previews) as (messages, _):
             while True:
-                message = unless_failed(await messages.get())
+                message = taken(await messages.get(), device)
                 if not isinstance(message, StepTaken):
                     yield message
                 if isinstance(message, Done):
@@ -284,6 +283,7 @@ class AsyncUSOEngine(ProcessBound):
             put_in_line(engine.loop, handle, generation, priority, timeout_s)
 
         try:
+            hand_over(engine.loop.device)
             await self._in_thread(begin)
             yield messages, handle
         finally:

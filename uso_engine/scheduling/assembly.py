@@ -18,6 +18,7 @@ from .machine import PipelineMachine
 from .queue import RequestQueue
 from .room import room_of
 from .scheduler import Scheduler
+from .threads import hand_over
 
 
 def make_loop(
@@ -49,10 +50,10 @@ def make_loop(
         limit_bytes=int(parts.config.cuda_graph_mib * MIB),
         has_plan=placement is not None,
     )
+    device, machine = numbered(parts.device), PipelineMachine(parts.pipeline, graphs)
+    hand_over(device)  # This thread may have loaded the weights on a stream of its own.
     # Under a plan a phase has the memory to itself.
-    return RequestLoop(
-        queue, PipelineMachine(parts.pipeline, graphs), numbered(parts.device), overlapped=placement is None, threaded=threaded
-    )
+    return RequestLoop(queue, machine, device, overlapped=placement is None, threaded=threaded)
 
 
 def statistics_of(loop: RequestLoop, parts: LoadedParts) -> EngineStatistics:
@@ -62,7 +63,7 @@ def statistics_of(loop: RequestLoop, parts: LoadedParts) -> EngineStatistics:
     return EngineStatistics(
         queued=sum(not request.begun for request in requests),
         running=sum(request.begun for request in requests),
-        queued_bytes=sum(request.work.size_bytes for request in requests if request.work is not None),
+        queued_bytes=sum(work.size_bytes for request in requests if (work := request.work) is not None),
         steps=counters.steps,
         tokens=counters.tokens,
         tokens_in_step=counters.tokens_in_step,

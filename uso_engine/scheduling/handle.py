@@ -9,8 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from queue import SimpleQueue
 
+import torch
+
 from uso_engine.api.events import Done, Event
 from uso_engine.sampling.step import Step
+
+from .threads import lend
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,12 @@ class Failed:
 Message = Event | StepTaken | Failed
 
 
-def unless_failed(message: Message) -> Event | StepTaken:
-    """A message, or the error of a request that has no result: whoever asks keeps no name of it, which the error would hold.
+def taken(message: Message, device: torch.device) -> Event | StepTaken:
+    """A message as this thread gets it, with a result's tensors lent to it, or the error of a request that has no result.
+
+    Args:
+        message: whoever asks keeps no name of it, which the error would hold.
+        device: of the engine.
 
     Raises:
         BaseException: the error.
@@ -41,6 +49,8 @@ def unless_failed(message: Message) -> Event | StepTaken:
             raise message.error
         finally:
             del message
+    if isinstance(message, Done):
+        lend(device, message.result.latents)
     return message
 
 

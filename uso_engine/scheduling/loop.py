@@ -27,7 +27,7 @@ from .outcome import Outcome
 from .queue import RequestQueue
 from .stages import Stages, use_threads
 from .stepping import out_of_memory, take_step
-from .threads import start_daemon, use_device
+from .threads import hand_over, start_daemon, take_over, use_device
 from .trace import Trace
 from .worker import Worker
 
@@ -66,12 +66,10 @@ class RequestLoop:
         self._overlapped = overlapped and threaded
         self._stages = Stages(queue, lambda: self.trace)
         self._lora_switch = LoRASwitch(queue, machine.change_loras)
-        self._spans: deque[Span] = deque()
-        self._stopping = False
+        self._spans, self._stopping = deque[Span](), False
         self._thread: threading.Thread | None = None
         self._only_one = threading.Lock()
-        self.conditioning = Worker("uso-engine conditioning", self.wake)
-        self.decoding = Worker("uso-engine decoding", self.wake)
+        self.conditioning, self.decoding = (Worker(f"uso-engine {name}", self.wake) for name in ("conditioning", "decoding"))
         end_with_the_interpreter(self)
 
     def submit(self, request: ActiveRequest) -> None:
@@ -93,7 +91,8 @@ class RequestLoop:
             use_threads(threads)
             return work()
 
-        return worker.call(work_as_here).wait()
+        hand_over(self.device)
+        return take_over(self.device, worker.call(work_as_here).wait())
 
     def change_loras(self, loras: Hashable) -> None:
         """Merge other LoRAs for every request from now on, when those that run have ended; waits for it.
@@ -135,14 +134,15 @@ class RequestLoop:
         self.queue.acceptance.draining = True
         if self.queue.wait_until_empty(self.queue.clock() + deadline_s):
             return 0
-        count = self.queue.doom(EngineDrainingError(f"the engine drained, and the request was not done in {deadline_s:g} s"))
+        late = f"the engine drained, and the request was not done in {deadline_s:g} s"
+        count = self.queue.doom(lambda: EngineDrainingError(late))
         self.queue.wait_until_empty()
         return count
 
     def close(self) -> None:
         """Accept nothing more, finish what has begun, and end the threads."""
         self.queue.acceptance.closed = True
-        self.queue.doom(self.queue.acceptance.reason(), begun=False)
+        self.queue.doom(self.queue.acceptance.reason, begun=False)
         self.queue.wait_until_empty()
         self.stop()
         self.join()
@@ -151,7 +151,7 @@ class RequestLoop:
         """End the threads after the step that runs, without waiting for them; requests fail."""
         self.queue.acceptance.closed = self._stopping = True
         for worker in (self.conditioning, self.decoding):
-            worker.stop(self.queue.acceptance.reason())
+            worker.stop(self.queue.acceptance.reason)
         self.queue.notify()
 
     def join(self) -> None:
@@ -291,7 +291,7 @@ class RequestLoop:
     def _end_all(self) -> None:
         for request in self.queue.requests:
             self.queue.end(request, Failed(self.queue.acceptance.reason()))
-        self._lora_switch.give_up(self.queue.acceptance.reason())
+        self._lora_switch.give_up(self.queue.acceptance.reason)
         for worker in (self.conditioning, self.decoding):
             worker.end()
 

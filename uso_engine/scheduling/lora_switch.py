@@ -54,11 +54,11 @@ class LoRASwitch:
         self._queue.counters.lora_switches += 1
         return True
 
-    def give_up(self, error: BaseException) -> None:
-        """Answer everyone who waits with an error."""
+    def give_up(self, reason: Callable[[], BaseException]) -> None:
+        """Answer everyone who waits with an error of its own."""
         for change in self._waiting():
             self._remove(change)
-            change.done.give(Outcome(error=error))
+            change.done.give(Outcome(error=reason()))
 
     def _answer(self) -> bool:
         """Answer the changes whose LoRAs are in the weights."""

@@ -195,17 +195,22 @@ class RequestQueue:
             f"{self.limits.max_queue_s:g}"
         )
 
-    def doom(self, error: BaseException, *, begun: bool = True) -> int:
-        """End all requests with an error as soon as nobody works on them, or only those that have not begun.
+    def doom(self, reason: Callable[[], BaseException], *, begun: bool = True) -> int:
+        """End all requests as soon as nobody works on them, or only those that have not begun.
+
+        Args:
+            reason: makes an error for each: of one that several callers raise, each would hold what the others' functions do.
+            begun: whether those that have begun end, too.
 
         Returns:
             How many.
         """
         doomed = [request for request in self.requests if begun or not request.begun]
         for request in doomed:
-            request.doom = request.doom or error
+            request.doom = error = request.doom or reason()
             if request.stage == "accepted":
-                self.from_outside(lambda request=request: self.end(request, Failed(error)))  # type: ignore[misc]
+                failed = Failed(error)
+                self.from_outside(lambda request=request, failed=failed: self.end(request, failed))  # type: ignore[misc]
         self.notify()
         return len(doomed)
 

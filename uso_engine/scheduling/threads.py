@@ -5,10 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import is_dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+Result = TypeVar("Result")
 
 
 def start_daemon(run: Callable[..., None], name: str, *arguments: Any) -> threading.Thread | None:
@@ -62,16 +65,33 @@ def lend(device: torch.device, *tensors: Tensor | None) -> None:
             tensor.record_stream(stream)
 
 
+def hand_over(device: torch.device) -> None:
+    """Let the engine's threads' work on a GPU from now on come after all of this thread's: they read what it computed."""
+    stream = callers_stream(device)
+    if stream is not None:
+        torch.cuda.default_stream(device).wait_stream(stream)
+
+
+def take_over(device: torch.device, made: Result) -> Result:
+    """Let this thread's work on a GPU come after all that the engine's threads gave it: it reads what they computed.
+
+    Args:
+        device: the engine's.
+        made: a tensor, or what has tensors for fields; they are lent to this thread.
+    """
+    stream = callers_stream(device)
+    if stream is not None:
+        stream.wait_stream(torch.cuda.default_stream(device))
+        found = [made, *vars(made).values()] if is_dataclass(made) else [made]
+        lend(device, *(tensor for tensor in found if isinstance(tensor, Tensor)))
+    return made
+
+
 @contextmanager
 def in_order(device: torch.device) -> Iterator[None]:
     """Within it, this thread's work on a GPU comes after all that the engine's threads gave it before, and before all later."""
-    stream = callers_stream(device)
-    if stream is None:
-        yield
-        return
-    engines = torch.cuda.default_stream(device)
-    stream.wait_stream(engines)
+    take_over(device, None)
     try:
         yield
     finally:
-        engines.wait_stream(stream)
+        hand_over(device)

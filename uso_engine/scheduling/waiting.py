@@ -15,10 +15,10 @@ from uso_engine.process_state import clean_process_state
 from uso_engine.sampling.step import OnStep, show
 from uso_engine.sampling.watched_steps import WatchedSteps
 
-from .handle import Failed, RequestHandle, StepTaken, unless_failed
+from .handle import Failed, RequestHandle, StepTaken, taken
 from .loop import RequestLoop
 from .machine import company_of
-from .threads import in_order, lend
+from .threads import hand_over, in_order, lend
 
 _callbacks = threading.local()
 
@@ -64,6 +64,7 @@ def put_in_line(
         failed = Failed(error)
         loop.queue.from_outside(lambda: loop.queue.end(request, failed))
         raise
+    hand_over(loop.device)
     loop.submit(request)
 
 
@@ -114,9 +115,8 @@ def wait_for(
         put_in_line(loop, handle, generation, priority, timeout_s)
         with clean_process_state():
             while True:
-                message = unless_failed(handle.next())
+                message = taken(handle.next(), loop.device)
                 if isinstance(message, Done):
-                    lend(loop.device, message.result.latents)
                     return message.result
                 if isinstance(message, StepTaken) and watched is not None:
                     look(message, watched, handle, loop.device)

@@ -47,7 +47,7 @@ class Worker:
         self._arriving: SimpleQueue[Task] = SimpleQueue()
         self._tasks: list[Task] = []
         self._oldest_next = True
-        self._stopped: BaseException | None = None
+        self._stopped: Callable[[], BaseException] | None = None
         self._thread: threading.Thread | None = None
 
     def put(self, run: Callable[[], None], size: float = 0.0, *, has_room: Callable[[], bool] = lambda: True) -> None:
@@ -63,7 +63,7 @@ class Worker:
         answer: Answer[Result] = Answer()
         self._add(Task(lambda: answer.give(Outcome.of(work)), abandon=lambda error: answer.give(Outcome(error=error))))
         if self._stopped is not None:  # Nobody may be there any more; if somebody is, the first answer counts.
-            answer.give(Outcome(error=self._stopped))
+            answer.give(Outcome(error=self._stopped()))
         return answer
 
     def run_one(self) -> bool:
@@ -104,8 +104,8 @@ class Worker:
         self._thread = start_daemon(self._run, self.name, device, on_fault)
         return self._thread is not None
 
-    def stop(self, reason: BaseException) -> None:
-        """End the thread after the task that runs; those that wait are not done any more, for a reason."""
+    def stop(self, reason: Callable[[], BaseException]) -> None:
+        """End the thread after the task that runs; those that wait are not done any more, each for a reason of its own."""
         self._stopped = self._stopped or reason
         self._arriving.put(Task(lambda: None))  # Wakes the thread.
 
@@ -132,9 +132,9 @@ class Worker:
             while True:
                 self._tasks.append(self._arriving.get_nowait())
 
-    def _give_up(self, reason: BaseException) -> None:
+    def _give_up(self, reason: Callable[[], BaseException]) -> None:
         self._take_in()
         waiting, self._tasks = self._tasks, []
         for task in waiting:
             if task.abandon is not None:
-                task.abandon(reason)
+                task.abandon(reason())
