@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from datetime import timedelta
+from queue import Empty, SimpleQueue
 
 import pytest
 import torch
@@ -76,6 +77,24 @@ def test_what_the_end_of_the_process_waits_for_is_said(caplog: pytest.LogCapture
     with pytest.raises(ZeroDivisionError):
         within(timedelta(minutes=1), lambda: 1 // 0)
     assert not caplog.records
+
+
+def test_no_wait_is_so_long_that_an_interrupt_just_before_it_would_seem_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python looks for one, then begins to wait, and looks again when that wait is over."""
+    now_s, waits = 100.0, list[float]()
+
+    class Silent(SimpleQueue[int]):
+        def get(self, block: bool = True, timeout: float | None = None) -> int:
+            nonlocal now_s
+            assert timeout is not None
+            waits.append(timeout)
+            now_s += timeout
+            raise Empty
+
+    monkeypatch.setattr("uso_engine.parallel.group.time.monotonic", lambda: now_s)
+    with pytest.raises(Empty):
+        group_module._got(Silent(), timedelta(seconds=2.5))
+    assert waits == [1.0, 1.0, 0.5]
 
 
 def test_a_store_that_nobody_serves_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

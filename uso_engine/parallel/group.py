@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import pickle
 import threading
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from queue import Empty, SimpleQueue
@@ -29,6 +31,7 @@ Kind = TypeVar("Kind")
 WITHOUT_END = timedelta(days=400)
 CONNECTING = timedelta(minutes=1)
 """How long processes that are ready may take to find each other."""
+_LOOKS_EVERY_S = 1.0
 _HOST = "127.0.0.1"
 FAULTS = (RuntimeError, ConnectionError)
 """What collectives raise: gloo a RuntimeError, NCCL and the store a `DistError`, which is one."""
@@ -70,6 +73,21 @@ def connect_store(port: int, size: int) -> TCPStore:
         raise ParallelError(f"no process of this machine serves a group on port {port}: {error}") from error
 
 
+def _got(outcome: SimpleQueue[Kind], limit: timedelta) -> Kind:
+    """What a queue gives in time.
+
+    Python notices an interrupt that comes just before it begins to wait only when that wait is over: so none is long.
+
+    Raises:
+        Empty: nothing came.
+    """
+    end_s = time.monotonic() + limit.total_seconds()
+    while (left_s := end_s - time.monotonic()) > _LOOKS_EVERY_S:
+        with suppress(Empty):
+            return outcome.get(timeout=_LOOKS_EVERY_S)
+    return outcome.get(timeout=max(0.0, left_s))
+
+
 def within(limit: timedelta, connect: Callable[[], Kind]) -> Kind:
     """What a call returns that connects to a store, which must not take longer than is said.
 
@@ -97,7 +115,7 @@ def within(limit: timedelta, connect: Callable[[], Kind]) -> Kind:
     thread = threading.Thread(target=run, name="connecting", daemon=False)
     try:
         thread.start()
-        value, error = outcome.get(timeout=limit.total_seconds())
+        value, error = _got(outcome, limit)
     except BaseException as error:
         if thread.is_alive():
             logger.warning(
