@@ -152,6 +152,8 @@ def test_threads_are_given_the_gpu_that_was_current_where_the_engine_was_made(
     chosen: list[int] = []
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(torch._C, "_cuda_setDevice", chosen.append, raising=False)
+    for stream in ("current_stream", "default_stream"):
+        monkeypatch.setattr(torch.cuda, stream, str)  # The same one of each device.
     use_device(check_device(default_device()))
     assert chosen == [1]
     with pytest.raises(ValueError, match="specified index"):
