@@ -66,10 +66,12 @@ class RequestLoop:
         self._overlapped = overlapped and threaded
         self._stages = Stages(queue, lambda: self.trace)
         self._lora_switch = LoRASwitch(queue, machine.change_loras)
-        self._spans, self._stopping = deque[Span](), False
+        self._spans: deque[Span] = deque()
+        self._stopping = False
         self._thread: threading.Thread | None = None
         self._only_one = threading.Lock()
-        self.conditioning, self.decoding = (Worker(f"uso-engine {name}", self.wake) for name in ("conditioning", "decoding"))
+        self.conditioning = Worker("uso-engine conditioning", self.wake)
+        self.decoding = Worker("uso-engine decoding", self.wake)
         end_with_the_interpreter(self)
 
     def submit(self, request: ActiveRequest) -> None:
@@ -171,8 +173,7 @@ class RequestLoop:
         if not self._only_one.acquire(blocking=False):
             return
         self._thread = threading.current_thread()
-        fault = Outcome.of(self._work).error
-        if fault is not None:
+        if (fault := Outcome.of(self._work).error) is not None:
             self._fail(fault)
         self._end_all()
 
@@ -245,8 +246,7 @@ class RequestLoop:
     def _admit(self, request: ActiveRequest) -> bool:
         span = Span()
         use_threads(request.threads)
-        error = Outcome.of(self.machine.admit, request).error
-        if error is not None:
+        if (error := Outcome.of(self.machine.admit, request).error) is not None:
             memory = isinstance(error, torch.OutOfMemoryError)
             self.queue.end(request, Failed(out_of_memory(error, "beginning a request") if memory else error))
         self._record("denoising", "admission", span.end(), request=request.number)
